@@ -1,0 +1,87 @@
+# Everything people and CI run. `make` alone lists the targets.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+ARGS    ?=
+
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH   := $(shell grep '^torch==' constraints.txt)
+
+PYTEST  := $(BIN)/python -m pytest -q
+# One thread a worker: with more, the workers would fight over the cores.
+WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help install train chat test test-slow test-gpu test-minimal check format clean
+
+# $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
+define pytest
+@$(1) $(ARGS) || { code=$$?; [ $$code -ne 5 ] || echo "error: this tier collected no tests" >&2; exit $$code; }
+endef
+
+# $(call environment,folder): a virtual environment, if it is not there yet.
+define environment
+@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON) not found; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$("$(PYTHON)" -V 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 1; }
+@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+	{ echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+@test -x $(1)/bin/pip || "$(PYTHON)" -m venv $(1)
+endef
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  ARGS="..." goes to the command behind train, chat and the tests; PYTHON=... chooses the interpreter.'
+
+install: $(STAMP) ## Create .venv with the tested versions (again only when they change)
+	@:
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call environment,$(VENV))
+	@echo "Installing into $(VENV): the first time takes some minutes"
+	@$(INSTALL) $(TORCH)
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+	@echo "Installed into $(VENV)"
+
+train: $(STAMP) ## Train the tiny world, or what ARGS say: make train ARGS="experiment=..."
+	@$(BIN)/visualchat-train $(ARGS)
+
+chat: $(STAMP) ## Talk to the model of the latest run
+	@$(BIN)/visualchat-chat $(ARGS)
+
+test: $(STAMP) ## Run the default tests: CPU, offline, minutes
+	$(call pytest,$(WORKERS_PYTEST))
+
+test-slow: $(STAMP) ## Run the tests marked slow
+	$(call pytest,$(WORKERS_PYTEST) -m "slow and not gpu" --durations=5)
+
+test-gpu: $(STAMP) ## Run the tests marked gpu; needs a CUDA device
+	$(call pytest,$(PYTEST) -m gpu --durations=5)
+
+test-minimal: ## Import the package where only torch, transformers and pillow are installed
+	$(call environment,$(VENV)-minimal)
+	@$(VENV)-minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
+	@$(VENV)-minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt transformers pillow
+	@PYTHONPATH=src $(VENV)-minimal/bin/python -c 'import visualchat; print("import visualchat: ok")'
+
+check: $(STAMP) ## Lint, check formatting and types; changes nothing
+	@failed=0; \
+	$(BIN)/ruff check --output-format concise . || failed=1; \
+	$(BIN)/ruff format --check --output-format concise . || failed=1; \
+	$(BIN)/mypy || failed=1; \
+	exit $$failed
+
+format: $(STAMP) ## Format the code and repair what the linter can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+clean: ## Remove caches and builds; keeps .venv and runs
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache $(VENV)-minimal
+	@find src tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@echo "Removed caches and builds"

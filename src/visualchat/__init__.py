@@ -1,0 +1,1 @@
+"""VisualChat: chat models that talk about many images over many rounds."""

@@ -1,0 +1,7 @@
+"""Attention over text and images: one functional core, its implementations, and transformers' registries."""
+
+from visualchat.attention.functional import multimodal_attention
+from visualchat.attention.kinds import KINDS, AttentionKind, Modality, attention_kind
+from visualchat.attention.register import implementation_name
+
+__all__ = ["KINDS", "AttentionKind", "Modality", "attention_kind", "implementation_name", "multimodal_attention"]

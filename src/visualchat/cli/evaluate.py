@@ -1,0 +1,50 @@
+"""`visualchat-evaluate`: exact match of a saved model, beside the same model without images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from visualchat.cli.config import CONF, saved_model
+from visualchat.evaluation.exact_match import prefixed
+from visualchat.evaluation.report import metrics_table, samples_page
+from visualchat.evaluation.runner import answer_turns, evaluate_parts
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+
+
+def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
+    """Score a saved model; `metrics.json` and `samples.html` go into the folder `run`."""
+    folder = saved_model(config.model)
+    model = VisualChatForConditionalGeneration.from_pretrained(folder)
+    processor = VisualChatProcessor.from_pretrained(folder)
+    settings = config.evaluation
+    parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
+    blind = {name: [dialogue.without_images() for dialogue in part] for name, part in parts.items()}
+    columns = {
+        name: evaluate_parts(
+            model, processor, sets, apart=settings.apart, batch_size=settings.batch_size, description=name
+        )
+        for name, sets in (("model", parts), ("blind", blind))
+    }
+    Console().print(metrics_table(f"{folder}, attention {model.config.attention_kind}", columns))
+    metrics = columns["model"] | prefixed("blind", columns["blind"])
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
+    (run / "samples.html").write_text(samples_page("Sample dialogues", chosen, answer_turns(model, processor, chosen)))
+    return metrics
+
+
+@hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """The command."""
+    evaluate(config, Path(HydraConfig.get().runtime.output_dir))
+
+
+if __name__ == "__main__":
+    main()

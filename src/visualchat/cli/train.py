@@ -1,0 +1,121 @@
+"""`visualchat-train`: tune, evaluate beside the baselines, and leave a model to chat with."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from visualchat.cli.config import CONF
+from visualchat.evaluation.exact_match import prefixed
+from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
+from visualchat.evaluation.runner import answer_turns, evaluate_parts
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.training.module import VisualChatModule
+
+console = Console()
+
+
+def train(config: DictConfig, run: Path) -> dict[str, float]:
+    """One run from data to a saved model; everything it leaves lies in the folder `run`.
+
+    Returns:
+        The metrics, as in `metrics.json`.
+    """
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    processor: VisualChatProcessor = instantiate(config.processor)
+    build_model = instantiate(config.build_model)
+    data = instantiate(config.data, processor=processor)
+    module = VisualChatModule(build_model, instantiate(config.optimizer), base=_base_name(config))
+    trainer: lightning.Trainer = instantiate(
+        config.trainer,
+        logger=list(instantiate(config.logger).values()),
+        callbacks=list(instantiate(config.callbacks).values()),
+    )
+    started = time.perf_counter()
+    trainer.fit(module, data, ckpt_path=config.resume)
+    seconds = time.perf_counter() - started
+    if not trainer.is_global_zero:
+        return {}
+    model = module.model.eval()
+    model.save_pretrained(run / "model")
+    processor.save_pretrained(run / "model")
+    metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
+    metrics |= _evaluate(config, model, build_model, processor, run)
+    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    if "csv" in config.logger:
+        draw_curves(run / "metrics.csv", run / "curves.png", f"attention {config.attention.kind}, {seconds:.0f} s")
+    _say_what_is_where(run, seconds)
+    return metrics
+
+
+def _base_name(config: DictConfig) -> str:
+    """The frozen backbones as error messages call them."""
+    choices = HydraConfig.get().runtime.choices
+    return f"vision {choices['model/vision']} and language {choices['model/language']}"
+
+
+def _evaluate(
+    config: DictConfig,
+    model: VisualChatForConditionalGeneration,
+    build_model: partial[VisualChatForConditionalGeneration],
+    processor: VisualChatProcessor,
+    run: Path,
+) -> dict[str, float]:
+    """The tuned model beside the untrained one, the blind one and the language model reading captions."""
+    settings = config.evaluation
+    score = partial(evaluate_parts, processor=processor, apart=settings.apart, batch_size=settings.batch_size)
+    parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
+    blind = {name: [dialogue.without_images() for dialogue in part] for name, part in parts.items()}
+    untrained = build_model()
+    columns = {
+        "tuned": score(model, parts=parts, description="tuned"),
+        "untrained": score(untrained, parts=parts, description="untrained"),
+        "blind": score(model, parts=blind, description="blind"),
+    }
+    if settings.captioned:
+        columns["text"] = score(untrained, parts=instantiate(settings.captioned), description="captions")
+    console.print(metrics_table(f"held-out dialogues, attention {config.attention.kind}", columns))
+    chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
+    page = samples_page("Sample dialogues", chosen, answer_turns(model, processor, chosen))
+    (run / "samples.html").write_text(page)
+    metrics = dict(columns.pop("tuned"))
+    for name, column in columns.items():
+        metrics |= prefixed(name, column)
+    return metrics
+
+
+def _say_what_is_where(run: Path, seconds: float) -> None:
+    folder = os.path.relpath(run)
+    console.print(f"tuned in {seconds:.0f} s; everything is in {folder}/", highlight=False)
+    for name, what in (
+        ("metrics.json", "the figures"),
+        ("curves.png", "the curves"),
+        ("samples.html", "sample dialogues with their images"),
+        ("model/", "the model; chat with it: make chat, or"),
+    ):
+        console.print(f"  {name:13} {what}", highlight=False)
+    console.print(f"                visualchat-chat model={folder}/model", highlight=False)
+
+
+@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
+def main(config: DictConfig) -> Any:
+    """The command; its value, exact match over all, is what a sweep compares."""
+    return train(config, Path(HydraConfig.get().runtime.output_dir)).get("exact_match/all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Evaluations of whole sets of dialogues, and the model's own answers for the page of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from visualchat.dialogue import Dialogue
+from visualchat.evaluation.exact_match import evaluate, prefixed, summarise
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+
+
+def evaluate_parts(
+    model: VisualChatForConditionalGeneration,
+    processor: VisualChatProcessor,
+    parts: Mapping[str, Sequence[Dialogue]],
+    *,
+    apart: Sequence[str] = (),
+    batch_size: int = 32,
+    description: str = "evaluating",
+) -> dict[str, float]:
+    """Exact match over all parts together, and `<part>/exact_match/all` for each.
+
+    Args:
+        model: Answers.
+        processor: Of the same model.
+        parts: Dialogues by the name of their part.
+        apart: Kinds of question left out of every `all`.
+        batch_size: Dialogues at a time.
+        description: Stands beside the progress bar.
+    """
+    outcomes = {
+        name: evaluate(model, processor, part, batch_size=batch_size, description=f"{description}, {name}")
+        for name, part in parts.items()
+    }
+    metrics = summarise([o for part in outcomes.values() for o in part], apart)
+    for name, part in outcomes.items():
+        metrics |= prefixed(name, {"exact_match/all": summarise(part, apart)["exact_match/all"]})
+    return metrics
+
+
+@torch.inference_mode()
+def answer_turns(
+    model: VisualChatForConditionalGeneration,
+    processor: VisualChatProcessor,
+    dialogues: Sequence[Dialogue],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+) -> list[list[str]]:
+    """The model's own greedy answer to each turn of each dialogue, given the true history."""
+    prompts = [
+        replace(dialogue, turns=(*dialogue.turns[:k], replace(dialogue.turns[k], answer=None)))
+        for dialogue in dialogues
+        for k in range(len(dialogue.turns))
+    ]
+    texts: list[str] = []
+    for start in range(0, len(prompts), batch_size):
+        features = processor.prompt(prompts[start : start + batch_size]).to(model.device)
+        out = model.eval().generate(**features, max_new_tokens=max_new_tokens, do_sample=False)
+        texts += processor.tokenizer.batch_decode(out[:, features["input_ids"].shape[1] :], skip_special_tokens=True)
+    answers = iter(texts)
+    return [[next(answers) for _ in dialogue.turns] for dialogue in dialogues]

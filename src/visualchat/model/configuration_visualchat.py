@@ -1,0 +1,54 @@
+"""Configuration of a VisualChat model: two backbones, what joins them, and how the language model attends."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from visualchat.attention import implementation_name
+from visualchat.model.projector import PROJECTORS
+
+
+class VisualChatConfig(PreTrainedConfig):
+    """A vision encoder, a projector and a causal language model as one model.
+
+    Args:
+        vision_config: Configuration of any vision encoder of transformers; CLIP's by default.
+        text_config: Configuration of any causal language model of transformers; LLaMA's by default.
+        attention_kind: How image and text tokens attend in the language model: a name in `visualchat.attention.KINDS`.
+        attention_implementation: `sdpa` or `eager`.
+        projector_type: A name in `visualchat.model.projector.PROJECTORS`.
+        image_seq_length: Tokens an image takes in the language model. Image slots are known by `mm_token_type_ids`
+            alone, so the vocabulary needs no image token.
+        vision_feature_layer: Which hidden states of the encoder are the features: an index as in LLaVA, or None for its
+            `last_hidden_state`.
+        vision_feature_select_strategy: `full` keeps every token of the encoder, `default` leaves out the first (class)
+            one.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+
+    model_type = "visualchat"
+    sub_configs_defaults = {  # noqa: RUF012 (transformers' own form)
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    attention_kind: str = "mmca"
+    attention_implementation: str = "sdpa"
+    projector_type: str = "linear"
+    image_seq_length: int = 256
+    vision_feature_layer: int | None = None
+    vision_feature_select_strategy: Literal["default", "full"] = "full"
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        implementation_name(self.attention_kind, self.attention_implementation)
+        if self.projector_type not in PROJECTORS:
+            raise ValueError(f"unknown projector {self.projector_type!r}, expected one of {', '.join(PROJECTORS)}")

@@ -1,0 +1,49 @@
+"""What trains: projector and token embedding; both backbones stay as they are (arXiv 2309.14327, section 4.1)."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+
+
+def freeze_backbones(model: VisualChatForConditionalGeneration) -> None:
+    """Let only the projector and the token embedding require gradients.
+
+    Raises:
+        ValueError: Embedding and language head share one weight, so that training one would move the other.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding.weight is head.weight:
+        raise ValueError(
+            "token embedding and language head are tied: the frozen head would move with the trained embedding; "
+            "assemble the model with VisualChatForConditionalGeneration.from_backbones, which unties them"
+        )
+    model.requires_grad_(False)
+    embedding.requires_grad_(True)
+    model.multi_modal_projector.requires_grad_(True)
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name, detached."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """A hash (hex) of the frozen parameters: names, shapes, and up to 64 values of each, evenly spaced.
+
+    It tells bases apart in a moment at any size; it is no proof against a forged base. Values are hashed as float32, so
+    weights that were rounded to another precision make another base.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            continue
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        values = parameter.detach().flatten()
+        chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()
+        digest.update(values[chosen.to(values.device)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()

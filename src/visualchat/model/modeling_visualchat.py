@@ -1,0 +1,288 @@
+"""The model: frozen vision encoder -> projector -> features spliced between token embeddings -> frozen language model.
+
+Source: arXiv 2309.14327, section 4.1 and figure 1. Image slots are the positions whose `mm_token_type_ids` say image;
+the k-th image's features fill the k-th slots, row by row.
+
+Shapes: B batch, S sequence, K keys (S plus what is cached), N images of the whole batch, P tokens an image, E embedding
+size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    Cache,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from visualchat.attention import Modality, implementation_name
+from visualchat.model.configuration_visualchat import VisualChatConfig
+from visualchat.model.loss import answer_loss, answer_rows, language_head
+from visualchat.model.projector import PROJECTORS
+
+
+@dataclass
+class VisualChatOutput(ModelOutput):
+    """What `forward` gives.
+
+    Attributes:
+        loss: Mean over the answer tokens; only with labels.
+        logits: (B, S, V), or fewer positions by `logits_to_keep`; with labels only the rows that predict a labelled
+            token, (answer tokens, V), in reading order.
+        past_key_values: The cache.
+        image_hidden_states: (N, P, E), the projected images.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    image_hidden_states: Tensor | None = None
+
+
+def untie_head(language_model: PreTrainedModel) -> None:
+    """Give the language head a weight of its own, if it shares the token embedding's; the logits stay the same."""
+    if language_model.config.tie_word_embeddings:
+        head = language_model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        language_model.config.tie_word_embeddings = False
+
+
+class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Chat about many images over many rounds."""
+
+    config_class = VisualChatConfig
+    config: VisualChatConfig
+    input_modalities = ["image", "text"]  # noqa: RUF012 (transformers' own form)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: VisualChatConfig) -> None:
+        """Build with random weights; see `from_pretrained` and `from_backbones` for real ones."""
+        super().__init__(config)
+        attention = implementation_name(config.attention_kind, config.attention_implementation)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config, attn_implementation=attention)
+        self.multi_modal_projector = PROJECTORS[config.projector_type](
+            self.vision_tower.config.hidden_size, self.language_model.config.hidden_size
+        )
+        self.post_init()
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: str | Path,
+        language: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        **config: Any,
+    ) -> VisualChatForConditionalGeneration:
+        """Join two pretrained backbones by a fresh projector.
+
+        The language model's head is untied from its embedding, because only the embedding trains. A norm at the
+        projector's end starts at the spread of the token embeddings, so that images enter the language model at the
+        scale of words.
+
+        Args:
+            vision: Folder or Hub name of a vision encoder, or of a model that contains one (CLIP).
+            language: Folder or Hub name of a causal language model.
+            dtype: Of all weights.
+            **config: Further fields of `VisualChatConfig`.
+        """
+        vision_config = AutoConfig.from_pretrained(vision)
+        vision_config = getattr(vision_config, "vision_config", vision_config)
+        vision_tower = AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
+        language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+        untie_head(language_model)
+        for backbone in (vision_tower, language_model):
+            backbone.config.name_or_path = ""  # a saved model carries no paths of the machine that made it
+        joint = VisualChatConfig(vision_config=vision_tower.config, text_config=language_model.config, **config)
+
+        with torch.device("meta"):  # the backbones come with their weights: make none for them
+            model = cls(joint)
+        model.vision_tower = vision_tower
+        model.language_model = language_model
+        language_model.set_attn_implementation(
+            implementation_name(joint.attention_kind, joint.attention_implementation)
+        )
+        model.multi_modal_projector = PROJECTORS[joint.projector_type](
+            vision_tower.config.hidden_size, language_model.config.hidden_size
+        ).to(dtype)
+        spread = model.get_input_embeddings().weight.float().std().item()
+        for module in model.multi_modal_projector.modules():
+            if isinstance(module, nn.LayerNorm):
+                nn.init.constant_(module.weight, spread)
+        model.generation_config = language_model.generation_config
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The language model's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def blank_image(self) -> Tensor:
+        """A grey picture of the encoder's size, (1, 3, height, width)."""
+        size = self.vision_tower.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return torch.zeros(1, 3, height, width, dtype=self.dtype, device=self.device)
+
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """The encoder's features of each image, (N, P, vision size), from (N, 3, height, width)."""
+        layer = self.config.vision_feature_layer
+        out = self.vision_tower(pixel_values.to(self.dtype), output_hidden_states=layer is not None)
+        features = out.last_hidden_state if layer is None else out.hidden_states[layer]
+        return features[:, 1:] if self.config.vision_feature_select_strategy == "default" else features
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Projected images, (N, P, E), from (N, 3, height, width).
+
+        Raises:
+            ValueError: The encoder gives another number of tokens than `config.image_seq_length`.
+        """
+        features = self.vision_features(pixel_values)
+        if features.shape[1] != self.config.image_seq_length:
+            raise ValueError(
+                f"the vision encoder gives {features.shape[1]} tokens for images of {tuple(pixel_values.shape[2:])} "
+                f"pixels, config.image_seq_length is {self.config.image_seq_length}"
+            )
+        return self.multi_modal_projector(features)
+
+    def splice(self, inputs_embeds: Tensor, mm_token_type_ids: Tensor, image_features: Tensor) -> Tensor:
+        """Put the k-th image's features into the k-th image slots, row by row.
+
+        Args:
+            inputs_embeds: (B, S, E).
+            mm_token_type_ids: (B, S).
+            image_features: (N, P, E).
+
+        Raises:
+            ValueError: The slots are not exactly N × P.
+        """
+        slots = mm_token_type_ids == Modality.IMAGE
+        found, given = int(slots.sum()), image_features.shape[0] * image_features.shape[1]
+        if found != given:
+            raise ValueError(
+                f"image slots and images do not match: mm_token_type_ids marks {found} image tokens, "
+                f"{image_features.shape[0]} images bring {given} ({image_features.shape[1]} each)"
+            )
+        return inputs_embeds.masked_scatter(slots[..., None], image_features.to(inputs_embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        key_modality: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> VisualChatOutput:
+        """One pass.
+
+        Args:
+            input_ids: (B, S) token ids; either these or `inputs_embeds`.
+            pixel_values: (N, 3, height, width), the images of the image slots in this pass, row by row; None where
+                there is none.
+            attention_mask: (B, K), 1 at real tokens.
+            position_ids: (B, S); counted from 0 if None.
+            past_key_values: Cache of earlier tokens.
+            inputs_embeds: (B, S, E) instead of `input_ids`.
+            mm_token_type_ids: (B, S), a `Modality` each; all text if None.
+            key_modality: (B, K), the same for cached and present tokens together; needed with a cache that is not
+                empty.
+            labels: (B, S) token ids, -100 where nothing is trained.
+            use_cache: Whether to return the cache; not with labels unless asked.
+            logits_to_keep: Positions from the end (or their indices) to compute logits for, without labels; 0 for all.
+            **kwargs: Handed to the language model.
+
+        Raises:
+            ValueError: Slots and images do not match, or `key_modality` is missing.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if mm_token_type_ids is None:
+            mm_token_type_ids = torch.zeros(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if key_modality is None:
+            if past_key_values is not None and past_key_values.get_seq_length():
+                raise ValueError(
+                    "with tokens in the cache, key_modality (B, K) must tell the modality of cached and present tokens; "
+                    "pass generate the mm_token_type_ids of the whole conversation"
+                )
+            key_modality = mm_token_type_ids
+
+        image_features = None if pixel_values is None else self.get_image_features(pixel_values)
+        if image_features is not None:
+            inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, image_features)
+        elif (mm_token_type_ids == Modality.IMAGE).any():
+            found = int((mm_token_type_ids == Modality.IMAGE).sum())
+            raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
+        elif self.training:
+            # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever.
+            inputs_embeds = inputs_embeds + 0.0 * self.get_image_features(self.blank_image()).sum()
+
+        out = self.language_model.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=labels is None if use_cache is None else use_cache,
+            key_modality=key_modality,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            rows, targets = answer_rows(out.last_hidden_state, labels)
+            logits = language_head(self.language_model, rows)
+            loss = answer_loss(logits, targets)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = language_head(self.language_model, out.last_hidden_state[:, kept])
+        return VisualChatOutput(loss, logits, out.past_key_values, image_features)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_token_type_ids: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """transformers' hook before each step of `generate`; adds all tokens' modality so far as `key_modality`."""
+        cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if mm_token_type_ids is None and not (is_first_iteration and cached):
+            mm_token_type_ids = torch.zeros_like(input_ids)
+        model_inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,  # type: ignore[arg-type]
+            inputs_embeds=inputs_embeds,
+            mm_token_type_ids=mm_token_type_ids,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        model_inputs["key_modality"] = mm_token_type_ids
+        return model_inputs

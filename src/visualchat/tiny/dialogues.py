@@ -1,0 +1,156 @@
+"""The tiny world's dialogues: one to four drawn pictures over one to six rounds, made on the fly from a seed.
+
+A `Sketch` is a dialogue before anything is drawn; `TinyDialogues` draws it, `caption_segments` puts captions in the pictures'
+place, for pretraining on text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from visualchat.dialogue import Dialogue, ImageInput, Turn
+from visualchat.template import ImageSegment, TextSegment, render
+from visualchat.tiny.questions import Context, Question, ask
+from visualchat.tiny.scenes import COMPOSITIONS, HELD_OUT, SEEN, Scene, draw, sample_scene
+
+SYSTEM = "Answer questions about the images."
+"""The system text of every tiny dialogue."""
+
+Split = Literal["train", "validation", "unseen"]
+SPLITS: tuple[str, ...] = get_args(Split)
+
+_IMAGE_WEIGHTS = (40, 40, 12, 8)  # how often a dialogue holds 1, 2, 3, 4 images
+_QUESTIONS_BETWEEN = 0.3  # how often images of a dialogue arrive in different rounds
+_RELATED = 0.5  # how often a later image takes up a colour or a shape of an earlier one
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: the pictures that arrive with it, and its question."""
+
+    scenes: tuple[Scene, ...]
+    question: Question
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A dialogue before it is drawn."""
+
+    rounds: tuple[Round, ...]
+    id: str
+
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """Every picture's scene; image k of the dialogue is `scenes[k - 1]`."""
+        return tuple(scene for turn in self.rounds for scene in turn.scenes)
+
+    def dialogue(self) -> Dialogue:
+        """The dialogue with drawn pictures; each has its caption in `.info["caption"]`."""
+        return self._with(lambda scene: draw(scene))
+
+    def undrawn(self) -> Dialogue:
+        """The same dialogue, each picture replaced by its caption's bytes: quick, and never to be decoded."""
+        return self._with(lambda scene: scene.caption.encode())
+
+    def _with(self, picture) -> Dialogue:
+        turns = tuple(
+            Turn.ask(r.question.text, [picture(s) for s in r.scenes], r.question.answer, r.question.kind)
+            for r in self.rounds
+        )
+        return Dialogue(turns, self.id)
+
+
+class TinyDialogues(Sequence[Dialogue]):
+    """A map-style data set: item i depends on split, seed and i only.
+
+    Splits: "train" shows `SEEN` compositions only, nor do its questions name others; "validation" is the same with other
+    pictures; in "unseen" every dialogue shows held-out compositions, and questions turn to them where they can.
+
+    Args:
+        split: Which of `SPLITS`.
+        size: Number of dialogues.
+        seed: Another seed gives other dialogues; no seed of one split gives a picture of another.
+
+    Raises:
+        ValueError: The split is unknown or the size is negative.
+    """
+
+    def __init__(self, split: Split, size: int, seed: int = 0) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+        if size < 0:
+            raise ValueError(f"a data set's size cannot be negative, found {size}")
+        self.split, self.size, self.seed = split, size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Dialogue:
+        return self.sketch(index).dialogue()
+
+    def sketch(self, index: int) -> Sketch:
+        """Dialogue `index` before it is drawn.
+
+        Raises:
+            IndexError: The index is out of range.
+        """
+        if not -self.size <= index < self.size:
+            raise IndexError(f"index {index} is out of range for {self.size} dialogues")
+        return sketch_dialogue(self.split, self.seed, index % self.size)
+
+
+def sketch_dialogue(split: Split, seed: int, index: int, max_images: int = 4) -> Sketch:
+    """Dialogue `index` of a split and seed, with at most `max_images` pictures."""
+    rng = random.Random(f"{split} {seed} {index}")
+    unseen = split == "unseen"
+    pairs = COMPOSITIONS if unseen else SEEN
+    weights = _IMAGE_WEIGHTS[:max_images]
+    arrivals = _arrivals(rng, rng.choices(range(1, len(weights) + 1), weights)[0])
+    shown: list[Scene] = []
+    asked: set[str] = set()
+    rounds: list[Round] = []
+    for arriving in arrivals:
+        new: list[Scene] = []
+        for _ in range(arriving):
+            new.append(_next_scene(rng, pairs, [*shown, *new], unseen))
+        shown += new
+        question = ask(Context(shown, pairs, rng, prefer_held_out=unseen), asked)
+        asked.add(question.text)
+        rounds.append(Round(tuple(new), question))
+    return Sketch(tuple(rounds), f"tiny-{split}-{seed}-{index}")
+
+
+def _arrivals(rng: random.Random, images: int) -> list[int]:
+    """How many images arrive in each round; the first round has at least one."""
+    between = images > 1 and rng.random() < _QUESTIONS_BETWEEN
+    rounds = rng.randint(2 if between else 1, 6 if images > 1 else 4)
+    arrivals = [0] * rounds
+    if not between:
+        arrivals[0] = images
+        return arrivals
+    first = rng.randint(1, images - 1)
+    arrivals[0] = first
+    for _ in range(images - first):
+        arrivals[rng.randrange(1, rounds)] += 1
+    return arrivals
+
+
+def _next_scene(
+    rng: random.Random, pairs: Sequence[tuple[str, str]], earlier: Sequence[Scene], held_out: bool
+) -> Scene:
+    """A new scene; often it shares a colour or a shape with an earlier one, so that images can be mixed up and compared."""
+    required = [rng.choice(HELD_OUT)] if held_out else []
+    if earlier and rng.random() < _RELATED:
+        model = rng.choice(rng.choice(earlier).shapes)
+        required.append(rng.choice([p for p in pairs if p[0] == model.colour or p[1] == model.shape]))
+    return sample_scene(rng, pairs, required)
+
+
+def caption_segments(sketch: Sketch) -> tuple[TextSegment, ...]:
+    """The prompt of a dialogue with every image replaced by its caption: the world in words alone."""
+    captions = [scene.caption for scene in sketch.scenes]
+    segments = render(sketch.undrawn(), system=SYSTEM)
+    return tuple(TextSegment(captions[s.index]) if isinstance(s, ImageSegment) else s for s in segments)

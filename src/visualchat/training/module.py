@@ -1,0 +1,91 @@
+"""The LightningModule: the model, what of it trains, its loss and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from visualchat.evaluation.exact_match import correct_answers
+from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model.freezing import base_fingerprint, freeze_backbones, trainable_state
+from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
+
+
+class VisualChatModule(lightning.LightningModule):
+    """Visual instruction tuning: projector and token embedding train, both backbones are frozen.
+
+    Args:
+        build_model: Makes the model; called in `configure_model`, so that a strategy can shard it at birth.
+        optimizer: How the trained parts move.
+        base: What the frozen backbones are called in error messages.
+    """
+
+    model: VisualChatForConditionalGeneration
+
+    def __init__(
+        self,
+        build_model: Callable[[], VisualChatForConditionalGeneration],
+        optimizer: OptimizerSettings | None = None,
+        base: str = "the frozen backbones",
+    ) -> None:
+        super().__init__()
+        self.build_model = build_model
+        self.settings = optimizer or OptimizerSettings()
+        self.base = base
+        self.exact_match = MeanMetric()
+        self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
+
+    def configure_model(self) -> None:
+        """Build the model and freeze its backbones, once."""
+        if not hasattr(self, "model"):
+            self.model = self.build_model().train()
+            freeze_backbones(self.model)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The batch's loss."""
+        loss = self.model(**batch).loss
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Loss and exact match over the batch's answers."""
+        out = self.model(**batch)
+        answers = int((batch["labels"] >= 0).sum())
+        self.log("validation/loss", out.loss, prog_bar=True, batch_size=answers)
+        self.exact_match.update(torch.tensor(correct_answers(out.logits, batch["labels"]), dtype=torch.float))
+        self.log("validation/exact_match", self.exact_match, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, its rate set anew at every step."""
+        steps = optimizer_steps(self.trainer, self.trainer.datamodule.train_batches())  # type: ignore[attr-defined]
+        optimizer = build_optimizer(self.settings, self.model.get_input_embeddings(), self.model.named_parameters())
+        schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains, bound to the base that it was trained with."""
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in trainable_state(self.model).items()}
+        checkpoint["base"] = {"name": self.base, "fingerprint": base_fingerprint(self.model)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another base, or one that lacks a trained part.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        base = checkpoint.get("base", {"name": "an unknown base", "fingerprint": None})
+        if base["fingerprint"] != base_fingerprint(self.model):
+            raise ValueError(
+                f"the checkpoint belongs to another base: it was trained on {base['name']}, "
+                f"this model stands on {self.base}"
+            )
+        expected = {f"model.{name}" for name in trainable_state(self.model)}
+        if set(checkpoint["state_dict"]) != expected:
+            odd = sorted(expected ^ set(checkpoint["state_dict"]))
+            raise ValueError(f"the checkpoint does not hold exactly what trains; missing or surplus: {', '.join(odd)}")
