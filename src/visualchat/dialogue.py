@@ -40,7 +40,7 @@ class Turn:
     kind: str = ""
 
     @classmethod
-    def ask(cls, question: str, images: Iterable[ImageInput] = (), answer: str | None = None, kind: str = "") -> Turn:
+    def ask(cls, question: str, images: Iterable[Content] = (), answer: str | None = None, kind: str = "") -> Turn:
         """A round in figure 3's order: images first, then the question."""
         return cls((*images, question), answer, kind)
 

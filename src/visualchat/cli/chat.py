@@ -15,7 +15,7 @@ from rich.style import Style
 from rich.text import Text
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.config import CONF, saved_model
+from visualchat.cli.config import CONF, quieten, saved_model
 from visualchat.images import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
@@ -45,6 +45,13 @@ def _colour(pixel: Any) -> Color:
     return Color.from_rgb(red, green, blue)
 
 
+def _user_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # "~name" of nobody
+        raise ValueError(f"{text}: {error}") from error
+
+
 class Terminal:
     """Reads commands and questions, prints answers as they come."""
 
@@ -64,7 +71,7 @@ class Terminal:
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         if name == "/image" and argument:
-            self.show(decode_image(Path(argument).expanduser()))
+            self.show(decode_image(_user_path(argument)))
         elif name == "/draw" and (not argument or argument.isdigit()):
             self.drawn += 1
             self.show(draw(random_scene(int(argument) if argument else self.drawn)))
@@ -84,7 +91,7 @@ class Terminal:
         self.waiting = []
         try:
             for piece in answer:
-                self.console.print(piece, end="", style="bold", markup=False, highlight=False)
+                self.console.out(piece, end="", style="bold", highlight=False)
                 self.console.file.flush()
         except KeyboardInterrupt:
             answer.close()
@@ -105,12 +112,13 @@ class Terminal:
                 elif line:
                     self.question(line)
             except ValueError as error:
-                self.console.print(f"{error}", style="red", markup=False)
+                self.console.out(error, style="red", highlight=False)
 
 
 @hydra.main(config_path=CONF, config_name="chat", version_base="1.3")
 def main(config: DictConfig) -> None:
     """The command."""
+    quieten()
     folder = saved_model(config.model)
     model = VisualChatForConditionalGeneration.from_pretrained(folder)
     processor = VisualChatProcessor.from_pretrained(folder)

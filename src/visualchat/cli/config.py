@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "conf"  # in a wheel
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 
 OUTPUTS = Path("outputs")
+
+
+def quieten() -> None:
+    """Keep other libraries' advertisements and notes to their own developers off people's screens."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the tiny world needs none
+    if not sys.stderr.isatty():
+        disable_progress_bar()
 
 
 def saved_model(folder: str | None) -> Path:

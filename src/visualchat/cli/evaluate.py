@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import CONF, saved_model
+from visualchat.cli.config import CONF, quieten, saved_model
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
@@ -20,17 +20,23 @@ from visualchat.model import VisualChatForConditionalGeneration, VisualChatProce
 
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     """Score a saved model; `metrics.json` and `samples.html` go into the folder `run`."""
+    quieten()
     folder = saved_model(config.model)
     model = VisualChatForConditionalGeneration.from_pretrained(folder)
     processor = VisualChatProcessor.from_pretrained(folder)
     settings = config.evaluation
     parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
-    blind = {name: [dialogue.without_images() for dialogue in part] for name, part in parts.items()}
     columns = {
         name: evaluate_parts(
-            model, processor, sets, apart=settings.apart, batch_size=settings.batch_size, description=name
+            model,
+            processor,
+            parts,
+            apart=settings.apart,
+            blind=name == "blind",
+            batch_size=settings.batch_size,
+            description=name,
         )
-        for name, sets in (("model", parts), ("blind", blind))
+        for name in ("model", "blind")
     }
     Console().print(metrics_table(f"{folder}, attention {model.config.attention_kind}", columns))
     metrics = columns["model"] | prefixed("blind", columns["blind"])

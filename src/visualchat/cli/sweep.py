@@ -31,8 +31,7 @@ def read_runs(folder: Path) -> list[Run]:
     found: list[tuple[int, Run]] = []
     for path in folder.rglob("metrics.json"):  # a group's name has slashes, and so has the folder named after it
         hydra = OmegaConf.load(path.parent / ".hydra" / "hydra.yaml").hydra
-        parted = [item.lstrip("+").partition("=") for item in hydra.overrides.task]
-        overrides = {name: value for name, _, value in parted}
+        overrides = dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
         found.append((int(hydra.job.num), Run(overrides, json.loads(path.read_text()))))
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import CONF
+from visualchat.cli.config import CONF, quieten
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
@@ -33,6 +33,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     Returns:
         The metrics, as in `metrics.json`.
     """
+    quieten()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -57,7 +58,11 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     if "csv" in config.logger:
-        draw_curves(run / "metrics.csv", run / "curves.png", f"attention {config.attention.kind}, {seconds:.0f} s")
+        draw_curves(
+            run / "logs" / "csv" / "metrics.csv",
+            run / "curves.png",
+            f"attention {config.attention.kind}, {seconds:.0f} s",
+        )
     _say_what_is_where(run, seconds)
     return metrics
 
@@ -79,12 +84,11 @@ def _evaluate(
     settings = config.evaluation
     score = partial(evaluate_parts, processor=processor, apart=settings.apart, batch_size=settings.batch_size)
     parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
-    blind = {name: [dialogue.without_images() for dialogue in part] for name, part in parts.items()}
     untrained = build_model()
     columns = {
         "tuned": score(model, parts=parts, description="tuned"),
         "untrained": score(untrained, parts=parts, description="untrained"),
-        "blind": score(model, parts=blind, description="blind"),
+        "blind": score(model, parts=parts, blind=True, description="blind"),
     }
     if settings.captioned:
         columns["text"] = score(untrained, parts=instantiate(settings.captioned), description="captions")

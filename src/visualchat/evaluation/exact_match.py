@@ -6,6 +6,7 @@ true one at every token of the answer, its end token included. So no token needs
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Outcome:
 
     Attributes:
         kind: The question's kind.
-        images: Images of the whole dialogue.
+        images: Images of the whole dialogue, whether the model saw them or not.
         correct: Whether the answer is exactly the true one.
     """
 
@@ -57,10 +58,19 @@ def evaluate(
     processor: VisualChatProcessor,
     dialogues: Iterable[Dialogue],
     *,
+    blind: bool = False,
     batch_size: int = 32,
     description: str = "evaluating",
 ) -> list[Outcome]:
     """The outcome of every answer of the dialogues, each given the true history.
+
+    Args:
+        model: Answers.
+        processor: Of the same model.
+        dialogues: With true answers.
+        blind: Whether to leave the images out: what can be guessed from the questions alone.
+        batch_size: Dialogues at a time.
+        description: Stands beside the progress bar.
 
     Raises:
         ValueError: A dialogue lacks an answer.
@@ -69,12 +79,18 @@ def evaluate(
     outcomes: list[Outcome] = []
     waiting = [dialogue.require_answers() for dialogue in dialogues]
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
-    for batch in track(batches, description, transient=True):
-        features = processor.batch(batch).to(model.device)
+    for batch in track(batches, description, transient=True, disable=not sys.stdout.isatty()):
+        shown = [dialogue.without_images() for dialogue in batch] if blind else batch
+        features = processor.batch(shown).to(model.device)
         correct = correct_answers(model(**features).logits, features["labels"])
-        asked = [(turn.kind, len(dialogue.images)) for dialogue in batch for turn in dialogue.turns]
+        asked = [(turn.kind, _image_count(dialogue)) for dialogue in batch for turn in dialogue.turns]
         outcomes += [Outcome(kind, images, c) for (kind, images), c in zip(asked, correct, strict=True)]
     return outcomes
+
+
+def _image_count(dialogue: Dialogue) -> int:
+    """Images of a dialogue, captions that stand for one included."""
+    return sum(not isinstance(item, str) for turn in dialogue.turns for item in turn.content)
 
 
 def summarise(outcomes: Sequence[Outcome], apart: Sequence[str] = ()) -> dict[str, float]:

@@ -24,17 +24,22 @@ def metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Tab
     metrics = sorted({metric for column in columns.values() for metric in column}, key=_order)
     for metric in metrics:
         cells = [f"{100 * column[metric]:.1f}" if metric in column else "-" for column in columns.values()]
-        table.add_row(metric.removeprefix("exact_match/").replace("_", " "), *cells)
+        table.add_row(_label(metric), *cells)
     return table
 
 
 def _order(metric: str) -> tuple[int, int, str]:
-    """`all` first, then kinds, then numbers of images."""
+    """`all` first, then parts, kinds, numbers of images."""
     name = metric.removeprefix("exact_match/")
-    number = name.removeprefix("images_")
-    if number != name and number.isdecimal():
-        return 2, int(number), name
-    return int(name != "all"), 0, name
+    if name.startswith("images_"):
+        return 3, int(name.removeprefix("images_")), name
+    return 0 if name == "all" else 1 if "/" in name else 2, 0, name
+
+
+def _label(metric: str) -> str:
+    """`exact_match/images_2` as "images 2", `unseen/exact_match/all` as "all, unseen"."""
+    part, _, name = metric.rpartition("exact_match/")
+    return f"{name}, {part.rstrip('/')}" if part else name.replace("_", " ")
 
 
 def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from visualchat.dialogue import Dialogue
+from visualchat.encoding import filler_token_id
 from visualchat.evaluation.exact_match import evaluate, prefixed, summarise
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
@@ -18,6 +19,7 @@ def evaluate_parts(
     parts: Mapping[str, Sequence[Dialogue]],
     *,
     apart: Sequence[str] = (),
+    blind: bool = False,
     batch_size: int = 32,
     description: str = "evaluating",
 ) -> dict[str, float]:
@@ -28,11 +30,12 @@ def evaluate_parts(
         processor: Of the same model.
         parts: Dialogues by the name of their part.
         apart: Kinds of question left out of every `all`.
+        blind: Whether to leave the images out.
         batch_size: Dialogues at a time.
         description: Stands beside the progress bar.
     """
     outcomes = {
-        name: evaluate(model, processor, part, batch_size=batch_size, description=f"{description}, {name}")
+        name: evaluate(model, processor, part, blind=blind, batch_size=batch_size, description=f"{description}, {name}")
         for name, part in parts.items()
     }
     metrics = summarise([o for part in outcomes.values() for o in part], apart)
@@ -59,7 +62,13 @@ def answer_turns(
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         features = processor.prompt(prompts[start : start + batch_size]).to(model.device)
-        out = model.eval().generate(**features, max_new_tokens=max_new_tokens, do_sample=False)
+        out = model.eval().generate(
+            **features,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=processor.tokenizer.eos_token_id,
+            pad_token_id=filler_token_id(processor.tokenizer),
+        )
         texts += processor.tokenizer.batch_decode(out[:, features["input_ids"].shape[1] :], skip_special_tokens=True)
     answers = iter(texts)
     return [[next(answers) for _ in dialogue.turns] for dialogue in dialogues]

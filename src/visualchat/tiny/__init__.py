@@ -1,6 +1,23 @@
-"""The embedded tiny world: drawn pictures, templated dialogues and small pretrained backbones, so that all runs on a laptop."""
+"""The embedded tiny world: drawn pictures, dialogues about them and small pretrained backbones, for any laptop."""
 
 from pathlib import Path
 
+from visualchat.tiny.dialogues import SYSTEM, TinyDialogues
+
 BACKBONES = Path(__file__).parent / "backbones"
 """Folder of the shipped backbones: `vision`, `language_causal` and `language_mixed`, each for `from_pretrained`."""
+
+
+def backbone(name: str) -> Path:
+    """The folder of a shipped backbone.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    known = sorted(path.parent.name for path in BACKBONES.glob("*/config.json"))
+    if name not in known:
+        raise ValueError(f"unknown tiny backbone {name!r}, expected one of {', '.join(known)}")
+    return BACKBONES / name
+
+
+__all__ = ["BACKBONES", "SYSTEM", "TinyDialogues", "backbone"]

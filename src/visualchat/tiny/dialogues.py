@@ -7,12 +7,12 @@ place, for pretraining on text.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from visualchat.dialogue import Dialogue, ImageInput, Turn
-from visualchat.template import ImageSegment, TextSegment, render
+from visualchat.dialogue import Caption, Content, Dialogue, Turn
+from visualchat.template import Segment, render
 from visualchat.tiny.questions import Context, Question, ask
 from visualchat.tiny.scenes import COMPOSITIONS, HELD_OUT, SEEN, Scene, draw, sample_scene
 
@@ -51,11 +51,15 @@ class Sketch:
         """The dialogue with drawn pictures; each has its caption in `.info["caption"]`."""
         return self._with(lambda scene: draw(scene))
 
+    def captioned(self) -> Dialogue:
+        """The same dialogue in words alone: each picture's caption stands in its place."""
+        return self._with(lambda scene: Caption(scene.caption))
+
     def undrawn(self) -> Dialogue:
         """The same dialogue, each picture replaced by its caption's bytes: quick, and never to be decoded."""
         return self._with(lambda scene: scene.caption.encode())
 
-    def _with(self, picture) -> Dialogue:
+    def _with(self, picture: Callable[[Scene], Content]) -> Dialogue:
         turns = tuple(
             Turn.ask(r.question.text, [picture(s) for s in r.scenes], r.question.answer, r.question.kind)
             for r in self.rounds
@@ -73,23 +77,25 @@ class TinyDialogues(Sequence[Dialogue]):
         split: Which of `SPLITS`.
         size: Number of dialogues.
         seed: Another seed gives other dialogues; no seed of one split gives a picture of another.
+        captions: Whether captions stand where the pictures would be.
 
     Raises:
         ValueError: The split is unknown or the size is negative.
     """
 
-    def __init__(self, split: Split, size: int, seed: int = 0) -> None:
+    def __init__(self, split: Split, size: int, seed: int = 0, captions: bool = False) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
         if size < 0:
             raise ValueError(f"a data set's size cannot be negative, found {size}")
-        self.split, self.size, self.seed = split, size, seed
+        self.split, self.size, self.seed, self.captions = split, size, seed, captions
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Dialogue:
-        return self.sketch(index).dialogue()
+        sketch = self.sketch(index)
+        return sketch.captioned() if self.captions else sketch.dialogue()
 
     def sketch(self, index: int) -> Sketch:
         """Dialogue `index` before it is drawn.
@@ -149,8 +155,6 @@ def _next_scene(
     return sample_scene(rng, pairs, required)
 
 
-def caption_segments(sketch: Sketch) -> tuple[TextSegment, ...]:
-    """The prompt of a dialogue with every image replaced by its caption: the world in words alone."""
-    captions = [scene.caption for scene in sketch.scenes]
-    segments = render(sketch.undrawn(), system=SYSTEM)
-    return tuple(TextSegment(captions[s.index]) if isinstance(s, ImageSegment) else s for s in segments)
+def caption_segments(sketch: Sketch) -> tuple[Segment, ...]:
+    """The prompt of a dialogue with captions for pictures: the world in words alone."""
+    return render(sketch.captioned(), system=SYSTEM)

@@ -57,7 +57,9 @@ def make_language(name: str, out: Path, seed: int, report: Report) -> dict[str, 
     recipe = RECIPES[name]
     model = untied(train_language(recipe, tokenizer, seed, report))
     save_half(model, out / name)
-    model = LlamaForCausalLM.from_pretrained(out / name, dtype=torch.float32).eval()  # what is scored is what is shipped
+    model = LlamaForCausalLM.from_pretrained(
+        out / name, dtype=torch.float32
+    ).eval()  # what is scored is what is shipped
     scores = {}
     for form, kind in dict.fromkeys(recipe.course):
         for split in ("validation", "unseen"):
@@ -99,7 +101,9 @@ def _train_part(name: str, out: Path, seed: int, messages: Any) -> dict[str, Any
     return {**result, "seed": seed, "seconds": round(time.monotonic() - start)}
 
 
-def train_parts(names: Sequence[str], out: Path, seed: int, workers: int, console: Console) -> dict[str, dict[str, Any]]:
+def train_parts(
+    names: Sequence[str], out: Path, seed: int, workers: int, console: Console
+) -> dict[str, dict[str, Any]]:
     """Train the named parts, `workers` at a time, under a progress display; their results by name."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     context = multiprocessing.get_context("spawn")
@@ -152,8 +156,12 @@ def _record(out: Path, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m visualchat.tiny.pretrain", description=__doc__)
-    parser.add_argument("--out", type=Path, default=BACKBONES, help="folder for the backbones (default: the shipped ones)")
-    parser.add_argument("--only", choices=PARTS, action="append", help="make this part only; may be given several times")
+    parser.add_argument(
+        "--out", type=Path, default=BACKBONES, help="folder for the backbones (default: the shipped ones)"
+    )
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="make this part only; may be given several times"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides weights and data (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="parts trained at a time, one thread each (default: 2)")
     options = parser.parse_args(arguments)

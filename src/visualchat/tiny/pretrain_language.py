@@ -53,6 +53,13 @@ class LanguageRecipe:
     noise: float = 0.2
 
 
+RECIPES = {
+    "language_causal": LanguageRecipe(course=CAUSAL_COURSE, steps=2500),
+    "language_mixed": LanguageRecipe(course=MIXED_COURSE, steps=4000),
+}
+"""The recipe of each shipped language model."""
+
+
 def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     """The architecture: a LLaMA of 4 layers, 4 heads and width 128; embedding and head are one matrix while it is pretrained."""
     return LlamaConfig(
@@ -97,7 +104,10 @@ def forward(model: LlamaForCausalLM, batch: Batch, kind: str, noise: float = 0.0
 
 
 def train_language(
-    recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int, report: Report = lambda done, total, loss: None
+    recipe: LanguageRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    report: Report = lambda done, total, loss: None,
 ) -> LlamaForCausalLM:
     """Train a language model from nothing: strings to copy first, then dialogues of the "train" split.
 
@@ -127,7 +137,9 @@ def train_language(
     return model.eval()
 
 
-def _optimizer(model: nn.Module, rate: float, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimizer(
+    model: nn.Module, rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
 

@@ -148,7 +148,9 @@ def _loss(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def score_vision(tower: SiglipVisionModel, reader: PatchReader, rng: random.Random, size: int = 2000) -> dict[str, float]:
+def score_vision(
+    tower: SiglipVisionModel, reader: PatchReader, rng: random.Random, size: int = 2000
+) -> dict[str, float]:
     """Share of right answers of each head on `size` new pictures (per patch, per picture, or per composition)."""
     right: dict[str, float] = {}
     for _ in range(size // 250):

@@ -152,9 +152,7 @@ def ask_exists(context: Context) -> Question | None:
     return Question(f"Is there a {' '.join(context.rng.choice(absent))}{place}?", "no", "exists")
 
 
-def _hard_negatives(
-    context: Context, here: list[Shape], absent: list[tuple[str, str]]
-) -> list[tuple[str, str]]:
+def _hard_negatives(context: Context, here: list[Shape], absent: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Absent pairs that stand in another image, or else whose colour or shape is here."""
     elsewhere = {shape.pair for _, shape in context.items()}
     others = [pair for pair in absent if pair in elsewhere]

@@ -1,0 +1,132 @@
+"""The commands as people run them: train, evaluate, chat and a sweep, on the tiny world, shortened."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def run(folder: Path, command: str, *arguments: str, typed: str = "") -> str:
+    """A command in a process of its own; its output, once it has succeeded."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"visualchat.cli.{command}", *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "120"},
+        input=typed,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path, str]:
+    """The folder in which a short training ran, the run's own folder, and what the command printed."""
+    folder = tmp_path_factory.mktemp("work")
+    said = run(folder, "train", "experiment=smoke")
+    (found,) = folder.glob("outputs/*/*/metrics.json")
+    return folder, found.parent, said
+
+
+def test_training_leaves_what_it_promises(trained):
+    folder, left, said = trained
+    metrics = json.loads((left / "metrics.json").read_text())
+    for column in ("", "untrained/", "blind/", "text/"):
+        assert 0.0 <= metrics[f"{column}exact_match/all"] <= 1.0
+    assert metrics["train/steps"] == 3
+    with Image.open(left / "curves.png") as picture:
+        assert picture.width > 500
+    assert (left / "samples.html").read_text().count("<section>") == 2
+    assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (left / "checkpoints").iterdir()}
+    assert list((left / "logs" / "tensorboard").glob("events.*"))
+    assert "held-out dialogues, attention mmca" in said
+    assert f"visualchat-chat model={left.relative_to(folder)}/model" in said
+
+
+def test_evaluation_agrees_with_the_training_run(trained):
+    folder, left, _ = trained
+    sizes = ["evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=2", "evaluation.samples=1"]
+    said = run(folder, "evaluate", *sizes)
+    assert "attention mmca" in said
+    (found,) = folder.glob("outputs/evaluations/*/*/metrics.json")
+    metrics, expected = json.loads(found.read_text()), json.loads((left / "metrics.json").read_text())
+    assert "exact_match/all" in metrics
+    assert "blind/exact_match/all" in metrics
+    assert metrics == {name: expected[name] for name in metrics}
+
+
+def test_chat_takes_images_in_any_round(trained, tmp_path):
+    folder, left, _ = trained
+    picture = tmp_path / "a picture.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    typed = f"/image {picture}\nWhat color is it?\nAnd now?\n/draw 3\nWhich image has a circle?\n/quit\n"
+    said = run(folder, "chat", "max_new_tokens=4", typed=typed)
+    assert f"{left.relative_to(folder)}/model, attention mmca" in said
+    assert "Image 1 goes with your next question." in said
+    assert "Image 2 goes with your next question." in said
+
+
+def test_a_sweep_is_compared(trained):
+    folder, _, _ = trained
+    said = run(folder, "train", "-m", "experiment=smoke", "attention=causal,mmca", "trainer.max_epochs=1,2")
+    assert "sweep (exact match in %)" in said
+    (table,) = folder.glob("outputs/sweeps/*/*/sweep.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["attention"], row["trainer.max_epochs"]) for row in rows] == [
+        ("causal", "1"),
+        ("causal", "2"),
+        ("mmca", "1"),
+        ("mmca", "2"),
+    ]
+    assert [float(row["train/steps"]) for row in rows] == [3, 6, 3, 6]
+    with Image.open(table.with_name("sweep.png")) as picture:
+        assert picture.width > 500
+
+
+def test_wandb_logs_offline(trained):
+    folder, _, _ = trained
+    run(folder, "train", "experiment=smoke", "logger=wandb", "evaluation.dialogues.seen.size=1", "hydra.run.dir=wb")
+    assert list((folder / "wb" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_resuming_goes_on_from_a_checkpoint(trained):
+    folder, left, _ = trained
+    checkpoint = left / "checkpoints" / "last.ckpt"
+    run(folder, "train", "experiment=smoke", "trainer.max_epochs=2", f"resume={checkpoint}", "hydra.run.dir=resumed")
+    assert json.loads((folder / "resumed" / "metrics.json").read_text())["train/steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("train", ["attention=mcma"], "Could not find 'attention/mcma'"),
+        ("train", ["attention.kind=mcma"], "unknown attention kind 'mcma', expected one of causal, mmca"),
+        ("train", ["data.max_length=20"], "tokens (2 turns, 1 images) exceed the limit of 20"),
+        (
+            "train",
+            ["resume={last}", "model/language=tiny_causal"],
+            "the checkpoint belongs to another base: it was trained",
+        ),
+        ("evaluate", ["model=nowhere"], "model=nowhere: no saved model there"),
+        ("chat", ["model=nowhere"], "model=nowhere: no saved model there"),
+    ],
+)
+def test_mistakes_are_named(trained, command, arguments, message):
+    folder, left, _ = trained
+    arguments = [a.format(last=left / "checkpoints" / "last.ckpt") for a in arguments]
+    smoke = ["experiment=smoke"] if command == "train" else []
+    with pytest.raises(AssertionError) as failure:
+        run(folder, command, *smoke, *arguments)
+    assert message in str(failure.value)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "chat"])
+def test_help(tmp_path, command):
+    assert "== Config ==" in run(tmp_path, command, "--help")

@@ -1,0 +1,90 @@
+"""Every file under conf/ composes, every `_target_` exists and takes what it is given, and experiments say how to run."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from visualchat.cli.config import CONF
+
+ROOT = Path(CONF)
+COMMANDS = ("train", "evaluate", "chat")
+FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
+EVALUATE_RUN = {"evaluate", "chat"}  # the folder rules of the other two commands
+
+
+def composed(command: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(command, list(overrides), return_hydra_config=True)
+
+
+def targets(node: Any) -> Iterator[DictConfig]:
+    """Every mapping with a `_target_`, at any depth."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield node
+        for key in node:
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from targets(node[key])
+    elif isinstance(node, ListConfig):
+        for item in node:
+            yield from targets(item)
+
+
+def check_targets(config: DictConfig) -> int:
+    """Fail unless every target exists and takes the arguments beside it; returns how many there are."""
+    found = 0
+    for key in config:
+        if key == "hydra":
+            continue
+        for node in targets(config[key]) if isinstance(config[key], DictConfig) else ():
+            target = get_object(node._target_)
+            given = {name for name in node if name not in ("_target_", "_partial_")}
+            parameters = inspect.signature(target).parameters
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+                assert given <= set(parameters), f"{node._target_} takes no {given - set(parameters)}"
+            found += 1
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_composes(command):
+    config = composed(command)
+    assert check_targets(config) or command == "chat"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_each_file_composes_into_a_command(path):
+    group, name = path.parent.as_posix(), path.stem
+    command = name if group == "run" and name in EVALUATE_RUN else "train"
+    config = composed(command, f"{group}={name}")
+    assert config.hydra.runtime.choices[group] == name
+    assert check_targets(config) or command == "chat"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_each_file_says_what_it_is(path):
+    first = [line for line in (ROOT / path).read_text().splitlines() if not line.startswith("# @package")][0]
+    assert first.startswith("# "), f"{path} does not open with a comment"
+
+
+def test_experiments_open_with_their_command():
+    for path in (ROOT / "experiment").glob("*.yaml"):
+        assert f"visualchat-train experiment={path.stem}" in path.read_text().split("\n", 2)[1]
+
+
+def test_an_unknown_name_is_named_with_the_known_ones():
+    with pytest.raises(MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*causal\n\s*mmca"):
+        composed("train", "attention=mcma")
+
+
+def test_a_target_that_does_not_take_its_argument_is_found():
+    config = composed("train", "+optimizer.momentum=0.9")
+    with pytest.raises(AssertionError, match="OptimizerSettings takes no {'momentum'}"):
+        check_targets(config)
