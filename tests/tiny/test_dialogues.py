@@ -102,14 +102,14 @@ def test_pictures_of_dialogues():
 
 def test_it_behaves_as_a_sequence():
     data = TinyDialogues("train", 3)
-    assert len(data) == 3 and len(list(data)) == 3
+    assert len(data) == len(list(data)) == 3
     assert data.sketch(-1) == data.sketch(2)
     with pytest.raises(IndexError, match="3"):
         data[3]
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="'test'.*train, validation, unseen"):
+    with pytest.raises(ValueError, match=r"'test'.*train, validation, unseen"):
         TinyDialogues("test", 3)
     with pytest.raises(ValueError, match="-1"):
         TinyDialogues("train", -1)

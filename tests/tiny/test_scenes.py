@@ -59,7 +59,7 @@ def test_drawing_depends_on_the_scene_alone():
     assert scene == random_scene(7) != random_scene(8)
     first, second = draw(scene), draw(scene)
     assert first.tobytes() == second.tobytes()
-    assert first.size == (PICTURE_SIZE, PICTURE_SIZE) and first.mode == "RGB"
+    assert (first.size, first.mode) == ((PICTURE_SIZE, PICTURE_SIZE), "RGB")
     assert first.info["caption"] == scene.caption
 
 

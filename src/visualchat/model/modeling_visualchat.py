@@ -227,7 +227,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if key_modality is None:
             if past_key_values is not None and past_key_values.get_seq_length():
                 raise ValueError(
-                    "with tokens in the cache, key_modality (B, K) must tell the modality of cached and present tokens; "
+                    "with tokens in the cache, key_modality (B, K) must tell the modality of cached and new tokens: "
                     "pass generate the mm_token_type_ids of the whole conversation"
                 )
             key_modality = mm_token_type_ids

@@ -1,4 +1,4 @@
-"""The card of the tiny backbones: a page that says how they were made and what they score, written from the score file."""
+"""The card of the tiny backbones: how they were made and what they score, written from the score file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from visualchat.tiny.pretrain_vision import VisionRecipe
 from visualchat.tiny.scenes import HELD_OUT
 
 _TITLES = {
-    "vision": "a SigLIP-style vision tower: 64x64 pixels, 16 patches, 3 layers of width 96, no class token, no pooling head",
+    "vision": "a SigLIP-style vision tower: 64x64 pixels, 16 patches, 3 layers of width 96, no class token and no head",
     "language_causal": "a LLaMA of 4 layers, 4 heads and width 128, pretrained with causal attention on captions",
     "language_mixed": "the same LLaMA, pretrained also on folded captions, with `mmca` and with causal attention",
 }
@@ -43,13 +43,14 @@ def _introduction(scores: dict[str, Any]) -> list[str]:
     held_out = ", ".join(f"{colour} {shape}" for colour, shape in HELD_OUT)
     versions = ", ".join(f"{name} {version}" for name, version in sorted(scores.get("versions", {}).items()))
     return [
-        "Written by `python -m visualchat.tiny.pretrain`, which makes everything in this folder from nothing: no data and no",
-        f"weights of anyone else are used. Weights are stored in float16 and load as float32. Made with {versions}.",
+        "Written by `python -m visualchat.tiny.pretrain`, which makes everything in this folder from nothing: no data",
+        "and no weights of anyone else are used. Weights are stored in float16 and load as float32.",
+        f"Made with {versions}.",
         "",
-        "The vision tower learns from drawn scenes of all 30 compositions of colour and shape. The language models never meet a",
-        f"picture: they learn from the `train` split's dialogues in words, which never name these compositions: {held_out}.",
-        "A *folded caption* is a 4x4 grid of word sums laid out like a picture's patches; `unseen` dialogues show held-out",
-        "compositions. Their embedding and head are two equal matrices.",
+        "The vision tower learns from drawn scenes of all 30 compositions of colour and shape. The language models never",
+        "meet a picture: they learn from the `train` split's dialogues in words, which never name these compositions:",
+        f"{held_out}. A *folded caption* is a 4x4 grid of word sums laid out like a picture's patches; `unseen`",
+        "dialogues show held-out compositions. A language model's embedding and head are two equal matrices.",
     ]
 
 
@@ -60,8 +61,8 @@ def _recipe(name: str) -> str:
 def _vision_table(scores: dict[str, float]) -> list[str]:
     """What linear readers of the last hidden state get right on new pictures."""
     return [
-        "Share that linear readers of the last hidden state get right on 2000 new pictures (colour, shape and cell of each",
-        "patch, count of each picture, presence of each composition):",
+        "What linear readers of the last hidden state get right on 2000 new pictures, in percent (colour, shape and cell",
+        "of each patch, count of each picture, presence of each composition):",
         "",
         *_table(["reader", *scores], [["right", *[_percent(value) for value in scores.values()]]]),
     ]

@@ -1,7 +1,7 @@
 """The tiny world's dialogues: one to four drawn pictures over one to six rounds, made on the fly from a seed.
 
-A `Sketch` is a dialogue before anything is drawn; `TinyDialogues` draws it, `caption_segments` puts captions in the pictures'
-place, for pretraining on text.
+A `Sketch` is a dialogue before anything is drawn; `TinyDialogues` draws it, `caption_segments` puts captions in the
+pictures' place, for pretraining on text.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Sketch:
 class TinyDialogues(Sequence[Dialogue]):
     """A map-style data set: item i depends on split, seed and i only.
 
-    Splits: "train" shows `SEEN` compositions only, nor do its questions name others; "validation" is the same with other
-    pictures; in "unseen" every dialogue shows held-out compositions, and questions turn to them where they can.
+    Splits: "train" shows `SEEN` compositions only, nor do its questions name others; "validation" is the same with
+    other pictures; in "unseen" every picture shows a held-out composition, and questions turn to them where they can.
 
     Args:
         split: Which of `SPLITS`.
@@ -147,7 +147,7 @@ def _arrivals(rng: random.Random, images: int) -> list[int]:
 def _next_scene(
     rng: random.Random, pairs: Sequence[tuple[str, str]], earlier: Sequence[Scene], held_out: bool
 ) -> Scene:
-    """A new scene; often it shares a colour or a shape with an earlier one, so that images can be mixed up and compared."""
+    """A new scene; often it shares a colour or a shape with an earlier one, so that images can be mixed up."""
     required = [rng.choice(HELD_OUT)] if held_out else []
     if earlier and rng.random() < _RELATED:
         model = rng.choice(rng.choice(earlier).shapes)

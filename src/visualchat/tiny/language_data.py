@@ -1,7 +1,7 @@
 """What the tiny language model is pretrained on: strings to copy, dialogues over captions, and over folded captions.
 
-A folded caption is a picture without pixels: a 4x4 grid of word sums, laid out like the patches of the picture. It teaches the
-model the interface that a linear projector of patch features can reach.
+A folded caption is a picture without pixels: a 4x4 grid of word sums, laid out like the patches of the picture. It
+teaches the model the interface that a linear projector of patch features can reach.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def encode_sketch(sketch: Sketch, tokenizer: PreTrainedTokenizerBase, form: Form
 
 
 def fold(scene: Scene, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> list[tuple[int, ...]]:
-    """The word ids of each of the 16 patches: " red", " circle", " top", " left" where a shape is, " empty" elsewhere."""
+    """The word ids of the 16 patches: " red", " circle", " top", " left" where a shape is, " empty" elsewhere."""
     pad = tokenizer.pad_token_id
     empty = (*encode_text(tokenizer, FILLER_WORD), *[pad] * (WORDS - 1))
     patches = [empty] * PATCHES
@@ -133,8 +133,8 @@ class CopyBatch:
 def copy_batch(rng: random.Random, batch_size: int, tokens: Sequence[int], bos: int) -> CopyBatch:
     """Random strings of 4 to 12 of these tokens, each repeated one to three times.
 
-    What this trains, looking up what followed an earlier occurrence, is the skill that every question about a caption needs
-    and that dialogues alone teach late and suddenly.
+    What this trains, looking up what followed an earlier occurrence, is the skill that every question about a caption
+    needs and that dialogues alone teach late and suddenly.
     """
 
     def draw(length: int) -> list[list[int]]:

@@ -1,6 +1,7 @@
-"""`python -m visualchat.tiny.pretrain`: makes the tiny world's tokenizer, vision tower and language models from nothing.
+"""`python -m visualchat.tiny.pretrain`: makes the tiny world's tokenizer, vision tower and language models.
 
-One seeded command on a CPU; the parts run in processes of one thread each. Without `--out` it replaces the shipped files.
+One seeded command on a CPU, from nothing; the parts run in processes of one thread each. Without `--out` it replaces
+the shipped files.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def make_vision(out: Path, seed: int, report: Report) -> dict[str, Any]:
 
 
 def make_language(name: str, out: Path, seed: int, report: Report) -> dict[str, Any]:
-    """Train, untie and save one language model beside its tokenizer; returns its scores on captions and folded captions."""
+    """Train, untie and save one language model beside its tokenizer; returns its scores on (folded) captions."""
     tokenizer = AutoTokenizer.from_pretrained(out / name)
     recipe = RECIPES[name]
     model = untied(train_language(recipe, tokenizer, seed, report))
@@ -157,10 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m visualchat.tiny.pretrain", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=BACKBONES, help="folder for the backbones (default: the shipped ones)"
+        "--out", type=Path, default=BACKBONES, help="folder to write (default: the shipped backbones)"
     )
     parser.add_argument(
-        "--only", choices=PARTS, action="append", help="make this part only; may be given several times"
+        "--only", choices=PARTS, action="append", help="make this part only; may be repeated"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides weights and data (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="parts trained at a time, one thread each (default: 2)")

@@ -1,11 +1,12 @@
 """Pretraining of the tiny language models: an induction warm-up, then dialogues in words, without a single pixel.
 
-`language_causal` sees captions under causal attention only. `language_mixed` also sees folded captions, under the paper's
-multi-modal causal attention (arXiv 2309.14327, section 4.1) and under causal attention.
+`language_causal` sees captions under causal attention only. `language_mixed` also sees folded captions, under the
+paper's multi-modal causal attention (arXiv 2309.14327, section 4.1) and under causal attention.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from visualchat.attention import implementation_name
 from visualchat.encoding import IGNORE_INDEX, Modality
 from visualchat.tiny.dialogues import Split, sketch_dialogue
+from visualchat.tiny.muon import Muon
 from visualchat.tiny.language_data import Batch, CopyBatch, Form, Item, bucketed, collate, copy_batch, encode_sketch
 
 Course = tuple[tuple[Form, str], ...]
@@ -48,6 +50,7 @@ class LanguageRecipe:
     steps: int = 2000
     batch_size: int = 16
     learning_rate: float = 1.5e-3
+    matrix_rate: float = 0.02
     one_image_share: float = 0.12
     other_weight: float = 0.1
     noise: float = 0.2
@@ -61,7 +64,7 @@ RECIPES = {
 
 
 def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The architecture: a LLaMA of 4 layers, 4 heads and width 128; embedding and head are one matrix while it is pretrained."""
+    """The architecture: a LLaMA of 4 layers, 4 heads and width 128; embedding and head are tied in pretraining."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -123,35 +126,44 @@ def train_language(
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_config(tokenizer))
     total = recipe.copy_steps + recipe.steps
-    optimizer, schedule = _optimizer(model, recipe.copy_rate, recipe.copy_steps)
+    optimizers = _Optimizers(model, recipe.matrix_rate, recipe.copy_rate, recipe.copy_steps)
     model.set_attn_implementation("eager")  # the one that returns its weights
     for step, copies in enumerate(_copy_batches(recipe, tokenizer, seed), start=1):
         loss = _copy_loss(model, copies, recipe.guidance)
-        _update(model, optimizer, schedule, loss)
+        optimizers.step(loss)
         report(step, total, loss.item())
-    optimizer, schedule = _optimizer(model, recipe.learning_rate, recipe.steps)
+    optimizers = _Optimizers(model, recipe.matrix_rate, recipe.learning_rate, recipe.steps)
     for step, (batch, kind) in enumerate(_dialogue_batches(recipe, tokenizer, seed), start=1):
         loss = _dialogue_loss(forward(model, batch, kind, recipe.noise), batch, recipe.other_weight)
-        _update(model, optimizer, schedule, loss)
+        optimizers.step(loss)
         report(recipe.copy_steps + step, total, loss.item())
     return model.eval()
 
 
-def _optimizer(
-    model: nn.Module, rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+class _Optimizers:
+    """Muon for the weight matrices, AdamW for the embedding and the norms; a linear warm-up, then a cosine to zero."""
 
+    def __init__(self, model: nn.Module, matrix_rate: float, other_rate: float, steps: int) -> None:
+        self.model, self.steps, self.done = model, steps, 0
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+        self.optimizers = (
+            Muon(matrices, lr=matrix_rate),
+            torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.01),
+        )
+        self.rates = (matrix_rate, other_rate)
 
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor
-) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
+    def step(self, loss: Tensor) -> None:
+        """One update from a loss."""
+        warm = min(1.0, (self.done + 1) / (0.05 * self.steps))
+        factor = warm * 0.5 * (1 + math.cos(math.pi * self.done / self.steps))
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * factor
+            optimizer.step()
+        self.done += 1
 
 
 def _copy_batches(recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[CopyBatch]:
@@ -167,8 +179,8 @@ def _copy_batches(recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, se
 def _copy_loss(model: LlamaForCausalLM, batch: CopyBatch, guidance: float) -> Tensor:
     """The loss on repeats; and two heads are shown where to look, without which the skill takes ten times as long.
 
-    Head 0 of layer 0 looks at the previous token, head 0 of layer 1 at what followed the earlier occurrence: an induction
-    head (Olsson et al., arXiv 2209.11895).
+    Head 0 of layer 0 looks at the previous token, head 0 of layer 1 at what followed the earlier occurrence: an
+    induction head (Olsson et al., arXiv 2209.11895).
     """
     output = model(batch.input_ids, use_cache=False, output_attentions=True)
     loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
@@ -221,7 +233,7 @@ def score_language(
     """Share of answers that greedy decoding would give exactly, from one teacher-forced pass.
 
     Returns:
-        "all" (without "describe"), then by question type ("kind") and by number of images ("images", without "describe").
+        "all" (without "describe"), then by question type ("kind") and by number of images ("images", likewise).
     """
     rng = random.Random(f"score {seed}")
     sketches = [sketch_dialogue(split, seed, index) for index in range(dialogues)]

@@ -1,7 +1,7 @@
 """Pretraining of the tiny vision tower: a SigLIP-style ViT that learns to name what lies under each patch.
 
-All training heads are linear and sit on the last hidden state, so that one linear projector can later read the same things;
-they are thrown away. Each of the 2x2 patches of a filled cell is labelled with that cell's shape.
+All training heads are linear and sit on the last hidden state, so that one linear projector can later read the same
+things; they are thrown away. Each of the 2x2 patches of a filled cell is labelled with that cell's shape.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class PatchReader(nn.Module):
         self.presence = nn.Linear(width, len(COMPOSITIONS))
 
     def forward(self, states: Tensor) -> dict[str, Tensor]:
+        """Scores of each head by name; see `targets_of` for what they name."""
         mean = states.mean(dim=1)
         return {
             "colour": self.colour(states),
@@ -80,7 +81,7 @@ class PatchReader(nn.Module):
 
 
 def targets_of(scenes: list[Scene]) -> dict[str, Tensor]:
-    """What the heads should say: colour and shape of each patch (0 is none) [B, P], cell [B, P], count - 1 [B], presence [B, 30]."""
+    """What the heads should say: colour and shape (0 is none) and cell [B, P], count - 1 [B], presence [B, 30]."""
     colours, shapes = list(COLOURS), list(SHAPES)
     cell_colour = torch.zeros(len(scenes), len(CELLS), dtype=torch.long)
     cell_shape = torch.zeros_like(cell_colour)

@@ -1,6 +1,7 @@
 """The tiny world's pictures: one to four coloured shapes in a 2x2 grid, drawn with noise, and their captions.
 
-A `Scene` says all there is to say about a picture: what stands where, and the seed of its looks. `draw` turns it into pixels.
+A `Scene` says all there is to say about a picture: what stands where, and the seed of its looks. `draw` makes pixels of
+it.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ def draw(scene: Scene) -> Image.Image:
     pen = ImageDraw.Draw(image)
     for shape in scene.shapes:
         _draw_shape(pen, shape, rng)
-    pixels = np.asarray(image.reduce(2), dtype=np.float32)
-    pixels = pixels + rng.normal(0, rng.uniform(3, 9), pixels.shape)
+    clean = np.asarray(image.reduce(2), dtype=np.float64)
+    pixels = clean + rng.normal(0, rng.uniform(3, 9), clean.shape)
     picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     picture.info["caption"] = scene.caption
     return picture
