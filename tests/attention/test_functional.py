@@ -178,8 +178,10 @@ def test_an_empty_image_side_adds_exactly_zero_before_the_first_image(implementa
     ("changes", "message"),
     [
         ({"kind": "mmcaa"}, "unknown attention kind 'mmcaa', expected one of causal, mmca"),
-        ({"implementation": "fast"}, "unknown implementation 'fast', expected one of eager, sdpa"),
-        ({"kind": "causal"}, "the gathered form serves kind 'mmca'"),
+        ({"kind": ("self", "both")}, "unknown softmax 'both', expected one of joint, split"),
+        ({"implementation": "fast"}, "unknown implementation 'fast', expected auto or one of eager, sdpa"),
+        ({"kind": ("image", "joint")}, r"image context 'image' needs image_ids \(B, K\) to tell images apart"),
+        ({"kind": "unit"}, r"image context 'unit' needs unit_ids \(B, K\), found None"),
         ({"key_modality": torch.zeros(2, 18, dtype=torch.long)}, r"key_modality must have shape \(2, 19\)"),
         ({"query_modality": torch.zeros(2, 3, dtype=torch.long)}, r"query_modality must have shape \(2, 19\)"),
         ({"key_padding_mask": torch.ones(1, 19)}, r"key_padding_mask must have shape \(2, 19\), found \(1, 19\)"),

@@ -2,6 +2,15 @@
 
 from visualchat.attention.functional import multimodal_attention
 from visualchat.attention.kinds import KINDS, AttentionKind, Modality, attention_kind
-from visualchat.attention.register import implementation_name
+from visualchat.attention.register import disable, enable, implementation_name
 
-__all__ = ["KINDS", "AttentionKind", "Modality", "attention_kind", "implementation_name", "multimodal_attention"]
+__all__ = [
+    "KINDS",
+    "AttentionKind",
+    "Modality",
+    "attention_kind",
+    "disable",
+    "enable",
+    "implementation_name",
+    "multimodal_attention",
+]

@@ -5,11 +5,11 @@ Shapes: B batch, Hq query heads, Hkv key heads (Hq a multiple of Hkv), Q queries
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from visualchat.attention.eager import eager_attention
-from visualchat.attention.kinds import attention_kind
+from visualchat.attention.kinds import AttentionKind, ImageContext, Softmax, attention_kind
+from visualchat.attention.layout import Layout
 from visualchat.attention.sdpa import sdpa_attention
 
 IMPLEMENTATIONS = {"eager": eager_attention, "sdpa": sdpa_attention}
@@ -20,37 +20,91 @@ def multimodal_attention(
     key: Tensor,
     value: Tensor,
     *,
-    kind: str,
+    kind: str | tuple[ImageContext, Softmax] | AttentionKind,
     query_modality: Tensor,
     key_modality: Tensor,
+    image_ids: Tensor | None = None,
+    unit_ids: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
-    implementation: str = "sdpa",
+    segment_ids: Tensor | None = None,
+    implementation: str = "auto",
     scale: float | None = None,
 ) -> Tensor:
     """Attention of one kind of the family over a sequence of text and image tokens.
 
-    The queries are the last Q of the K positions: all of them in training and prefill, one in a decode step.
+    The queries are the last Q of the K positions: all of them in training and prefill, one in a decode step, some of
+    them in chunked prefill. Under image context `image` a chunk must not end inside an image.
 
     Args:
         query: (B, Hq, Q, D).
         key: (B, Hkv, K, D), rotary embedding applied.
         value: (B, Hkv, K, D).
-        kind: A name in `visualchat.attention.KINDS`.
-        query_modality: (B, Q) int, a `Modality` each.
-        key_modality: (B, K) int; its last Q entries are `query_modality`.
-        key_padding_mask: (B, K) bool, True at real tokens; None where there is no padding. The output at padding is
+        kind: A name in `visualchat.attention.KINDS`, or a point (`image_context`, `softmax`) of the two axes.
+        query_modality: (B, Q) int, a `Modality` each; the last Q entries of `key_modality`.
+        key_modality: (B, K) int.
+        image_ids: (B, K) int, which image a token belongs to, negative for none; image context `image` needs it.
+        unit_ids: (B, K) int, which label and image form a unit, negative for none; `label` and `unit` need it. A label
+            stands before its image.
+        key_padding_mask: (B, K), True or 1 at real tokens; None where there is no padding. The output at padding is
             finite and means nothing.
-        implementation: `eager` or `sdpa`.
+        segment_ids: (B, K) int, which packed dialogue a token belongs to; nothing attends across, and the tokens of one
+            stand together. None where a row is one dialogue.
+        implementation: `eager` (the oracle), `sdpa` (fast, memory linear in length), or `auto`.
         scale: Factor on the scores; D ** -0.5 if None.
 
     Returns:
         (B, Hq, Q, D).
 
     Raises:
-        ValueError: A name is unknown, shapes do not fit each other, or the implementation does not serve the kind.
+        ValueError: A name is unknown, shapes do not fit each other, or ids that the kind needs are missing.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown implementation {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+    point = attention_kind(kind)
+    batch, k_length = _check_shapes(query, key, value)
+    q_length = query.shape[2]
+    for name, found, length in (
+        ("query_modality", query_modality, q_length),
+        ("key_modality", key_modality, k_length),
+        ("image_ids", image_ids, k_length),
+        ("unit_ids", unit_ids, k_length),
+        ("key_padding_mask", key_padding_mask, k_length),
+        ("segment_ids", segment_ids, k_length),
+    ):
+        if found is not None and tuple(found.shape) != (batch, length):
+            raise ValueError(f"{name} must have shape {(batch, length)}, found {tuple(found.shape)}")
+    if point.image_context == "image" and image_ids is None:
+        raise ValueError("image context 'image' needs image_ids (B, K) to tell images apart, found None")
+    if point.uses_units and unit_ids is None:
+        raise ValueError(f"image context {point.image_context!r} needs unit_ids (B, K), found None")
+    if key_padding_mask is not None:
+        key_padding_mask = key_padding_mask.bool()
+    layout = Layout(q_length, key_modality, key_padding_mask, image_ids, unit_ids, segment_ids)
+    attend = IMPLEMENTATIONS[resolve_implementation(implementation)]
+    return attend(
+        query, key, value, kind=point, layout=layout, scale=query.shape[-1] ** -0.5 if scale is None else scale
+    )
+
+
+def resolve_implementation(name: str) -> str:
+    """The implementation of that name, `auto` resolved.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name == "auto":
+        return "sdpa"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown implementation {name!r}, expected auto or one of {', '.join(IMPLEMENTATIONS)}")
+    return name
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int]:
+    """B and K, if the three tensors fit each other."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4 or tensor.dtype != query.dtype:
+            raise ValueError(
+                f"query, key and value must be 4-D and of one dtype: found {name} of shape {tuple(tensor.shape)} and "
+                f"{tensor.dtype}, query of {query.dtype}"
+            )
     batch, q_heads, q_length, head_size = query.shape
     k_heads, k_length = key.shape[1], key.shape[2]
     if key.shape != value.shape or key.shape != (batch, k_heads, k_length, head_size):
@@ -63,22 +117,4 @@ def multimodal_attention(
             f"query heads must be a multiple of key heads and Q at most K: found {q_heads} and {k_heads} heads, "
             f"Q={q_length}, K={k_length}"
         )
-    if key_padding_mask is None:
-        key_padding_mask = torch.ones_like(key_modality, dtype=torch.bool)
-    for name, found, expected in (
-        ("query_modality", query_modality, (batch, q_length)),
-        ("key_modality", key_modality, (batch, k_length)),
-        ("key_padding_mask", key_padding_mask, (batch, k_length)),
-    ):
-        if tuple(found.shape) != expected:
-            raise ValueError(f"{name} must have shape {expected}, found {tuple(found.shape)}")
-    return IMPLEMENTATIONS[implementation](
-        query,
-        key,
-        value,
-        kind=attention_kind(kind),
-        query_modality=query_modality,
-        key_modality=key_modality,
-        key_padding_mask=key_padding_mask.bool(),
-        scale=head_size**-0.5 if scale is None else scale,
-    )
+    return batch, k_length

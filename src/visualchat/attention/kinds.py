@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, get_args
+
+ImageContext = Literal["self", "image", "label", "unit", "text", "all"]
+Softmax = Literal["joint", "split"]
 
 
 class Modality(IntEnum):
@@ -22,28 +25,59 @@ class AttentionKind:
     """A point of the family.
 
     Attributes:
-        image_context: What an image token sees: `self` (only itself, so its output is its own value) or `all`
-            (everything before it).
-        softmax: How a text token weighs the earlier tokens it sees: `joint` (one softmax over all) or `split` (one over
-            text plus one over images, `softmax(QK'·M1)V + softmax(QK'·M2)V`; an empty side adds exactly 0).
+        image_context: What an image token sees:
+            `self` itself alone, so that its output is its own value;
+            `image` its own image, in both directions;
+            `label` its own label ("### Image k:") and itself;
+            `unit` its own label and its own image so far;
+            `text` earlier text and itself;
+            `all` everything before it and itself.
+            Under `label` and `unit` a label's tokens see the label alone, so that label and image form a unit which
+            depends on nothing outside it. All other text sees everything before it and itself.
+        softmax: How a token weighs what it sees: `joint` (one softmax) or `split` (one over text plus one over images,
+            `softmax(QK'·M1)V + softmax(QK'·M2)V`; an empty side adds exactly 0).
+
+    Raises:
+        ValueError: A name is unknown.
     """
 
-    image_context: Literal["self", "all"]
-    softmax: Literal["joint", "split"]
+    image_context: ImageContext
+    softmax: Softmax
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("image_context", self.image_context, get_args(ImageContext)),
+            ("softmax", self.softmax, get_args(Softmax)),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}, expected one of {', '.join(known)}")
+
+    @property
+    def uses_units(self) -> bool:
+        """Whether tokens must be told which label and image belong together."""
+        return self.image_context in ("label", "unit")
 
 
 KINDS: dict[str, AttentionKind] = {
     "causal": AttentionKind("all", "joint"),
     "mmca": AttentionKind("self", "split"),
+    "mmca_joint": AttentionKind("self", "joint"),
+    "unit": AttentionKind("unit", "joint"),
+    "mmca_reference": AttentionKind("text", "split"),
 }
+"""`mmca` is the paper's; `mmca_reference` is what the published code computes, without its leak of later images."""
 
 
-def attention_kind(name: str) -> AttentionKind:
-    """The kind called `name`.
+def attention_kind(kind: str | tuple[ImageContext, Softmax] | AttentionKind) -> AttentionKind:
+    """The kind of that name, or at that point of the two axes.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is none.
     """
-    if name not in KINDS:
-        raise ValueError(f"unknown attention kind {name!r}, expected one of {', '.join(KINDS)}")
-    return KINDS[name]
+    if isinstance(kind, AttentionKind):
+        return kind
+    if isinstance(kind, tuple):
+        return AttentionKind(*kind)
+    if kind not in KINDS:
+        raise ValueError(f"unknown attention kind {kind!r}, expected one of {', '.join(KINDS)}")
+    return KINDS[kind]

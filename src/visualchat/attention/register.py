@@ -1,32 +1,38 @@
 """The family in transformers: each kind is an `attn_implementation` of any causal LM with the attention interface.
 
-The only file that knows transformers' registries. A model passes `key_modality` (B, K) as a keyword of its forward; it
-travels unchanged down to the attention function. transformers' mask functions never see it, so ours only hands on the
-padding mask.
+The only file that knows transformers' registries. What tokens are travels as keywords of the language model's forward
+(`key_modality` and the ids of `multimodal_attention`, all (B, K)) unchanged down to the attention function;
+transformers' mask functions never see them, so ours only hands on the padding mask.
+
+    enable(model, kind="mmca")      # any causal LM, or an image-text model that splices image tokens (LLaVA)
+    model(input_ids, mm_token_type_ids=...)
+    disable(model)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention
-from visualchat.attention.kinds import KINDS, attention_kind
+from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention, resolve_implementation
+from visualchat.attention.kinds import KINDS, Modality, attention_kind
+
+IDS = ("image_ids", "unit_ids", "segment_ids")
 
 
-def implementation_name(kind: str, implementation: str = "sdpa") -> str:
-    """The `attn_implementation` of a kind; plain causal attention is transformers' own.
+def implementation_name(kind: str, implementation: str = "auto") -> str:
+    """The `attn_implementation` of a named kind; plain causal attention is transformers' own.
 
     Raises:
         ValueError: The kind or the implementation is unknown.
     """
     attention_kind(kind)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown implementation {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+    implementation = resolve_implementation(implementation)
     return implementation if kind == "causal" else f"{kind}_{implementation}"
 
 
@@ -56,8 +62,13 @@ def _attention(
         raise ValueError(
             f"attention kind {kind!r} takes a padding mask of shape (B, K), found {tuple(attention_mask.shape)}"
         )
+    if attention_mask is not None:  # a static cache is longer than what it holds
+        key, value = key[:, :, : attention_mask.shape[1]], value[:, :, : attention_mask.shape[1]]
+    ids = {name: kwargs.get(name) for name in IDS}
     if key_modality is None:
         key_modality = torch.zeros(key.shape[0], key.shape[2], dtype=torch.long, device=key.device)
+        if ids["unit_ids"] is None and attention_kind(kind).uses_units:
+            ids["unit_ids"] = key_modality - 1
     out = multimodal_attention(
         query,
         key,
@@ -68,13 +79,26 @@ def _attention(
         key_padding_mask=attention_mask,
         implementation=implementation,
         scale=scaling,
+        **ids,
     )
     return out.transpose(1, 2).contiguous(), None
 
 
-def _padding_mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """transformers' mask signature: hands the padding mask (B, K) on to the attention function."""
-    return attention_mask
+def _padding_mask(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    attention_mask: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """transformers' mask signature: the padding mask (B, K) of the keys that hold a token; None where all do."""
+    held = int(q_offset) + q_length
+    if attention_mask is not None:
+        return attention_mask[:, :held]
+    return None if held == kv_length else torch.ones(batch_size, held, dtype=torch.bool, device=device)
 
 
 def register() -> None:
@@ -88,3 +112,86 @@ def register() -> None:
 
 
 register()
+
+
+def enable(model: PreTrainedModel, kind: str = "mmca", implementation: str = "auto") -> None:
+    """Switch a model of transformers to a kind of attention, in place; text alone needs no further argument.
+
+    After it, `forward` and `generate` take `mm_token_type_ids` (B, S), a `Modality` each, and the ids of
+    `multimodal_attention`. An image-text model that marks images by `config.image_token_id` needs none of them for the
+    kinds without units.
+
+    Args:
+        model: A causal language model, or an image-text model with a `text_config`, whose language model uses
+            transformers' attention interface.
+        kind: A name in `KINDS`.
+        implementation: As in `multimodal_attention`.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
+    disable(model)
+    name = implementation_name(kind, implementation)
+    before = model.get_decoder().config._attn_implementation
+    model.set_attn_implementation({"text_config": name} if hasattr(model.config, "text_config") else name)
+    handle = model.register_forward_pre_hook(_tell_key_side, with_kwargs=True)
+    # On the instance, past nn.Module's book-keeping: neither is a parameter, a buffer or a module.
+    model.__dict__["prepare_inputs_for_generation"] = _preparing(model)
+    model.__dict__["_visualchat_attention"] = (before, handle)
+
+
+def disable(model: PreTrainedModel) -> None:
+    """Undo `enable`; nothing happens to a model that is not switched."""
+    switched = model.__dict__.pop("_visualchat_attention", None)
+    if switched is None:
+        return
+    before, handle = switched
+    handle.remove()
+    del model.__dict__["prepare_inputs_for_generation"]
+    model.set_attn_implementation({"text_config": before} if hasattr(model.config, "text_config") else before)
+
+
+def _tell_key_side(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Before each forward: the modality of all keys, from what the caller or `generate` told."""
+    types = kwargs.pop("mm_token_type_ids", None)
+    if kwargs.get("key_modality") is None:
+        if types is None:
+            ids = args[0] if args else kwargs.get("input_ids")
+            types = _image_tokens(model, ids)
+        cache = kwargs.get("past_key_values")
+        cached = 0 if cache is None else cache.get_seq_length()
+        if types is not None and cached:
+            raise ValueError(
+                "with tokens in the cache, key_modality (B, K) must tell the modality of cached and new tokens"
+            )
+        kwargs["key_modality"] = types
+    positions = kwargs.get("position_ids")
+    packed = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+    if packed and positions is not None and kwargs.get("segment_ids") is None:  # transformers' way to say: packed
+        kwargs["segment_ids"] = (positions.diff(dim=-1, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    return args, kwargs
+
+
+def _image_tokens(model: PreTrainedModel, input_ids: Tensor | None) -> Tensor | None:
+    """The modality of tokens by the model's own image token; None for a model that has none."""
+    token = getattr(model.config, "image_token_id", None)
+    return None if token is None or input_ids is None else (input_ids == token).long() * Modality.IMAGE
+
+
+def _preparing(model: PreTrainedModel) -> Callable[..., dict[str, Any]]:
+    """The model's `prepare_inputs_for_generation`, which also tells the modality of all tokens so far."""
+    prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
+
+    def prepared(
+        input_ids: Tensor, mm_token_type_ids: Tensor | None = None, unit_ids: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        types = _image_tokens(model, input_ids) if mm_token_type_ids is None else mm_token_type_ids
+        types = torch.zeros_like(input_ids) if types is None else types
+        model_inputs = prepare(input_ids, **kwargs)
+        model_inputs["key_modality"] = types
+        if unit_ids is not None:  # what is generated belongs to no unit; a chunk of a prompt needs its own part only
+            surplus = types.shape[1] - unit_ids.shape[1]
+            model_inputs["unit_ids"] = nn.functional.pad(unit_ids, (0, surplus), value=-1)
+        return model_inputs
+
+    return prepared

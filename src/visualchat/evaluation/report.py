@@ -31,8 +31,9 @@ def metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Tab
 def _order(metric: str) -> tuple[int, int, str]:
     """`all` first, then parts, kinds, numbers of images."""
     name = metric.removeprefix("exact_match/")
-    if name.startswith("images_"):
-        return 3, int(name.removeprefix("images_")), name
+    images = name.removeprefix("images_")
+    if images != name and images.isdecimal():
+        return 3, int(images), name
     return 0 if name == "all" else 1 if "/" in name else 2, 0, name
 
 

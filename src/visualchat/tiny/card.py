@@ -48,7 +48,7 @@ def _introduction(scores: dict[str, Any]) -> list[str]:
         f"Made with {versions}.",
         "",
         "The vision tower learns from drawn scenes of all 30 compositions of colour and shape. The language models never",
-        "meet a picture: they learn from the `train` split's dialogues in words, which never name these compositions:",
+        "meet a picture: they learn from dialogues in words, over all compositions as well. Tuning never sees or names",
         f"{held_out}. A *folded caption* is a 4x4 grid of word sums laid out like a picture's patches; `unseen`",
         "dialogues show held-out compositions. A language model's embedding and head are two equal matrices.",
     ]

@@ -108,13 +108,15 @@ class TinyDialogues(Sequence[Dialogue]):
         return sketch_dialogue(self.split, self.seed, index % self.size)
 
 
-def sketch_dialogue(split: Split, seed: int, index: int, max_images: int = 4) -> Sketch:
-    """Dialogue `index` of a split and seed, with at most `max_images` pictures."""
+def sketch_dialogue(
+    split: Split | Literal["pretraining"], seed: int, index: int, max_images: int = 4, most_rounds: int = 6
+) -> Sketch:
+    """Dialogue `index` of a split and seed, with at most `max_images` pictures; "pretraining" has all compositions."""
     rng = random.Random(f"{split} {seed} {index}")
     unseen = split == "unseen"
-    pairs = COMPOSITIONS if unseen else SEEN
+    pairs = SEEN if split in ("train", "validation") else COMPOSITIONS
     weights = _IMAGE_WEIGHTS[:max_images]
-    arrivals = _arrivals(rng, rng.choices(range(1, len(weights) + 1), weights)[0])
+    arrivals = _arrivals(rng, rng.choices(range(1, len(weights) + 1), weights)[0], most_rounds)
     shown: list[Scene] = []
     asked: set[str] = set()
     rounds: list[Round] = []
@@ -129,10 +131,10 @@ def sketch_dialogue(split: Split, seed: int, index: int, max_images: int = 4) ->
     return Sketch(tuple(rounds), f"tiny-{split}-{seed}-{index}")
 
 
-def _arrivals(rng: random.Random, images: int) -> list[int]:
+def _arrivals(rng: random.Random, images: int, most_rounds: int) -> list[int]:
     """How many images arrive in each round; the first round has at least one."""
     between = images > 1 and rng.random() < _QUESTIONS_BETWEEN
-    rounds = rng.randint(2 if between else 1, 6 if images > 1 else 4)
+    rounds = rng.randint(2 if between else 1, most_rounds if images > 1 else max(1, most_rounds - 2))
     arrivals = [0] * rounds
     if not between:
         arrivals[0] = images

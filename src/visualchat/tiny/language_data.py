@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from visualchat.encoding import IGNORE_INDEX, Encoding, Modality, encode_segments, encode_text
 from visualchat.template import render
 from visualchat.tiny.dialogues import SYSTEM, Sketch, caption_segments
+from visualchat.tiny.hints import Hint, caption_hints, copy_hints
 from visualchat.tiny.pretrain_vision import CELL_OF_PATCH, PATCHES
 from visualchat.tiny.scenes import CELLS, Scene
 from visualchat.tiny.tokenizer import FILLER_WORD
@@ -40,12 +41,14 @@ class Item:
         words: The words of each image token, `WORDS` ids each, padded with the padding token.
         kinds: The question type of each answer span.
         images: Number of images of the dialogue.
+        hints: Where heads may be shown to look; for captions only.
     """
 
     encoding: Encoding
     words: tuple[tuple[int, ...], ...]
     kinds: tuple[str, ...]
     images: int
+    hints: tuple[Hint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def encode_sketch(sketch: Sketch, tokenizer: PreTrainedTokenizerBase, form: Form
     if form == "folded":
         for scene in sketch.scenes:
             words += fold(scene, tokenizer, rng)
-    return Item(encoding, tuple(words), kinds, len(sketch.scenes))
+    hints = caption_hints(sketch, encoding, tokenizer) if form == "text" else ()
+    return Item(encoding, tuple(words), kinds, len(sketch.scenes), hints)
 
 
 def fold(scene: Scene, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> list[tuple[int, ...]]:
@@ -113,46 +117,31 @@ def bucketed(items: list[Item], batch_size: int, rng: random.Random) -> Iterator
     yield from batches
 
 
-@dataclass(frozen=True)
-class CopyBatch:
-    """Strings to copy: ids and labels [B, S], and where each known token of a repeat is to be looked up.
-
-    Attributes:
-        input_ids: `<s>`, then a random string that returns after random gaps.
-        labels: The tokens of the repeats without each one's first, `IGNORE_INDEX` elsewhere.
-        queries: Positions from which a labelled token is predicted, the same in every row.
-        keys: For each query the position of that token in the string's first occurrence.
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    queries: Tensor
-    keys: Tensor
-
-
-def copy_batch(rng: random.Random, batch_size: int, tokens: Sequence[int], bos: int) -> CopyBatch:
-    """Random strings of 4 to 12 of these tokens, each repeated one to three times.
+def copy_batch(
+    rng: random.Random, batch_size: int, tokens: Sequence[int], bos: int
+) -> tuple[Tensor, Tensor, list[tuple[Hint, ...]]]:
+    """`<s>`, then a random string of 4 to 12 of these tokens that returns one to three times after random gaps.
 
     What this trains, looking up what followed an earlier occurrence, is the skill that every question about a caption
     needs and that dialogues alone teach late and suddenly.
+
+    Returns:
+        Ids and labels [B, S], labelled at the repeats without each one's first token, and the hints of each row.
     """
 
     def draw(length: int) -> list[list[int]]:
         return [rng.choices(tokens, k=length) for _ in range(batch_size)]
 
-    size, repeats = rng.randint(4, 12), rng.randint(1, 3)
+    size = rng.randint(4, 12)
     string = draw(size)
-    before = draw(rng.randint(0, 5))
-    rows = [[bos, *b, *s] for b, s in zip(before, string, strict=True)]
-    start = len(rows[0]) - size
-    starts: list[int] = []
-    for _ in range(repeats):
-        gap = draw(rng.randint(1, 6))
-        starts.append(len(rows[0]) + len(gap[0]))
-        rows = [[*row, *g, *s] for row, g, s in zip(rows, gap, string, strict=True)]
+    rows = [[bos, *before, *s] for before, s in zip(draw(rng.randint(0, 5)), string, strict=True)]
+    first = len(rows[0]) - size
+    repeats: list[int] = []
+    for _ in range(rng.randint(1, 3)):
+        rows = [[*row, *gap, *s] for row, gap, s in zip(rows, draw(rng.randint(1, 6)), string, strict=True)]
+        repeats.append(len(rows[0]) - size)
     ids = torch.tensor(rows)
-    queries = torch.tensor([repeat + offset for repeat in starts for offset in range(size - 1)])
-    keys = torch.tensor([start + 1 + offset for _ in starts for offset in range(size - 1)])
     labels = torch.full_like(ids, IGNORE_INDEX)
-    labels[:, queries + 1] = ids[:, queries + 1]
-    return CopyBatch(ids, labels, queries, keys)
+    for repeat in repeats:
+        labels[:, repeat + 1 : repeat + size] = ids[:, repeat + 1 : repeat + size]
+    return ids, labels, [copy_hints(len(rows[0]), first, repeats, size)] * batch_size

@@ -157,12 +157,8 @@ def _record(out: Path, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see `--help`."""
     parser = argparse.ArgumentParser(prog="python -m visualchat.tiny.pretrain", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=BACKBONES, help="folder to write (default: the shipped backbones)"
-    )
-    parser.add_argument(
-        "--only", choices=PARTS, action="append", help="make this part only; may be repeated"
-    )
+    parser.add_argument("--out", type=Path, default=BACKBONES, help="folder to write (default: the shipped backbones)")
+    parser.add_argument("--only", choices=PARTS, action="append", help="make this part only; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="decides weights and data (default: 0)")
     parser.add_argument("--workers", type=int, default=2, help="parts trained at a time, one thread each (default: 2)")
     options = parser.parse_args(arguments)

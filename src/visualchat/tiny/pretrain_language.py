@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from visualchat.attention import implementation_name
 from visualchat.encoding import IGNORE_INDEX, Modality
 from visualchat.tiny.dialogues import Split, sketch_dialogue
-from visualchat.tiny.muon import Muon
-from visualchat.tiny.language_data import Batch, CopyBatch, Form, Item, bucketed, collate, copy_batch, encode_sketch
+from visualchat.tiny.hints import Hint, hint_loss
+from visualchat.tiny.language_data import Batch, Form, Item, bucketed, collate, copy_batch, encode_sketch
 
 Course = tuple[tuple[Form, str], ...]
 """Forms and attention kinds that take turns, batch by batch."""
@@ -40,25 +40,42 @@ Report = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class LanguageRecipe:
-    """How a language model is trained; `course` is what tells the two apart."""
+    """How a language model is trained.
 
-    course: Course = CAUSAL_COURSE
-    copy_steps: int = 400
-    copy_batch_size: int = 64
+    Attributes:
+        course: What tells the two models apart.
+        copy_steps: Steps of the warm-up on strings to copy.
+        copy_batch_size: Strings a step.
+        copy_rate: Learning rate of the warm-up.
+        steps: Steps on dialogues.
+        batch_size: Dialogues a step.
+        learning_rate: Learning rate on dialogues.
+        one_image_share: Share of the steps, at the start, with dialogues of one image only.
+        hinted_share: Share of the steps, at the start, with hints (on captions under causal attention).
+        hint_weight: Weight of the loss of hints, on strings and dialogues.
+        other_weight: Weight of the loss of text that is no answer.
+        noise: Spread of the noise on folded captions, in units of the embedding's root mean square.
+        most_rounds: Rounds of the longest dialogues; more than later, for more answers a token.
+    """
+
+    course: Course
+    copy_steps: int = 450
+    copy_batch_size: int = 32
     copy_rate: float = 3e-3
-    guidance: float = 0.5
-    steps: int = 2000
+    steps: int = 2500
     batch_size: int = 16
     learning_rate: float = 1.5e-3
-    matrix_rate: float = 0.02
     one_image_share: float = 0.12
+    hinted_share: float = 0.4
+    hint_weight: float = 0.3
     other_weight: float = 0.1
     noise: float = 0.2
+    most_rounds: int = 8
 
 
 RECIPES = {
-    "language_causal": LanguageRecipe(course=CAUSAL_COURSE, steps=2500),
-    "language_mixed": LanguageRecipe(course=MIXED_COURSE, steps=4000),
+    "language_causal": LanguageRecipe(CAUSAL_COURSE, steps=2500),
+    "language_mixed": LanguageRecipe(MIXED_COURSE, steps=6000),
 }
 """The recipe of each shipped language model."""
 
@@ -90,20 +107,31 @@ def forward(model: LlamaForCausalLM, batch: Batch, kind: str, noise: float = 0.0
         kind: An attention kind, by name.
         noise: Spread of the noise added to folded captions, in units of the embedding's root mean square.
     """
-    embedding = model.get_input_embeddings()
-    embeds = embedding(batch.input_ids)
+    model.set_attn_implementation(implementation_name(kind))
+    embeds = model.model.embed_tokens(batch.input_ids)
     if len(batch.words):
-        known = (batch.words != model.config.pad_token_id).unsqueeze(-1)
-        folded = (embedding(batch.words) * known).sum(dim=1)  # [N, D]
-        if noise:
-            spread = embedding.weight.detach().square().mean().sqrt()
-            folded = folded + noise * spread * torch.randn_like(folded)
-        slots = (batch.mm_token_type_ids == Modality.IMAGE).unsqueeze(-1)
-        embeds = embeds.masked_scatter(slots, folded)
-    use_attention(model, kind)
+        slots = (batch.mm_token_type_ids == int(Modality.IMAGE)).unsqueeze(-1)
+        embeds = embeds.masked_scatter(slots, _folded(model, batch.words, noise))
     return model(
         inputs_embeds=embeds, attention_mask=batch.attention_mask, key_modality=batch.mm_token_type_ids, use_cache=False
     ).logits
+
+
+def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
+    """The sums of the embeddings of words [N, W], padding left out, with noise: [N, D]."""
+    embedding = model.model.embed_tokens
+    folded = (embedding(words) * (words != model.config.pad_token_id).unsqueeze(-1)).sum(dim=1)
+    spread = embedding.weight.detach().square().mean().sqrt()
+    return folded + noise * spread * torch.randn_like(folded)
+
+
+def _forward_hinted(
+    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, hints: Sequence[Sequence[Hint]]
+) -> tuple[Tensor, Tensor]:
+    """Logits of text under causal attention, and the loss of the hints."""
+    model.set_attn_implementation("eager")  # the one that returns its weights
+    output = model(input_ids, attention_mask=attention_mask, use_cache=False, output_attentions=True)
+    return output.logits, hint_loss(output.attentions, hints)
 
 
 def train_language(
@@ -112,7 +140,7 @@ def train_language(
     seed: int,
     report: Report = lambda done, total, loss: None,
 ) -> LlamaForCausalLM:
-    """Train a language model from nothing: strings to copy first, then dialogues of the "train" split.
+    """Train a language model from nothing: strings to copy first, then dialogues over all compositions.
 
     Args:
         recipe: Steps, rates and course.
@@ -126,68 +154,54 @@ def train_language(
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_config(tokenizer))
     total = recipe.copy_steps + recipe.steps
-    optimizers = _Optimizers(model, recipe.matrix_rate, recipe.copy_rate, recipe.copy_steps)
-    model.set_attn_implementation("eager")  # the one that returns its weights
-    for step, copies in enumerate(_copy_batches(recipe, tokenizer, seed), start=1):
-        loss = _copy_loss(model, copies, recipe.guidance)
-        optimizers.step(loss)
+    optimizer = _Optimizer(model, recipe.copy_rate, recipe.copy_steps)
+    for step, (ids, labels, hints) in enumerate(_copy_batches(recipe, tokenizer, seed), start=1):
+        logits, hint = _forward_hinted(model, ids, None, hints)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.step(loss + recipe.hint_weight * hint)
         report(step, total, loss.item())
-    optimizers = _Optimizers(model, recipe.matrix_rate, recipe.learning_rate, recipe.steps)
+    optimizer = _Optimizer(model, recipe.learning_rate, recipe.steps)
     for step, (batch, kind) in enumerate(_dialogue_batches(recipe, tokenizer, seed), start=1):
-        loss = _dialogue_loss(forward(model, batch, kind, recipe.noise), batch, recipe.other_weight)
-        optimizers.step(loss)
+        hints = [item.hints for item in batch.items]
+        if step <= recipe.hinted_share * recipe.steps and kind == "causal" and any(hints):
+            logits, hint = _forward_hinted(model, batch.input_ids, batch.attention_mask, hints)
+        else:
+            logits, hint = forward(model, batch, kind, recipe.noise), torch.zeros(())
+        loss = _dialogue_loss(logits, batch, recipe.other_weight)
+        optimizer.step(loss + recipe.hint_weight * hint)
         report(recipe.copy_steps + step, total, loss.item())
     return model.eval()
 
 
-class _Optimizers:
-    """Muon for the weight matrices, AdamW for the embedding and the norms; a linear warm-up, then a cosine to zero."""
+class _Optimizer:
+    """AdamW with a linear warm-up over the first twentieth of the steps, then a cosine to zero."""
 
-    def __init__(self, model: nn.Module, matrix_rate: float, other_rate: float, steps: int) -> None:
-        self.model, self.steps, self.done = model, steps, 0
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-        self.optimizers = (
-            Muon(matrices, lr=matrix_rate),
-            torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    def __init__(self, model: nn.Module, rate: float, steps: int) -> None:
+        self.model = model
+        self.adam = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.adam, lambda step: min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
         )
-        self.rates = (matrix_rate, other_rate)
 
     def step(self, loss: Tensor) -> None:
         """One update from a loss."""
-        warm = min(1.0, (self.done + 1) / (0.05 * self.steps))
-        factor = warm * 0.5 * (1 + math.cos(math.pi * self.done / self.steps))
-        self.model.zero_grad(set_to_none=True)
+        self.adam.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
-            optimizer.step()
-        self.done += 1
+        self.adam.step()
+        self.schedule.step()
 
 
-def _copy_batches(recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterator[CopyBatch]:
+def _copy_batches(
+    recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[Hint, ...]]]]:
     """Strings to copy, of the tokens that the world uses."""
     rng = random.Random(f"strings to copy {seed}")
-    sketches = [sketch_dialogue("train", -1 - seed, index) for index in range(300)]
+    sketches = [sketch_dialogue("pretraining", seed, index) for index in range(300)]
     used = {token for s in sketches for token in encode_sketch(s, tokenizer, "text", rng).encoding.input_ids}
     tokens = sorted(used - set(tokenizer.all_special_ids))
     for _ in range(recipe.copy_steps):
         yield copy_batch(rng, recipe.copy_batch_size, tokens, tokenizer.bos_token_id)
-
-
-def _copy_loss(model: LlamaForCausalLM, batch: CopyBatch, guidance: float) -> Tensor:
-    """The loss on repeats; and two heads are shown where to look, without which the skill takes ten times as long.
-
-    Head 0 of layer 0 looks at the previous token, head 0 of layer 1 at what followed the earlier occurrence: an
-    induction head (Olsson et al., arXiv 2209.11895).
-    """
-    output = model(batch.input_ids, use_cache=False, output_attentions=True)
-    loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
-    previous, lookup = output.attentions[0][:, 0], output.attentions[1][:, 0]  # [B, S, S]
-    later = torch.arange(1, batch.input_ids.shape[1])
-    shown = torch.cat([previous[:, later, later - 1], lookup[:, batch.queries, batch.keys]], dim=1)
-    return loss - guidance * (shown + 1e-6).log().mean()
 
 
 def _dialogue_batches(
@@ -203,7 +217,8 @@ def _dialogue_batches(
         if not waiting[form]:
             count = POOL * recipe.batch_size
             sketches = [
-                sketch_dialogue("train", -1 - seed, index + i, max_images=1 if one_image else 4) for i in range(count)
+                sketch_dialogue("pretraining", seed, index + i, 1 if one_image else 4, recipe.most_rounds)
+                for i in range(count)
             ]
             index += count
             items = [encode_sketch(sketch, tokenizer, form, rng) for sketch in sketches]
@@ -273,8 +288,3 @@ def summarise(results: Sequence[tuple[str, int, bool]]) -> dict[str, dict[str, f
         "kind": {k: mean([r[2] for r in results if r[0] == k]) for k in sorted({r[0] for r in results})},
         "images": {str(n): mean([r[2] for r in plain if r[1] == n]) for n in sorted({r[1] for r in plain})},
     }
-
-
-def use_attention(model: LlamaForCausalLM, kind: str) -> None:
-    """Switch the model to an attention kind."""
-    model.set_attn_implementation(implementation_name(kind))

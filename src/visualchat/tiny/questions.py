@@ -16,11 +16,19 @@ from visualchat.tiny.scenes import CELLS, COLOURS, HELD_OUT, Scene, Shape
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its only right answer and its type, one of `KINDS`."""
+    """A question.
+
+    Attributes:
+        text: What is asked.
+        answer: The only right answer.
+        kind: The type, one of `KINDS`.
+        about: Image number (from 1) and cell of the shapes that the answer is read from, where there are such.
+    """
 
     text: str
     answer: str
     kind: str
+    about: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def ask_colour(context: Context) -> Question | None:
         return None
     number, shape = context.pick(items)
     place = context.place(number, _is_unique(context, _shape_of, shape.shape))
-    return Question(f"What colour is the {shape.shape}{place}?", shape.colour, "colour")
+    return Question(f"What colour is the {shape.shape}{place}?", shape.colour, "colour", ((number, shape.cell),))
 
 
 def ask_shape(context: Context) -> Question | None:
@@ -104,7 +112,7 @@ def ask_shape(context: Context) -> Question | None:
         return None
     number, shape = context.pick(items)
     place = context.place(number, _is_unique(context, _colour_of, shape.colour))
-    return Question(f"What shape is the {shape.colour} one{place}?", shape.shape, "shape")
+    return Question(f"What shape is the {shape.colour} one{place}?", shape.shape, "shape", ((number, shape.cell),))
 
 
 def ask_where(context: Context) -> Question | None:
@@ -114,7 +122,7 @@ def ask_where(context: Context) -> Question | None:
         return None
     number, shape = context.pick(items)
     place = context.place(number, _is_unique(context, _name_of, shape.name))
-    return Question(f"Where is the {shape.name}{place}?", CELLS[shape.cell], "where")
+    return Question(f"Where is the {shape.name}{place}?", CELLS[shape.cell], "where", ((number, shape.cell),))
 
 
 def ask_count(context: Context) -> Question | None:
@@ -145,7 +153,8 @@ def ask_exists(context: Context) -> Question | None:
     items = [(n, shape) for n, shape in context.items() if everywhere or n == number]
     place = " in any image" if everywhere else context.place(number, unique=False)
     if context.rng.random() < 0.5:
-        return Question(f"Is there a {context.pick(items)[1].name}{place}?", "yes", "exists")
+        number, shape = context.pick(items)
+        return Question(f"Is there a {shape.name}{place}?", "yes", "exists", ((number, shape.cell),))
     here = [shape for _, shape in items]
     absent = [pair for pair in context.pairs if pair not in {shape.pair for shape in here}]
     if context.rng.random() < 0.5:
@@ -171,7 +180,7 @@ def ask_which(context: Context) -> Question | None:
     if not items:
         return None
     number, shape = context.pick(items)
-    return Question(f"Which image has the {shape.name}?", f"image {number}", "which")
+    return Question(f"Which image has the {shape.name}?", f"image {number}", "which", ((number, shape.cell),))
 
 
 def ask_same(context: Context) -> Question | None:
@@ -189,7 +198,7 @@ def ask_same(context: Context) -> Question | None:
         text = f"Is the {a.shape} in image {i} the same colour as the {b.shape} in image {j}?"
     else:
         text = f"Is the {a.colour} one in image {i} the same shape as the {b.colour} one in image {j}?"
-    return Question(text, "yes" if wanted else "no", "same")
+    return Question(text, "yes" if wanted else "no", "same", ((i, a.cell), (j, b.cell)))
 
 
 def _couples(

@@ -1,0 +1,205 @@
+"""How `sdpa.py` cuts a batch into mask-free pieces; computed once a forward pass and shared by all layers.
+
+Shapes: B batch, S sequence, T text tokens of the longest row (compacted), I image tokens likewise, R real tokens
+likewise, G groups (images or units), M tokens of the largest group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from visualchat.attention.kinds import AttentionKind, Modality
+from visualchat.attention.layout import Layout
+
+MASKED_SIDE = 1 << 16
+"""Up to this many query-key pairs a row, one call under a mask beats many mask-free ones."""
+
+
+@dataclass(frozen=True)
+class Compact:
+    """The chosen tokens of each row, moved together.
+
+    Attributes:
+        index: (B, C) positions; beyond a row's own count they point at tokens that were not chosen.
+        valid: (B, C) bool, False at that surplus.
+        everything: Whether all tokens are chosen, so that nothing moves.
+    """
+
+    index: Tensor
+    valid: Tensor
+    everything: bool
+
+    @property
+    def length(self) -> int:
+        return self.index.shape[1]
+
+
+def compact(chosen: Tensor) -> Compact:
+    """Move the True entries (B, S) of each row together, in order."""
+    counts = chosen.sum(1)
+    fewest, most = torch.stack([counts.min(), counts.max()]).tolist()
+    index = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    valid = torch.arange(most, device=chosen.device)[None] < counts[:, None]
+    return Compact(index, valid, everything=fewest == chosen.shape[1])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Queries [start, stop) of a compacted row that all see keys [first, last) of a compacted row."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+Rows = list[list[Piece]]
+"""The pieces of each row, in order; one list stands for all rows where they agree."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Tokens that attend among themselves: flat positions (G, M) in B × S, surplus marked, and what sees what (G, M,
+    M)."""
+
+    index: Tensor
+    valid: Tensor
+    text_mask: Tensor
+    image_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that attention needs to know of a batch beyond queries, keys and values.
+
+    Attributes:
+        image: (B, S) bool, True at real image tokens.
+        text: The text that is both query and key; with joint softmax all real tokens.
+        result: (B, C) bool, which results of those queries count: those of text outside labels.
+        only: Whether every token's result is one of those, so that there is nothing else to fill in.
+        segments: Each packed dialogue's stretch of `text` as a piece on itself; None where a row is one dialogue.
+        images: The image keys; None where there are none or the softmax is joint.
+        views: The images' stretches that each stretch of text sees; None where a mask serves better.
+        view_mask: (B, T, I) bool, that mask; None where pieces serve better.
+        groups: Images or units that attend among themselves; None where there are none.
+    """
+
+    image: Tensor
+    text: Compact
+    result: Tensor
+    only: bool
+    segments: Rows | None
+    images: Compact | None
+    views: Rows | None
+    view_mask: Tensor | None
+    groups: Groups | None
+
+
+@torch.compiler.disable
+def plan(kind: AttentionKind, layout: Layout) -> Plan:
+    """Cut a batch whose queries are its keys; for the image contexts `self`, `image`, `label`, `unit` and `all`,
+    joint."""
+    image = layout.of(Modality.IMAGE)
+    joint = kind.softmax == "joint"
+    text = compact(layout.real() if joint else layout.of(Modality.TEXT))
+    result = text.valid
+    if joint and kind.image_context != "all":
+        result = result & ~image.gather(1, text.index)
+    if kind.uses_units:
+        result = result & ~layout.in_label().gather(1, text.index)
+    segment = layout.segment_ids
+    images = views = view_mask = None
+    if not joint and image.any():
+        images = compact(image)
+        view_mask, views = _views(text, images, segment)
+    return Plan(
+        image=image,
+        text=text,
+        result=result,
+        only=text.everything and bool(result.all()),
+        segments=None if segment is None else _segments(text, segment),
+        images=images,
+        views=views,
+        view_mask=view_mask,
+        groups=_groups(kind, layout) if kind.image_context in ("image", "label", "unit") else None,
+    )
+
+
+def _views(text: Compact, images: Compact, segment: Tensor | None) -> tuple[Tensor | None, Rows | None]:
+    """What text sees of the images before it: a mask (B, T, I) where it is small, else stretches of text and images."""
+    if text.length * images.length <= MASKED_SIDE:
+        mask = (images.index[:, None, :] < text.index[:, :, None]) & images.valid[:, None, :]
+        if segment is not None:
+            own, seen = segment.gather(1, text.index), segment.gather(1, images.index)
+            mask = mask & (own[:, :, None] == seen[:, None, :])
+        return mask, None
+    far = torch.iinfo(torch.long).max
+    image_position = images.index.masked_fill(~images.valid, far)
+    last = torch.searchsorted(image_position, text.index.contiguous())
+    first = torch.zeros_like(last)
+    if segment is not None:  # segments are contiguous: one's images begin where the images before its first token end
+        begin = _first_positions(segment).gather(1, text.index)
+        first = torch.searchsorted(image_position, begin)
+    return None, _runs(first, last, text.valid)
+
+
+def _first_positions(segment: Tensor) -> Tensor:
+    """(B, S): where the segment of each token begins."""
+    position = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
+    begins = torch.ones_like(segment, dtype=torch.bool)
+    begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    return (position * begins).cummax(1).values
+
+
+def _segments(text: Compact, segment: Tensor) -> Rows:
+    """The packed dialogues' stretches of the compacted text."""
+    ids = _first_positions(segment).gather(1, text.index)
+    rows = _runs(ids, ids, text.valid)
+    return [[Piece(p.start, p.stop, p.start, p.stop) for p in row] for row in rows]
+
+
+def _runs(first: Tensor, last: Tensor, valid: Tensor) -> Rows:
+    """Stretches of equal (first, last) in each row of (B, T), as pieces; surplus is left out."""
+    rows: Rows = []
+    length = valid.sum(1).tolist()
+    changed = torch.ones_like(valid)
+    changed[:, 1:] = (first[:, 1:] != first[:, :-1]) | (last[:, 1:] != last[:, :-1])
+    row_of, start_of = (changed & valid).nonzero().unbind(1)
+    starts = torch.stack([row_of, start_of, first[row_of, start_of], last[row_of, start_of]], 1).tolist()
+    for row in range(len(valid)):
+        own = [s[1:] for s in starts if s[0] == row]
+        ends = [s[0] for s in own[1:]] + [length[row]]
+        rows.append([Piece(s, e, a, b) for (s, a, b), e in zip(own, ends, strict=True)])
+    return rows[:1] if all(row == rows[0] for row in rows) else rows
+
+
+def _groups(kind: AttentionKind, layout: Layout) -> Groups | None:
+    """Images (context `image`) or units with the masks of the text and the image side among their own tokens."""
+    ids = layout.unit_ids if kind.uses_units else layout.image_ids
+    assert ids is not None
+    inside = layout.real() & (ids >= 0)
+    if kind.image_context == "image":
+        inside = inside & (layout.modality == Modality.IMAGE)
+    flat = inside.flatten().nonzero().squeeze(1)
+    if not len(flat):
+        return None
+    rows = flat // ids.shape[1]
+    name = ids.flatten()[flat] + rows * (int(ids.max()) + 1)
+    if layout.segment_ids is not None:
+        segments = layout.segment_ids.flatten()[flat]
+        name = name * (int(segments.max()) + 1) + segments
+    order = name.argsort(stable=True)
+    counts = torch.unique_consecutive(name[order], return_counts=True)[1]
+    largest = int(counts.max())
+    slot = torch.arange(largest, device=ids.device)
+    valid = slot[None] < counts[:, None]
+    start = counts.cumsum(0) - counts
+    index = flat[order][(start[:, None] + slot[None]).clamp(max=len(flat) - 1)]
+    text = (layout.modality.flatten()[index] == Modality.TEXT)[:, None, :]
+    both = valid[:, :, None] & valid[:, None, :]
+    before, itself = slot[None, :] <= slot[:, None], slot[None, :] == slot[:, None]
+    own_images = {"image": before | ~before, "label": itself, "unit": before}[kind.image_context]
+    return Groups(index, valid, text_mask=both & before & text, image_mask=both & own_images & ~text)

@@ -1,0 +1,382 @@
+"""A session equals recomputing every round from nothing, does each piece of work once, and survives what goes wrong."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visualchat.chat import session as session_module
+from visualchat.chat.session import ChatSession
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.model import VisualChatForConditionalGeneration
+
+MOST = 12  # tokens of an answer
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+ROUNDS = (
+    ("What are these?", (picture(0), picture(1))),
+    ("Are you sure?", ()),
+    ("And what is this?", (picture(2),)),
+)
+
+
+@pytest.fixture
+def session(model, processor):
+    return ChatSession(model, processor, max_new_tokens=MOST)
+
+
+def talk(session, rounds=ROUNDS):
+    """The pieces of each answer."""
+    return [list(session.ask(question, images)) for question, images in rounds]
+
+
+def state(session):
+    return session.turns, list(session.ids), list(session.modality), session.cache.get_seq_length()
+
+
+def end_at_once(model, eos):
+    """Make the end token the model's best wherever it stands."""
+
+    def prefer_end(head, args, logits):
+        logits[..., eos] = logits.max() + 1
+        return logits
+
+    return model.get_output_embeddings().register_forward_hook(prefer_end)
+
+
+def end_where(model, eos, token):
+    """Make the model end its answer where it would have said `token`."""
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight[[eos, token]] = weight[[token, eos]]
+
+
+def say(model, ids):
+    """Make the model say exactly these tokens next, then go on as it likes."""
+    waiting = list(ids)
+
+    def force(head, args, logits):
+        if waiting:
+            logits = torch.full_like(logits, -1e4)
+            logits[..., waiting.pop(0)] = 0.0
+        return logits
+
+    return model.get_output_embeddings().register_forward_hook(force)
+
+
+def prompt_of(processor, rounds, answers):
+    """Token ids and modality of a whole conversation with an open last turn, by the answers' own tokens."""
+    turns = [Turn.ask(question, images, answer="") for question, images in rounds]
+    encoding = processor.encode(Dialogue((*turns[:-1], replace(turns[-1], answer=None))))
+    ids, modality = encoding.input_ids, encoding.mm_token_type_ids
+    for (start, stop), answer in reversed(list(zip(encoding.answer_spans, answers, strict=True))):
+        ids[start:stop] = answer
+        modality[start:stop] = [0] * len(answer)
+    return ids, modality
+
+
+def recompute(model, processor, rounds, *, cached):
+    """Each answer's tokens, end token included, from the whole conversation and nothing kept between rounds.
+
+    With `cached` by one `generate`, else by a full forward pass a token.
+    """
+    eos = processor.tokenizer.eos_token_id
+    answers = []
+    for k in range(1, len(rounds) + 1):
+        ids, modality = prompt_of(processor, rounds[:k], answers)
+        images = [image for _, images in rounds[:k] for image in images]
+        pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"] if images else None
+        whole = torch.tensor([ids])
+        kinds = torch.tensor([modality])
+        if cached:
+            out = model.generate(
+                input_ids=whole,
+                attention_mask=torch.ones_like(whole),
+                mm_token_type_ids=kinds,
+                pixel_values=pixels,
+                do_sample=False,
+                max_new_tokens=MOST,
+                eos_token_id=eos,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )
+            answer = out[0, len(ids) :].tolist()
+        else:
+            answer = []
+            with torch.no_grad():
+                while len(answer) < MOST and eos not in answer:
+                    said = torch.tensor([answer], dtype=torch.long)
+                    out = model(
+                        input_ids=torch.cat([whole, said], 1),
+                        mm_token_type_ids=torch.cat([kinds, torch.zeros_like(said)], 1),
+                        pixel_values=pixels,
+                        use_cache=False,
+                    )
+                    answer.append(int(out.logits[0, -1].argmax()))
+        answers.append(answer if answer[-1] == eos else [*answer, eos])
+    return answers
+
+
+def assert_equal_to_recomputing(session, pieces, rounds, *, cached):
+    """Streamed text and kept tokens are those of the answers recomputed from nothing."""
+    processor = session.processor
+    answers = recompute(session.model, processor, rounds, cached=cached)
+    texts = [processor.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+    assert ["".join(answer) for answer in pieces] == texts
+    assert [turn.answer for turn in session.turns] == texts
+    ids, modality = prompt_of(processor, (*rounds, ("Next?", ())), answers)
+    assert session.ids == ids[: len(session.ids)]
+    assert session.modality == modality[: len(session.ids)]
+    assert session.ids[-len(answers[-1]) :] == answers[-1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("ending", ["cut", "own"])
+@pytest.mark.parametrize("kind", ["mmca", "causal"])
+def test_a_conversation_equals_recomputing_every_round(backbones, processor, kind, ending, cached):
+    torch.manual_seed(0)
+    model = VisualChatForConditionalGeneration.from_backbones(
+        backbones.vision,
+        backbones.language,
+        attention_kind=kind,
+        image_seq_length=4,
+        vision_feature_select_strategy="default",
+    )
+    eos = processor.tokenizer.eos_token_id
+    if ending == "own":
+        first = recompute(model, processor, ROUNDS[:1], cached=True)[0]
+        end_where(model, eos, first[len(first) // 2])
+    session = ChatSession(model, processor, max_new_tokens=MOST)
+    pieces = talk(session)
+    assert_equal_to_recomputing(session, pieces, ROUNDS, cached=cached)
+    if ending == "own":
+        answers = recompute(model, processor, ROUNDS, cached=True)
+        assert 1 < len(answers[0]) < MOST
+
+
+def test_answers_depend_on_the_images(session):
+    """Else the equality above would say little about images."""
+    first = talk(session)
+    session.reset()
+    other = talk(session, (ROUNDS[0], ROUNDS[1], ("And what is this?", (picture(3),))))
+    assert other[:2] == first[:2]
+    assert other[2] != first[2]
+
+
+def test_said_words_stand_in_the_conversation_as_if_it_had_been_given_whole(session, model, processor):
+    answers = ["Two cats.", "Yes,\nI am sure of it.", "é 猫 🐈 x"]
+    dialogue = []
+    for (question, images), answer in zip(ROUNDS, answers, strict=True):
+        tokens = processor.tokenizer(answer)["input_ids"]
+        session.max_new_tokens = len(tokens) + 1
+        forced = say(model, [*tokens, processor.tokenizer.eos_token_id])
+        assert "".join(session.ask(question, images)) == answer
+        forced.remove()
+        dialogue.append(Turn.ask(question, images, answer))
+    whole = processor.encode(Dialogue(tuple(dialogue)))
+    assert session.ids == whole.input_ids
+    assert session.modality == whole.mm_token_type_ids
+    assert [turn.answer for turn in session.turns] == answers
+    assert [turn.question for turn in session.turns] == [question for question, _ in ROUNDS]
+    assert session.images == 3
+
+
+def test_text_is_streamed_word_by_word(session, model, processor):
+    say(model, [*processor.tokenizer("one two three")["input_ids"], processor.tokenizer.eos_token_id])
+    session.max_new_tokens = 100
+    pieces = [piece for piece in session.ask("Count.") if piece]
+    assert pieces == ["one ", "two ", "three"]
+
+
+@pytest.mark.parametrize("ending", ["cut", "own"])
+def test_each_image_and_each_token_is_computed_once(session, model, processor, ending):
+    if ending == "own":
+        end_where(model, processor.tokenizer.eos_token_id, recompute(model, processor, ROUNDS[:1], cached=True)[0][5])
+    answers = recompute(model, processor, ROUNDS, cached=True)
+    rows, passes = [], []
+    model.vision_tower.register_forward_hook(lambda module, args, out: rows.append(len(args[0])))
+    model.language_model.base_model.register_forward_hook(
+        lambda module, args, kwargs, out: passes.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for k, expected_rows in enumerate(([2], [2], [2, 1])):
+        cached = session.cache.get_seq_length()
+        done = len(passes)
+        list(session.ask(*ROUNDS[k]))
+        assert rows == expected_rows
+        prefill, *steps = passes[done:]
+        assert prefill == len(prompt_of(processor, ROUNDS[: k + 1], answers[:k])[0]) - cached
+        assert steps == [1] * (min(len(answers[k]), MOST) - 1)
+    assert sum(passes) == session.cache.get_seq_length()
+    assert len(session.ids) - sum(passes) in (1, 2)  # the last token said, and the end token after a cut
+
+
+def bad_file(folder):
+    path = folder / "text.png"
+    path.write_text("no picture")
+    return path
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_a_bad_image_leaves_the_session_as_it_was(session, tmp_path, asked_before):
+    expected = talk(session)
+    session.reset()
+    talk(session, ROUNDS[:asked_before])
+    before = state(session)
+    with pytest.raises(ValueError, match=r"text\.png' cannot be read as a picture"):
+        session.ask("What is this?", [picture(0), bad_file(tmp_path)])
+    with pytest.raises(ValueError, match=r"^image 2 cannot be read as a picture"):
+        session.ask("What is this?", [picture(0), b"no picture"])
+    assert state(session) == before
+    assert talk(session, ROUNDS[asked_before:]) == expected[asked_before:]
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_leaves_the_session_as_it_was(session, question):
+    talk(session, ROUNDS[:1])
+    before = state(session)
+    with pytest.raises(ValueError, match="turn 2 has no question"):
+        session.ask(question, [picture(0)])
+    assert state(session) == before
+
+
+def test_a_conversation_too_long_for_the_model_is_refused(session, model):
+    talk(session, ROUNDS[:2])
+    before = state(session)
+    answers = recompute(model, session.processor, ROUNDS[:2], cached=True)
+    needed = len(prompt_of(session.processor, ROUNDS, answers)[0]) + MOST
+    model.config.text_config.max_position_embeddings = needed - 1
+    with pytest.raises(ValueError, match=rf"{needed - MOST} tokens and {MOST} are kept .* the {needed - 1} that"):
+        session.ask(*ROUNDS[2])
+    assert state(session) == before
+    model.config.text_config.max_position_embeddings = needed
+    assert list(session.ask(*ROUNDS[2]))
+    assert len(session.turns) == 3
+
+
+class Patient(session_module._Stopped):
+    """Lets three tokens be said, then waits until the stream is closed."""
+
+    steps = 0
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.steps += 1
+        if self.steps < 3:
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+        assert self.event.wait(60)
+        return super().__call__(input_ids, scores, **kwargs)
+
+
+class Breaking(Patient):
+    """Lets two tokens be said, then fails."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if self.steps == 2:
+            raise RuntimeError("out of memory")
+        return super().__call__(input_ids, scores, **kwargs)
+
+
+class BreakingWhenClosed(Patient):
+    """Fails once the stream is closed."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        if super().__call__(input_ids, scores, **kwargs).any():
+            raise RuntimeError("out of memory")
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def test_closing_the_stream_stops_and_keeps_what_was_said(session, processor, monkeypatch):
+    whole = recompute(session.model, processor, ROUNDS[:1], cached=True)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "_Stopped", Patient)
+        stream = session.ask(*ROUNDS[0])
+        next(stream)
+        stream.close()
+    said = [*whole[:3], processor.tokenizer.eos_token_id]
+    assert session.ids == [*prompt_of(processor, ROUNDS[:1], [])[0], *said]
+    assert session.turns[0].answer == processor.tokenizer.decode(whole[:3])
+    list(session.ask(*ROUNDS[1]))
+    ids, modality = prompt_of(processor, ROUNDS[:2], [said])
+    assert session.ids[: len(ids)] == ids
+    expected = session.model.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        mm_token_type_ids=torch.tensor([modality]),
+        pixel_values=processor.image_processor(images=list(ROUNDS[0][1]), return_tensors="pt")["pixel_values"],
+        do_sample=False,
+        max_new_tokens=MOST,
+    )
+    assert session.ids[: expected.shape[1]] == expected[0].tolist()
+
+
+def test_a_stream_that_was_never_read_counts_for_nothing(session):
+    expected = talk(session)
+    session.reset()
+    before = state(session)
+    session.ask(*ROUNDS[2]).close()
+    assert state(session) == before
+    assert talk(session) == expected
+
+
+def test_a_failure_amid_an_answer_is_raised_and_starts_a_new_conversation(session, monkeypatch):
+    expected = talk(session)
+    session.reset()
+    talk(session, ROUNDS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "_Stopped", Breaking)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(session.ask(*ROUNDS[1]))
+    assert state(session) == ((), [], [], 0)
+    assert talk(session) == expected
+
+
+def test_a_failure_while_the_stream_is_closed_starts_a_new_conversation(session, monkeypatch):
+    expected = talk(session)
+    session.reset()
+    talk(session, ROUNDS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "_Stopped", BreakingWhenClosed)
+        stream = session.ask(*ROUNDS[1])
+        next(stream)
+        stream.close()
+    assert state(session) == ((), [], [], 0)
+    assert talk(session) == expected
+
+
+def test_an_answer_may_be_empty(session, model, processor):
+    ending = end_at_once(model, processor.tokenizer.eos_token_id)
+    pieces = talk(session, ROUNDS[:2])
+    assert ["".join(answer) for answer in pieces] == ["", ""]
+    assert [turn.answer for turn in session.turns] == ["", ""]
+    turns = tuple(Turn.ask(question, images, "") for question, images in ROUNDS[:2])
+    assert session.ids == processor.encode(Dialogue(turns)).input_ids
+    ending.remove()
+    assert "".join(talk(session, ROUNDS[2:])[0])
+    assert len(session.turns) == 3
+
+
+def test_reset_starts_anew(session):
+    first = talk(session)
+    before = state(session)
+    session.reset()
+    assert state(session) == ((), [], [], 0)
+    assert session.images == 0
+    assert talk(session) == first
+    assert state(session)[1:] == before[1:]
+
+
+def test_sampling_follows_the_seed_and_leaves_the_greedy_path(model, processor, session):
+    greedy = talk(session)
+    sampling = ChatSession(model, processor, max_new_tokens=MOST, temperature=5.0)
+    answers = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        sampling.reset()
+        answers.append(talk(sampling))
+    assert answers[0] == answers[1]
+    assert answers[0] != answers[2]
+    assert answers[0] != greedy
