@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(folder: Path, command: str, *arguments: str, typed: str = "") -> str:
@@ -125,6 +128,28 @@ def test_mistakes_are_named(trained, command, arguments, message):
     with pytest.raises(AssertionError) as failure:
         run(folder, command, *smoke, *arguments)
     assert message in str(failure.value)
+
+
+def test_the_readmes_python_answers(trained):
+    folder, _, _ = trained
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len([line for line in example.splitlines() if line and "import" not in line]) <= 10
+    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_notebook_runs(trained, monkeypatch):
+    folder, _, _ = trained
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    cells = json.loads((ROOT / "notebooks" / "tiny_world.ipynb").read_text())["cells"]
+    names: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert not cell["outputs"], "notebooks are kept without outputs"
+            exec("".join(cell["source"]), names)
+    assert names["session"].images == 2
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "chat"])

@@ -156,9 +156,9 @@ def test_the_report_of_a_sweep(tmp_path, capsys, monkeypatch):
     make_sweep(tmp_path)
     report(tmp_path)
     printed = capsys.readouterr().out
-    table = Console(width=300, file=None)
-    with table.capture() as expected:
-        table.print(sweep_table(read_runs(tmp_path)))
+    console = Console(width=300)
+    with console.capture() as expected:
+        console.print(sweep_table(read_runs(tmp_path)))
     assert expected.get() in printed
     assert f"all figures are in {tmp_path}/sweep.csv, the picture in {tmp_path}/sweep.png" in printed
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 4

@@ -62,8 +62,14 @@ Rows = list[list[Piece]]
 
 @dataclass(frozen=True)
 class Groups:
-    """Tokens that attend among themselves: flat positions (G, M) in B × S, surplus marked, and what sees what (G, M,
-    M)."""
+    """Tokens that attend among themselves.
+
+    Attributes:
+        index: (G, M) flat positions in B × S; beyond a group's own size they point anywhere.
+        valid: (G, M) bool, False at that surplus.
+        text_mask: (G, M, M) bool, the text that each token sees.
+        image_mask: (G, M, M) bool, the image tokens that each token sees.
+    """
 
     index: Tensor
     valid: Tensor
@@ -129,7 +135,7 @@ def plan(kind: AttentionKind, layout: Layout) -> Plan:
 
 
 def _views(text: Compact, images: Compact, segment: Tensor | None) -> tuple[Tensor | None, Rows | None]:
-    """What text sees of the images before it: a mask (B, T, I) where it is small, else stretches of text and images."""
+    """The images before each text token: a mask (B, T, I) where it is small, else stretches of text and of images."""
     if text.length * images.length <= MASKED_SIDE:
         mask = (images.index[:, None, :] < text.index[:, :, None]) & images.valid[:, None, :]
         if segment is not None:

@@ -43,13 +43,17 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 
 def sweep_table(runs: Sequence[Run]) -> Table:
-    """One row a run."""
+    """One row a run; a dash where a run has no figure."""
     names = varied(runs)
     table = Table(*names, *SHOWN, title="sweep (exact match in %)")
     for run in runs:
-        cells = [f"{run.metrics[m]:.0f}" if m == "train/seconds" else f"{100 * run.metrics[m]:.1f}" for m in SHOWN]
+        cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in SHOWN]
         table.add_row(*(run.overrides.get(name, "") for name in names), *cells)
     return table
+
+
+def _cell(metric: str, value: float) -> str:
+    return f"{value:.0f}" if metric == "train/seconds" else f"{100 * value:.1f}"
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
@@ -80,7 +84,8 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
         for label, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
         axes.set(xlabel=along)
-        axes.legend()
+        if len(names) > 1:
+            axes.legend()
     else:
         labels = ["\n".join(f"{n}={run.overrides.get(n, '')}" for n in names) for run in runs]
         axes.bar(labels, [100 * run.metrics["exact_match/all"] for run in runs])

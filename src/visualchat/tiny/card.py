@@ -47,10 +47,11 @@ def _introduction(scores: dict[str, Any]) -> list[str]:
         "and no weights of anyone else are used. Weights are stored in float16 and load as float32.",
         f"Made with {versions}.",
         "",
-        "The vision tower learns from drawn scenes of all 30 compositions of colour and shape. The language models never",
-        "meet a picture: they learn from dialogues in words, over all compositions as well. Tuning never sees or names",
-        f"{held_out}. A *folded caption* is a 4x4 grid of word sums laid out like a picture's patches; `unseen`",
-        "dialogues show held-out compositions. A language model's embedding and head are two equal matrices.",
+        "The vision tower learns from drawn scenes of all 30 compositions of colour and shape. The language models",
+        "never meet a picture: they learn from dialogues in words, likewise over all compositions. The `train` split,",
+        f"for later tuning, never shows or names {len(HELD_OUT)} of them ({held_out});",
+        "`unseen` dialogues are about these. A *folded caption* is a 4x4 grid of word sums laid out like a picture's",
+        "patches. A language model's embedding and head are two equal matrices.",
     ]
 
 
@@ -61,8 +62,8 @@ def _recipe(name: str) -> str:
 def _vision_table(scores: dict[str, float]) -> list[str]:
     """What linear readers of the last hidden state get right on new pictures."""
     return [
-        "What linear readers of the last hidden state get right on 2000 new pictures, in percent (colour, shape and cell",
-        "of each patch, count of each picture, presence of each composition):",
+        "What linear readers of the last hidden state get right on 2000 new pictures, in percent (colour, shape and",
+        "cell of each patch, count of each picture, presence of each composition):",
         "",
         *_table(["reader", *scores], [["right", *[_percent(value) for value in scores.values()]]]),
     ]

@@ -20,7 +20,7 @@ SYSTEM = "Answer questions about the images."
 """The system text of every tiny dialogue."""
 
 Split = Literal["train", "validation", "unseen"]
-SPLITS: tuple[str, ...] = get_args(Split)
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 _IMAGE_WEIGHTS = (40, 40, 12, 8)  # how often a dialogue holds 1, 2, 3, 4 images
 _QUESTIONS_BETWEEN = 0.3  # how often images of a dialogue arrive in different rounds
@@ -67,7 +67,7 @@ class Sketch:
         return Dialogue(turns, self.id)
 
 
-class TinyDialogues(Sequence[Dialogue]):
+class TinyDialogues:
     """A map-style data set: item i depends on split, seed and i only.
 
     Splits: "train" shows `SEEN` compositions only, nor do its questions name others; "validation" is the same with

@@ -1,7 +1,7 @@
 """Hints: where some heads of the tiny language models are shown to look while they are young.
 
-Looking things up in context is learnt late and suddenly; a small loss on the attention of four heads brings it about in a
-tenth of the steps, and is then dropped. The first two make an induction head (Olsson et al., arXiv 2209.11895).
+Looking things up in context is learnt late and suddenly; a small loss on the attention of a few heads brings it about
+in a tenth of the steps, and is then dropped. The first two make an induction head (Olsson et al., arXiv 2209.11895).
 
     layer 0, head 0    the previous token                                      strings to copy
     layer 1, head 0    what followed the earlier occurrence of this token      strings to copy
@@ -46,7 +46,7 @@ def copy_hints(length: int, first: int, repeats: Sequence[int], size: int) -> tu
 
 
 def caption_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedTokenizerBase) -> tuple[Hint, ...]:
-    """Hints for a dialogue over captions: words look at their image's number, answers at the words they are read from."""
+    """Hints for a dialogue over captions: words look at their image's number, answers at what they are read from."""
     heading, _, end = encode_text(tokenizer, "### Image 1:\n")
     ids = encoding.input_ids
     numbers = [i + 1 for i in range(len(ids) - 2) if ids[i] == heading and ids[i + 2] == end]

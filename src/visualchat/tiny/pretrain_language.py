@@ -120,7 +120,8 @@ def forward(model: LlamaForCausalLM, batch: Batch, kind: str, noise: float = 0.0
 def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
     """The sums of the embeddings of words [N, W], padding left out, with noise: [N, D]."""
     embedding = model.model.embed_tokens
-    folded = (embedding(words) * (words != model.config.pad_token_id).unsqueeze(-1)).sum(dim=1)
+    known = words.ne(embedding.padding_idx).unsqueeze(-1)
+    folded = (embedding(words) * known).sum(dim=1)
     spread = embedding.weight.detach().square().mean().sqrt()
     return folded + noise * spread * torch.randn_like(folded)
 

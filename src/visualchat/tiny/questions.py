@@ -1,8 +1,8 @@
 """The tiny world's question types: from the scenes of a dialogue so far to a question with one right answer.
 
 Every answer follows from the captions alone. A question about one picture names it ("in image 2") unless only one
-picture was shown yet or its words fit one thing in all pictures so far; a question over all pictures says "any image" or
-"which image".
+picture was shown yet or its words fit one thing in all pictures so far; a question over all pictures says "any image"
+or "which image".
 """
 
 from __future__ import annotations

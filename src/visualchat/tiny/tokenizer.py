@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from visualchat.template import TextSegment
 from visualchat.tiny.dialogues import SPLITS, caption_segments, sketch_dialogue
 from visualchat.tiny.scenes import COLOURS, SHAPES
 
@@ -54,4 +55,5 @@ def _corpus(dialogues: int) -> Iterator[str]:
         yield from (word, f" {word}") * 10
     yield from [FILLER_WORD] * 10
     for index in range(dialogues):
-        yield from (segment.text for segment in caption_segments(sketch_dialogue(SPLITS[index % 3], -1, index)))
+        segments = caption_segments(sketch_dialogue(SPLITS[index % 3], -1, index))
+        yield from (segment.text for segment in segments if isinstance(segment, TextSegment))

@@ -1,0 +1,216 @@
+"""The terminal, driven with typed lines and a session that answers what it is told to."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from visualchat.chat.session import ChatSession
+from visualchat.cli.chat import HELP, Terminal, picture_in_blocks
+from visualchat.tiny.scenes import draw, random_scene
+
+
+class Keyboard(Console):
+    """A console whose input is typed beforehand; an exception among the lines is raised, then the input ends."""
+
+    def __init__(self, *lines):
+        super().__init__(file=io.StringIO(), width=200)
+        self.lines = iter([*lines, EOFError()])
+
+    def input(self, prompt="", **keywords):
+        line = next(self.lines)
+        if not isinstance(line, str):
+            raise line
+        self.print(f"you> {line}", markup=False)
+        return line
+
+
+class Echo:
+    """Stands in for a session: keeps what is asked and answers in the given pieces."""
+
+    def __init__(self, *pieces):
+        self.pieces = pieces or ("It is ", "a cat.")
+        self.asked, self.closed, self.images = [], 0, 0
+
+    def ask(self, question, images=()):
+        if question == "refuse":
+            raise ValueError("the conversation has [red] :cat: too many tokens")
+        self.asked.append((question, list(images)))
+        self.images += len(images)
+        return self.answer()
+
+    def answer(self):
+        try:
+            for piece in self.pieces:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            self.closed += 1
+
+    def reset(self):
+        self.asked.append("reset")
+        self.images = 0
+
+
+def run(*lines, session=None):
+    """What stands on the screen after these lines, and the session."""
+    session = session or Echo()
+    console = Keyboard(*lines)
+    Terminal(session, console).run()
+    return console.file.getvalue(), session
+
+
+def picture(seed=0, width=16, height=16):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_question_is_answered():
+    screen, session = run("What is it?")
+    assert session.asked == [("What is it?", [])]
+    assert screen == f"{HELP}\nyou> What is it?\nIt is a cat.\n"
+    assert session.closed == 1
+
+
+def test_blank_lines_ask_nothing_and_spaces_around_a_line_do_not_count():
+    _, session = run("", "   ", "  What is it? ")
+    assert session.asked == [("What is it?", [])]
+
+
+def test_an_answer_is_printed_as_it_is():
+    """No markup, no emoji codes, no line breaks of the console's own."""
+    pieces = ("[bold]x[/bold] ", ":cat: ", "a\n", "\n", "https://example.org ", "y" * 300, " 1 'b' [/nothing]", "")
+    screen, _ = run("Say it.", session=Echo(*pieces))
+    assert screen.endswith(f"you> Say it.\n{''.join(pieces)}\n")
+
+
+def test_images_go_with_the_next_question_only(tmp_path):
+    paths = []
+    for seed in range(3):
+        paths.append(tmp_path / f"my picture {seed}.png")
+        picture(seed).save(paths[-1])
+    screen, session = run(
+        f"/image {paths[0]}", f"/image   {paths[1]} ", "Which?", "Sure?", f"/image {paths[2]}", "And this?"
+    )
+    asked = [(question, [image.tobytes() for image in images]) for question, images in session.asked]
+    pixels = [picture(seed).tobytes() for seed in range(3)]
+    assert asked == [("Which?", pixels[:2]), ("Sure?", []), ("And this?", pixels[2:])]
+    for number in (1, 2, 3):
+        assert screen.count(f"Image {number} goes with your next question.") == 1
+
+
+def test_home_is_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    picture().save(tmp_path / "a.png")
+    _, session = run("/image ~/a.png", "What is it?")
+    assert [image.tobytes() for image in session.asked[0][1]] == [picture().tobytes()]
+
+
+def test_what_cannot_be_read_is_told_and_nothing_is_sent(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    missing = tmp_path / "no [red] :cat: here.png"
+    screen, session = run(
+        f"/image {missing}", f"/image {tmp_path / 'text.png'}", "/image ~nobody.at.all/a.png", "Hello."
+    )
+    assert f"image file '{missing}' cannot be read as a picture: it does not exist or is not a file\n" in screen
+    assert f"image file '{tmp_path / 'text.png'}' cannot be read as a picture: cannot identify image file" in screen
+    assert "~nobody.at.all/a.png: Could not determine home directory" in screen
+    assert "next question" not in screen.replace(HELP, "")
+    assert session.asked == [("Hello.", [])]
+
+
+def test_a_refused_question_is_told_and_keeps_its_images():
+    screen, session = run("/draw 3", "refuse", "What is it?")
+    assert "you> refuse\nthe conversation has [red] :cat: too many tokens\n" in screen
+    assert [image.tobytes() for image in session.asked[0][1]] == [draw(random_scene(3)).tobytes()]
+
+
+def test_draw_draws_by_seed_and_fresh_ones_else():
+    _, session = run("/draw 7", "a", "/draw 7", "b", "/draw", "/draw", "c")
+    drawn = [[image.tobytes() for image in images] for _, images in session.asked]
+    assert drawn[0] == drawn[1] == [draw(random_scene(7)).tobytes()]
+    assert len({*drawn[0], *drawn[2]}) == 3
+
+
+@pytest.mark.parametrize("line", ["/help", "/", "/image", "/image  ", "/draw x", "/draw -1", "/reset now", "/Quit"])
+def test_any_other_command_shows_the_help(line):
+    screen, session = run(line)
+    assert screen.count(HELP) == 2
+    assert session.asked == []
+
+
+def test_the_help_names_every_command():
+    assert [line.split()[0] for line in HELP.splitlines()[1:]] == ["/image", "/draw", "/reset", "/quit"]
+    assert "[SEED]" in run()[0]
+
+
+def test_reset_forgets_the_conversation_and_the_waiting_images():
+    screen, session = run("/draw", "a", "/draw", "/reset", "b", "/draw", "c")
+    assert [asked if asked == "reset" else (asked[0], len(asked[1])) for asked in session.asked] == [
+        ("a", 1),
+        "reset",
+        ("b", 0),
+        ("c", 1),
+    ]
+    assert screen.count("Image 1 goes with your next question.") == 2
+    assert "A new conversation.\n" in screen
+
+
+@pytest.mark.parametrize("end", ["/quit", EOFError(), KeyboardInterrupt()])
+def test_ways_to_leave(end):
+    _, session = run("a", end, "b")
+    assert session.asked == [("a", [])]
+
+
+def test_ctrl_c_cuts_an_answer_short_and_the_chat_goes_on():
+    screen, session = run("a", "b", session=Echo("It is ", KeyboardInterrupt(), "never said"))
+    assert screen == f"{HELP}\nyou> a\nIt is \nyou> b\nIt is \n"
+    assert session.closed == 2
+
+
+class Interrupting(Keyboard):
+    """Ctrl-C while the first piece of the first answer is printed."""
+
+    interrupted = False
+
+    def out(self, *objects, **keywords):
+        super().out(*objects, **keywords)
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_real_session_keeps_the_round(model, processor):
+    session = ChatSession(model, processor, max_new_tokens=20)
+    Terminal(session, Interrupting("What is it?", "/draw", "And this?")).run()
+    assert [(turn.question, len(turn.images)) for turn in session.turns] == [("What is it?", 0), ("And this?", 1)]
+
+
+def test_a_real_session_on_the_screen(model, processor):
+    session = ChatSession(model, processor, max_new_tokens=8)
+    console = Keyboard("/draw 1", "What is it?", "Sure?")
+    Terminal(session, console).run()
+    first, second = (turn.answer for turn in session.turns)
+    screen = console.file.getvalue()
+    assert f"you> What is it?\n{first}\nyou> Sure?\n{second}\n" in screen
+    assert len(session.turns[0].images) == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "lines"),
+    [(64, 64, 16), (64, 32, 8), (32, 64, 32), (1000, 1, 1), (100, 99, 16), (99, 100, 16)],
+)
+def test_a_picture_is_drawn_in_blocks_of_two_pixels(width, height, lines):
+    text = picture_in_blocks(picture(0, width, height))
+    assert text.plain == ("▀" * 32 + "\n") * lines
+
+
+def test_blocks_have_the_colours_of_the_pixels():
+    image = picture(0, 4, 6)
+    text = picture_in_blocks(image, columns=4)
+    assert text.plain == "▀▀▀▀\n" * 3
+    found = [(tuple(span.style.color.triplet), tuple(span.style.bgcolor.triplet)) for span in text.spans]
+    expected = [(image.getpixel((x, y)), image.getpixel((x, y + 1))) for y in (0, 2, 4) for x in range(4)]
+    assert found == expected
