@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from visualchat.dialogue import Caption, Dialogue, Turn
 from visualchat.template import PAPER_SYSTEM, ImageSegment, TextSegment, render
@@ -277,3 +278,9 @@ def test_images_and_labels_are_numbered_through(seed):
     shown = sum(not isinstance(item, str) for turn in dialogue.turns for item in turn.content)
     labels = [s.text.rpartition("### Image ")[2] for s in segments if isinstance(s, TextSegment) and "Image" in s.text]
     assert labels == [f"{number}:\n" for number in range(1, shown + 1)]
+
+
+def test_blank_text_before_the_first_word_is_no_word():
+    image = Image.new("RGB", (2, 2))
+    blank = Dialogue((Turn(("", image, "\n", image, "Which?")),))
+    assert render(blank) == render(Dialogue((Turn((image, image, "Which?")),)))

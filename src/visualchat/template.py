@@ -63,6 +63,8 @@ def render(dialogue: Dialogue, system: str = PAPER_SYSTEM) -> tuple[Segment, ...
         opened = False  # whether an image of this turn stands right before
         for item in turn.content:
             if isinstance(item, str):
+                if not asked and not item.strip():
+                    continue  # blank text before the first word, as message formats bring it
                 if not asked:
                     text += "\n\n### Question:\n" if opened else "### Question:\n"
                 elif opened:

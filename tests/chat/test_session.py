@@ -380,3 +380,27 @@ def test_sampling_follows_the_seed_and_leaves_the_greedy_path(model, processor, 
     assert answers[0] == answers[1]
     assert answers[0] != answers[2]
     assert answers[0] != greedy
+
+
+def test_a_new_question_cuts_an_unread_answer_short(session):
+    first = session.ask(*ROUNDS[0])
+    next(first)
+    answer = "".join(session.ask(*ROUNDS[1]))
+    assert list(first) == []
+    assert [turn.question for turn in session.turns] == [ROUNDS[0][0], ROUNDS[1][0]]
+    assert session.turns[1].answer == answer
+
+
+def test_a_question_whose_answer_nobody_reads_does_not_count(session):
+    unread = session.ask(*ROUNDS[0])
+    list(session.ask(*ROUNDS[1]))
+    assert list(unread) == []
+    assert [turn.question for turn in session.turns] == [ROUNDS[1][0]]
+
+
+def test_reset_forgets_an_answer_that_is_still_streaming(session):
+    stream = session.ask(*ROUNDS[0])
+    next(stream)
+    session.reset()
+    assert list(stream) == []
+    assert state(session) == ((), [], [], 0)

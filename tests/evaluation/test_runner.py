@@ -90,3 +90,9 @@ def test_parts_together_and_each(monkeypatch):
     assert asked == [
         ("model", "processor", {"blind": True, "batch_size": 7, "description": f"x, {name}"}) for name in parts
     ]
+
+
+def test_a_part_without_an_answer_that_counts_is_named(model, processor):
+    listing = Dialogue((Turn.ask("What is there?", [], "things", kind="describe"),))
+    with pytest.raises(ValueError, match=r"part 'seen' of the evaluation has no answer .* \(apart: \['describe'\]\)"):
+        evaluate_parts(model, processor, {"seen": [listing]}, apart=["describe"])

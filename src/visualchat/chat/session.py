@@ -40,10 +40,21 @@ class ChatSession:
     ) -> None:
         self.model, self.processor = model.eval(), processor
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.reset()
+        self._open: Generator[str, None, None] | None = None
+        self._forget()
 
     def reset(self) -> None:
-        """Start anew."""
+        """Start anew; an answer that is still streaming is cut short."""
+        self._close()
+        self._forget()
+
+    def _close(self) -> None:
+        """Cut an answer short that nobody read to its end."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _forget(self) -> None:
         self.turns: tuple[Turn, ...] = ()
         self.ids: list[int] = []
         self.modality: list[int] = []
@@ -57,10 +68,13 @@ class ChatSession:
     def ask(self, question: str, images: Sequence[ImageInput] = ()) -> Generator[str, None, None]:
         """Send a round and stream the answer in pieces; the round counts once the stream is read to its end or closed.
 
+        An earlier answer that is still streaming is cut short first.
+
         Raises:
             ValueError: An image cannot be read, the question is empty, or the conversation would outgrow the model.
                 Nothing is sent then.
         """
+        self._close()
         turn = Turn.ask(question, [decode_image(image, f"image {n}") for n, image in enumerate(images, start=1)])
         ids, modality, pixel_values = self._encode(turn)
         limit = self.model.config.text_config.max_position_embeddings
@@ -69,7 +83,8 @@ class ChatSession:
                 f"the conversation has {len(ids)} tokens and {self.max_new_tokens} are kept for the answer: more than "
                 f"the {limit} that the model can hold; start a new one"
             )
-        return self._stream(turn, ids, modality, pixel_values)
+        self._open = self._stream(turn, ids, modality, pixel_values)
+        return self._open
 
     def _encode(self, turn: Turn) -> tuple[list[int], list[int], torch.Tensor | None]:
         """Token ids and modality of the whole conversation with this turn open, and the turn's images."""
@@ -101,18 +116,15 @@ class ChatSession:
 
         worker = threading.Thread(target=generate, daemon=True)
         worker.start()
-        pieces: list[str] = []
         try:
-            for piece in streamer:
-                pieces.append(piece)
-                yield piece
+            yield from streamer
         finally:
             stop.set()
             worker.join()
             if "ids" in result:
                 self._close_turn(turn, result["ids"], modality)
             else:
-                self.reset()  # the cache may hold half a round
+                self._forget()  # the cache may hold half a round
         if "error" in result:
             raise result["error"]
 

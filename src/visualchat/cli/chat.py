@@ -29,7 +29,9 @@ HELP = """Type a question, or:
 
 def picture_in_blocks(image: Image.Image, columns: int = 32) -> Text:
     """A picture for the terminal, two pixels a character."""
-    rows = max(2, round(columns * image.height / image.width) // 2 * 2)
+    most = 2 * columns  # rows of the tallest picture: a taller one gets narrower
+    columns = min(columns, max(1, most * image.width // image.height))
+    rows = min(most, max(2, round(columns * image.height / image.width) // 2 * 2))
     pixels = image.resize((columns, rows)).load()
     assert pixels is not None
     text = Text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from visualchat.dialogue import Dialogue
+from visualchat.dialogue import Caption, Content, Dialogue
 from visualchat.images import decode_image
 
 
@@ -95,12 +95,11 @@ def samples_page(title: str, dialogues: Sequence[Dialogue], answers: Sequence[Se
     for dialogue, given in zip(dialogues, answers, strict=True):
         parts, number = [f"<section><p class=kind>{html.escape(dialogue.id)}</p>"], 0
         for turn, answer in zip(dialogue.turns, given, strict=True):
-            for image in turn.images:
+            for item in turn.content:
+                if isinstance(item, str):
+                    continue
                 number += 1
-                buffer = io.BytesIO()
-                decode_image(image).save(buffer, "PNG")
-                data = base64.b64encode(buffer.getvalue()).decode()
-                parts.append(f'<img src="data:image/png;base64,{data}" alt="Image {number}" title="Image {number}">')
+                parts.append(_shown(item, f"Image {number}"))
             kind = f" <span class=kind>{html.escape(turn.kind)}</span>" if turn.kind else ""
             parts.append(f"<p><span class=label>Question:</span> {html.escape(turn.question)}{kind}</p>")
             right = answer == turn.answer
@@ -114,3 +113,14 @@ def samples_page(title: str, dialogues: Sequence[Dialogue], answers: Sequence[Se
     return f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>" + "\n".join(
         sections
     )
+
+
+def _shown(item: Content, label: str) -> str:
+    """HTML of a picture, or of the words that stand for it."""
+    if isinstance(item, str | Caption):
+        text = item if isinstance(item, str) else item.text
+        return f"<p><span class=label>{label}:</span> <i>{html.escape(text)}</i></p>"
+    buffer = io.BytesIO()
+    decode_image(item).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{label}" title="{label}">'

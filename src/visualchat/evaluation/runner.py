@@ -33,11 +33,17 @@ def evaluate_parts(
         blind: Whether to leave the images out.
         batch_size: Dialogues at a time.
         description: Stands beside the progress bar.
+
+    Raises:
+        ValueError: A part holds no answer that counts.
     """
     outcomes = {
         name: evaluate(model, processor, part, blind=blind, batch_size=batch_size, description=f"{description}, {name}")
         for name, part in parts.items()
     }
+    for name, part in outcomes.items():
+        if all(outcome.kind in apart for outcome in part):
+            raise ValueError(f"part {name!r} of the evaluation has no answer of a kind that counts (apart: {[*apart]})")
     metrics = summarise([o for part in outcomes.values() for o in part], apart)
     for name, part in outcomes.items():
         metrics |= prefixed(name, {"exact_match/all": summarise(part, apart)["exact_match/all"]})
