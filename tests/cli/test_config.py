@@ -47,7 +47,7 @@ def test_the_one_asked_for(work):
 @pytest.mark.parametrize("folder", ["missing", "empty", ""])
 def test_a_folder_without_a_model_is_named(work, folder):
     (work / "empty").mkdir()
-    with pytest.raises(ValueError, match=rf"^model={folder}: no saved model there \(config\.json is missing\)$"):
+    with pytest.raises(ValueError, match=rf"^folder={folder}: no saved model there \(config\.json is missing\)$"):
         saved_model(folder)
 
 
@@ -55,7 +55,7 @@ def test_a_folder_without_a_model_is_named(work, folder):
 def test_without_any_model_the_way_out_is_told(work, folders):
     for folder in folders:
         (work / folder).mkdir(parents=True)
-    expected = r"^no saved model under outputs/: train one first \(visualchat-train\), or name one with model=$"
+    expected = r"^no saved model under outputs/: train one first \(visualchat-train\), or name one with folder=$"
     with pytest.raises(ValueError, match=expected):
         saved_model(None)
 

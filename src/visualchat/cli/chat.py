@@ -121,7 +121,7 @@ class Terminal:
 def main(config: DictConfig) -> None:
     """The command."""
     quieten()
-    folder = saved_model(config.model)
+    folder = saved_model(config.folder)
     model = VisualChatForConditionalGeneration.from_pretrained(folder)
     processor = VisualChatProcessor.from_pretrained(folder)
     session = ChatSession(model, processor, max_new_tokens=config.max_new_tokens, temperature=config.temperature)

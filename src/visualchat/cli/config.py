@@ -33,11 +33,11 @@ def saved_model(folder: str | None) -> Path:
     """
     if folder is not None:
         if not (Path(folder) / "config.json").is_file():
-            raise ValueError(f"model={folder}: no saved model there (config.json is missing)")
+            raise ValueError(f"folder={folder}: no saved model there (config.json is missing)")
         return Path(folder)
     configs = sorted(OUTPUTS.glob("**/model/config.json"), key=lambda path: path.stat().st_mtime)
     if not configs:
         raise ValueError(
-            f"no saved model under {OUTPUTS}/: train one first (visualchat-train), or name one with model="
+            f"no saved model under {OUTPUTS}/: train one first (visualchat-train), or name one with folder="
         )
     return configs[-1].parent

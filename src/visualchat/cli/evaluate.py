@@ -21,7 +21,7 @@ from visualchat.model import VisualChatForConditionalGeneration, VisualChatProce
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     """Score a saved model; `metrics.json` and `samples.html` go into the folder `run`."""
     quieten()
-    folder = saved_model(config.model)
+    folder = saved_model(config.folder)
     model = VisualChatForConditionalGeneration.from_pretrained(folder)
     processor = VisualChatProcessor.from_pretrained(folder)
     settings = config.evaluation

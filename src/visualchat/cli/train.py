@@ -112,7 +112,7 @@ def _say_what_is_where(run: Path, seconds: float) -> None:
         ("model/", "the model; chat with it: make chat, or"),
     ):
         console.print(f"  {name:13} {what}", highlight=False)
-    console.print(f"                visualchat-chat model={folder}/model", highlight=False)
+    console.print(f"                visualchat-chat folder={folder}/model", highlight=False)
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
