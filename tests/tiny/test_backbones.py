@@ -34,8 +34,12 @@ def test_language_models_answer_from_captions(name):
     tokenizer = AutoTokenizer.from_pretrained(BACKBONES / name)
     assert model.dtype == torch.float32
     assert len(tokenizer) == model.config.vocab_size
-    assert score_language(model, tokenizer, "text", "causal", dialogues=60)["all"]["exact"] > 0.95
-    assert score_language(model, tokenizer, "text", "causal", split="unseen", dialogues=60)["all"]["exact"] > 0.95
+    recorded = json.loads((BACKBONES / SCORES).read_text())[name]["scores"]
+    for split in ("validation", "unseen"):
+        found = score_language(model, tokenizer, "text", "causal", split)["all"]["exact"]
+        assert found > 0.95
+        # Another machine's sums may tip an answer or two of about 1200.
+        assert found == pytest.approx(recorded[f"text, causal, {split}"]["all"]["exact"], abs=0.005)
 
 
 def test_mixed_model_answers_from_folded_captions_with_mmca():
@@ -60,7 +64,7 @@ def test_generation_stops_at_the_end_token():
     model = AutoModelForCausalLM.from_pretrained(BACKBONES / "language_causal").eval()
     tokenizer = AutoTokenizer.from_pretrained(BACKBONES / "language_causal")
     prompt = (
-        "<s>Answer questions about the images.\n\n### Image 1:\na red circle at the top left\n\n"
+        "<s>Answer questions about the images.\n\n### Image 1:\na red circle top-left\n\n"
         "### Question:\nWhat colour is the circle?\n\n### Answer:\n"
     )
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]

@@ -20,7 +20,7 @@ EVERY = [sketch for sketches in SKETCHES.values() for sketch in sketches]
 def read_captions(captions):
     """(image, colour, shape, place) of everything that the captions name."""
     return [
-        (number, *re.fullmatch(r"a (\w+) (\w+) at the (\w+ \w+)", part).groups())
+        (number, *re.fullmatch(r"a (\w+) (\w+) ([\w-]+)", part).groups())
         for number, caption in enumerate(captions, start=1)
         for part in caption.split(", ")
     ]

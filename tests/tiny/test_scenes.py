@@ -32,7 +32,7 @@ def test_compositions_split_into_seen_and_held_out():
 
 def test_caption_is_in_raster_order():
     scene = Scene((Shape("red", "circle", 0), Shape("blue", "square", 3)))
-    assert scene.caption == "a red circle at the top left, a blue square at the bottom right"
+    assert scene.caption == "a red circle top-left, a blue square bottom-right"
 
 
 @pytest.mark.parametrize("cells", [(), (1, 0), (2, 2), (4,)])

@@ -51,7 +51,9 @@ def _introduction(scores: dict[str, Any]) -> list[str]:
         "never meet a picture: they learn from dialogues in words, likewise over all compositions. The `train` split,",
         f"for later tuning, never shows or names {len(HELD_OUT)} of them ({held_out});",
         "`unseen` dialogues are about these. A *folded caption* is a 4x4 grid of word sums laid out like a picture's",
-        "patches. A language model's embedding and head are two equal matrices.",
+        "patches. Early in their training a small loss tells a few heads of the language models where to look",
+        "(`hints.py`). A language model's embedding and head are two equal matrices. Comparisons of two images",
+        "(`same`) are not mastered: see the tables.",
     ]
 
 

@@ -5,9 +5,11 @@ in a tenth of the steps, and is then dropped. The first two make an induction he
 
     layer 0, head 0    the previous token                                      strings to copy
     layer 1, head 0    what followed the earlier occurrence of this token      strings to copy
-    layer 0, head 1    from a caption's words to the number of their image     dialogues
-    layer 2, head 0    from an answer to the words it is read from             dialogues
-    layer 2, head 1    likewise, to the second thing of a comparison           dialogues
+    layer 0, head 1    from what shows a shape to the number of its image      dialogues, causal attention
+    layer 1, head 1    from the words of a place to the shape that is there    captions
+    layer 2, head 0    from an answer to what shows the shape in question      dialogues, causal attention;
+                       of two shapes compared, from the number of each image
+    layer 3, head 0    from the answer of a comparison to those two numbers    dialogues, causal attention
 """
 
 from __future__ import annotations
@@ -19,52 +21,89 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from visualchat.encoding import Encoding, encode_text
+from visualchat.encoding import Encoding, Modality, encode_text
 from visualchat.tiny.dialogues import Sketch
-from visualchat.tiny.scenes import CELLS
+from visualchat.tiny.pretrain_vision import CELL_OF_PATCH, PATCHES
+from visualchat.tiny.questions import Question
+from visualchat.tiny.scenes import Scene
 
-PREVIOUS, FOLLOWING, NUMBER = (0, 0), (1, 0), (0, 1)
-ABOUT = ((2, 0), (2, 1))
-"""Layer and head of each hint; the names are those of the table above, from top to bottom."""
+PREVIOUS, FOLLOWING, NUMBER, PLACE, ABOUT, BOTH = (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0)
+"""Layer and head of each hint, in the table's order."""
+
+_PHRASE = 4  # tokens of "a red circle top-left"; a comma follows
 
 
 class Hint(NamedTuple):
-    """The head `where` (layer, head) should look from position `query` at positions [start, stop)."""
+    """The head `where` (layer, head) should look from position `query` at the positions `keys`."""
 
     where: tuple[int, int]
     query: int
-    start: int
-    stop: int
+    keys: tuple[int, ...]
 
 
 def copy_hints(length: int, first: int, repeats: Sequence[int], size: int) -> tuple[Hint, ...]:
     """Hints for a string of `size` tokens that stands at `first` and returns at each of `repeats`."""
-    hints = [Hint(PREVIOUS, query, query - 1, query) for query in range(1, length)]
+    hints = [Hint(PREVIOUS, query, (query - 1,)) for query in range(1, length)]
     for repeat in repeats:
-        hints += [Hint(FOLLOWING, repeat + k, first + k + 1, first + k + 2) for k in range(size - 1)]
+        hints += [Hint(FOLLOWING, repeat + k, (first + k + 1,)) for k in range(size - 1)]
     return tuple(hints)
 
 
-def caption_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedTokenizerBase) -> tuple[Hint, ...]:
-    """Hints for a dialogue over captions: words look at their image's number, answers at what they are read from."""
+def dialogue_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedTokenizerBase) -> tuple[Hint, ...]:
+    """Hints for a dialogue over captions or folded captions."""
     heading, _, end = encode_text(tokenizer, "### Image 1:\n")
     ids = encoding.input_ids
     numbers = [i + 1 for i in range(len(ids) - 2) if ids[i] == heading and ids[i + 2] == end]
+    folded = Modality.IMAGE in encoding.mm_token_type_ids
     hints: list[Hint] = []
-    words: dict[tuple[int, int], tuple[int, int]] = {}  # image number and cell -> the words of what stands there
+    shown: dict[tuple[int, int], tuple[int, ...]] = {}  # image number and cell -> the positions of what stands there
     for image, (scene, number) in enumerate(zip(sketch.scenes, numbers, strict=True), start=1):
-        start = number + 2
-        for shape in scene.shapes:
-            stop = start + len(encode_text(tokenizer, f" a {shape.name} at the {CELLS[shape.cell]}"))
-            words[image, shape.cell] = (start, stop)
-            hints += [Hint(NUMBER, query, number, number + 1) for query in range(start, stop)]
-            start = stop + 1  # the comma
+        for cell, keys in (_patches if folded else _words)(scene, number + 2).items():
+            shown[image, cell] = keys
+            hints += [Hint(NUMBER, query, (number,)) for query in keys]
+            hints += [] if folded else [Hint(PLACE, query, (keys[2],)) for query in keys[3:]]
     for turn, (start, stop) in zip(sketch.rounds, encoding.answer_spans, strict=True):
-        # a token is predicted from the one before; of the end token, and of long answers' later words, nothing is said
-        queries = range(start - 1, stop - 2) if turn.question.kind in ("which", "where") else (start - 1,)
-        for where, thing in zip(ABOUT, turn.question.about, strict=False):
-            hints += [Hint(where, query, *words[thing]) for query in queries]
+        question = turn.question
+        if question.kind == "same":
+            mentioned = _numbers_of(question, start, tokenizer)
+            things = [shown[thing] if folded else _telling(question, shown[thing]) for thing in question.about]
+            hints += [Hint(ABOUT, query, keys) for query, keys in zip(mentioned, things, strict=True)]
+            hints.append(Hint(BOTH, start - 1, mentioned))
+        elif question.about:
+            keys = shown[question.about[0]]
+            # A token is predicted from the one before. The first one is in question, of a place or "image k" both.
+            for step in range(min(stop - start - 1, 2)):
+                hints.append(Hint(ABOUT, start - 1 + step, keys if folded else _telling(question, keys)))
     return tuple(hints)
+
+
+def _numbers_of(question: Question, answer: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The positions of the image numbers that a question names, given where its answer begins."""
+    ids = encode_text(tokenizer, question.text)
+    start = answer - len(encode_text(tokenizer, "\n\n### Answer:\n")) - len(ids)
+    numbers = {encode_text(tokenizer, f" {number}")[0] for number in range(1, 5)}
+    return tuple(start + offset for offset, token in enumerate(ids) if token in numbers)
+
+
+def _words(scene: Scene, start: int) -> dict[int, tuple[int, ...]]:
+    """The positions of each shape's words, " a red circle top-left", in a caption that begins at `start`."""
+    return {
+        shape.cell: tuple(range(start + number * (_PHRASE + 1), start + number * (_PHRASE + 1) + _PHRASE))
+        for number, shape in enumerate(scene.shapes)
+    }
+
+
+def _patches(scene: Scene, start: int) -> dict[int, tuple[int, ...]]:
+    """The positions of the patches of each filled cell of a folded caption that begins at `start`."""
+    return {
+        shape.cell: tuple(start + patch for patch in range(PATCHES) if CELL_OF_PATCH[patch] == shape.cell)
+        for shape in scene.shapes
+    }
+
+
+def _telling(question: Question, words: tuple[int, ...]) -> tuple[int, ...]:
+    """Which word of "a red circle top-left" tells the answer: it can know only what stands before it."""
+    return (words[3],) if question.kind == "where" else (words[2],)
 
 
 def hint_loss(attentions: Sequence[Tensor], hints: Sequence[Sequence[Hint]]) -> Tensor:
@@ -76,15 +115,10 @@ def hint_loss(attentions: Sequence[Tensor], hints: Sequence[Sequence[Hint]]) -> 
     """
     losses = []
     for layer, head in sorted({hint.where for row in hints for hint in row}):
-        found = [
-            (row, hint.query, hint.start, hint.stop)
-            for row, of_row in enumerate(hints)
-            for hint in of_row
-            if hint.where == (layer, head)
-        ]
-        rows, queries, starts, stops = torch.tensor(found).T
+        found = [(row, hint) for row, of_row in enumerate(hints) for hint in of_row if hint.where == (layer, head)]
+        rows, queries = torch.tensor([(row, hint.query) for row, hint in found]).T
         paid = attentions[layer][rows, head, queries]  # (hints, S)
-        position = torch.arange(paid.shape[1])
-        inside = (position >= starts[:, None]) & (position < stops[:, None])
-        losses.append(-((paid * inside).sum(-1) + 1e-6).log().mean())
+        pairs = torch.tensor([(number, key) for number, (_, hint) in enumerate(found) for key in hint.keys]).T
+        looked = torch.zeros(len(found)).index_add(0, pairs[0], paid[pairs[0], pairs[1]])
+        losses.append(-(looked + 1e-6).log().mean())
     return torch.stack(losses).mean()

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from visualchat.encoding import IGNORE_INDEX, Encoding, Modality, encode_segments, encode_text
 from visualchat.template import render
 from visualchat.tiny.dialogues import SYSTEM, Sketch, caption_segments
-from visualchat.tiny.hints import Hint, caption_hints, copy_hints
+from visualchat.tiny.hints import Hint, copy_hints, dialogue_hints
 from visualchat.tiny.pretrain_vision import CELL_OF_PATCH, PATCHES
 from visualchat.tiny.scenes import CELLS, Scene
 from visualchat.tiny.tokenizer import FILLER_WORD
@@ -28,7 +28,7 @@ from visualchat.tiny.tokenizer import FILLER_WORD
 Form = Literal["text", "folded"]
 """How pictures enter a prompt: as their captions, or as folded captions."""
 
-WORDS = 4  # colour, shape, row and column
+WORDS = 3  # colour, shape and place
 _DROPPED = 0.15  # how often a covered patch is left empty, as where a shape hardly touches it
 
 
@@ -41,14 +41,14 @@ class Item:
         words: The words of each image token, `WORDS` ids each, padded with the padding token.
         kinds: The question type of each answer span.
         images: Number of images of the dialogue.
-        hints: Where heads may be shown to look; for captions only.
+        hints: Where heads may be shown to look under causal attention.
     """
 
     encoding: Encoding
     words: tuple[tuple[int, ...], ...]
     kinds: tuple[str, ...]
     images: int
-    hints: tuple[Hint, ...] = ()
+    hints: tuple[Hint, ...]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def encode_sketch(sketch: Sketch, tokenizer: PreTrainedTokenizerBase, form: Form
     if form == "folded":
         for scene in sketch.scenes:
             words += fold(scene, tokenizer, rng)
-    hints = caption_hints(sketch, encoding, tokenizer) if form == "text" else ()
-    return Item(encoding, tuple(words), kinds, len(sketch.scenes), hints)
+    return Item(encoding, tuple(words), kinds, len(sketch.scenes), dialogue_hints(sketch, encoding, tokenizer))
 
 
 def fold(scene: Scene, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -> list[tuple[int, ...]]:

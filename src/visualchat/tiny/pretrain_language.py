@@ -51,7 +51,7 @@ class LanguageRecipe:
         batch_size: Dialogues a step.
         learning_rate: Learning rate on dialogues.
         one_image_share: Share of the steps, at the start, with dialogues of one image only.
-        hinted_share: Share of the steps, at the start, with hints (on captions under causal attention).
+        hinted_share: Share of the steps, at the start, with hints (under causal attention).
         hint_weight: Weight of the loss of hints, on strings and dialogues.
         other_weight: Weight of the loss of text that is no answer.
         noise: Spread of the noise on folded captions, in units of the embedding's root mean square.
@@ -64,7 +64,7 @@ class LanguageRecipe:
     copy_rate: float = 3e-3
     steps: int = 2500
     batch_size: int = 16
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 2e-3
     one_image_share: float = 0.12
     hinted_share: float = 0.4
     hint_weight: float = 0.3
@@ -74,8 +74,8 @@ class LanguageRecipe:
 
 
 RECIPES = {
-    "language_causal": LanguageRecipe(CAUSAL_COURSE, steps=2500),
-    "language_mixed": LanguageRecipe(MIXED_COURSE, steps=6000),
+    "language_causal": LanguageRecipe(CAUSAL_COURSE, steps=3000),
+    "language_mixed": LanguageRecipe(MIXED_COURSE, steps=4500),
 }
 """The recipe of each shipped language model."""
 
@@ -98,23 +98,19 @@ def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     )
 
 
-def forward(model: LlamaForCausalLM, batch: Batch, kind: str, noise: float = 0.0) -> Tensor:
-    """Logits [B, S, vocabulary] of a batch under an attention kind, folded captions spliced in at their slots.
+def embed(model: LlamaForCausalLM, batch: Batch, noise: float = 0.0) -> Tensor:
+    """Embeddings [B, S, D] of a batch, folded captions spliced in at their slots.
 
     Args:
-        model: The language model; its attention is switched to `kind`.
+        model: The language model.
         batch: What `collate` gave.
-        kind: An attention kind, by name.
         noise: Spread of the noise added to folded captions, in units of the embedding's root mean square.
     """
-    model.set_attn_implementation(implementation_name(kind))
     embeds = model.model.embed_tokens(batch.input_ids)
-    if len(batch.words):
-        slots = (batch.mm_token_type_ids == int(Modality.IMAGE)).unsqueeze(-1)
-        embeds = embeds.masked_scatter(slots, _folded(model, batch.words, noise))
-    return model(
-        inputs_embeds=embeds, attention_mask=batch.attention_mask, key_modality=batch.mm_token_type_ids, use_cache=False
-    ).logits
+    if not len(batch.words):
+        return embeds
+    slots = (batch.mm_token_type_ids == int(Modality.IMAGE)).unsqueeze(-1)
+    return embeds.masked_scatter(slots, _folded(model, batch.words, noise))
 
 
 def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
@@ -126,12 +122,19 @@ def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
     return folded + noise * spread * torch.randn_like(folded)
 
 
-def _forward_hinted(
-    model: LlamaForCausalLM, input_ids: Tensor, attention_mask: Tensor | None, hints: Sequence[Sequence[Hint]]
+def forward(model: LlamaForCausalLM, embeds: Tensor, batch: Batch, kind: str) -> Tensor:
+    """Logits [B, S, vocabulary] of an embedded batch under an attention kind, to which the model is switched."""
+    model.set_attn_implementation(implementation_name(kind))
+    inputs = {"inputs_embeds": embeds, "attention_mask": batch.attention_mask}
+    return model(**inputs, key_modality=batch.mm_token_type_ids, use_cache=False).logits
+
+
+def forward_hinted(
+    model: LlamaForCausalLM, embeds: Tensor, attention_mask: Tensor | None, hints: Sequence[Sequence[Hint]]
 ) -> tuple[Tensor, Tensor]:
-    """Logits of text under causal attention, and the loss of the hints."""
+    """Logits under causal attention, and the loss of the hints."""
     model.set_attn_implementation("eager")  # the one that returns its weights
-    output = model(input_ids, attention_mask=attention_mask, use_cache=False, output_attentions=True)
+    output = model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, output_attentions=True)
     return output.logits, hint_loss(output.attentions, hints)
 
 
@@ -157,17 +160,18 @@ def train_language(
     total = recipe.copy_steps + recipe.steps
     optimizer = _Optimizer(model, recipe.copy_rate, recipe.copy_steps)
     for step, (ids, labels, hints) in enumerate(_copy_batches(recipe, tokenizer, seed), start=1):
-        logits, hint = _forward_hinted(model, ids, None, hints)
+        logits, hint = forward_hinted(model, model.model.embed_tokens(ids), None, hints)
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.step(loss + recipe.hint_weight * hint)
         report(step, total, loss.item())
     optimizer = _Optimizer(model, recipe.learning_rate, recipe.steps)
     for step, (batch, kind) in enumerate(_dialogue_batches(recipe, tokenizer, seed), start=1):
         hints = [item.hints for item in batch.items]
+        embeds = embed(model, batch, recipe.noise)
         if step <= recipe.hinted_share * recipe.steps and kind == "causal" and any(hints):
-            logits, hint = _forward_hinted(model, batch.input_ids, batch.attention_mask, hints)
+            logits, hint = forward_hinted(model, embeds, batch.attention_mask, hints)
         else:
-            logits, hint = forward(model, batch, kind, recipe.noise), torch.zeros(())
+            logits, hint = forward(model, embeds, batch, kind), torch.zeros(())
         loss = _dialogue_loss(logits, batch, recipe.other_weight)
         optimizer.step(loss + recipe.hint_weight * hint)
         report(recipe.copy_steps + step, total, loss.item())
@@ -257,7 +261,7 @@ def score_language(
     results: list[tuple[str, int, bool]] = []
     for chunk in bucketed(items, 50, rng):
         batch = collate(chunk, tokenizer.pad_token_id)
-        results += exact_matches(forward(model, batch, kind), batch.labels, chunk)
+        results += exact_matches(forward(model, embed(model, batch), batch, kind), batch.labels, chunk)
     return summarise(results)
 
 

@@ -237,7 +237,7 @@ ASK: dict[str, tuple[Callable[[Context], Question | None], int]] = {
     "exists": (ask_exists, 16),
     "where": (ask_where, 12),
     "which": (ask_which, 14),
-    "same": (ask_same, 15),
+    "same": (ask_same, 12),
     "describe": (ask_describe, 7),
 }
 """Each question type with its maker, which gives None where the pictures do not allow the type, and its weight."""

@@ -24,7 +24,7 @@ COLOURS = {
 }
 """Colour names and their mean RGB values."""
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-CELLS = ("top left", "top right", "bottom left", "bottom right")
+CELLS = ("top-left", "top-right", "bottom-left", "bottom-right")
 """The four cells in raster order; cell k lies in row k // 2 and column k % 2."""
 
 COMPOSITIONS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
@@ -76,8 +76,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The whole content in words: "a red circle at the top left, a blue square at the bottom right"."""
-        return ", ".join(f"a {shape.name} at the {CELLS[shape.cell]}" for shape in self.shapes)
+        """The whole content in words: "a red circle top-left, a blue square bottom-right"."""
+        return ", ".join(f"a {shape.name} {CELLS[shape.cell]}" for shape in self.shapes)
 
 
 def sample_scene(

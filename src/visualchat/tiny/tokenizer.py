@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from visualchat.template import TextSegment
 from visualchat.tiny.dialogues import SPLITS, caption_segments, sketch_dialogue
-from visualchat.tiny.scenes import COLOURS, SHAPES
+from visualchat.tiny.scenes import CELLS, COLOURS, SHAPES
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 FILLER_WORD = " empty"
 """The word that stands for a patch with nothing on it."""
 
-_PATTERN = r"### (?:Question:\n|Answer:\n|Image)|:\n|\n\n| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
+_PATTERN = r"### (?:Question:\n|Answer:\n|Image)|:\n|\n\n| ?[A-Za-z]+(?:-[A-Za-z]+)*| ?[0-9]| ?[^\sA-Za-z0-9]+|\s"
 _MOST_TOKENS = 512  # more than there is to merge: training ends when every word is one token
 
 
@@ -51,7 +51,7 @@ def train_tokenizer(dialogues: int = 3000) -> PreTrainedTokenizerFast:
 
 def _corpus(dialogues: int) -> Iterator[str]:
     """Texts of dialogues, and each word of the world with and without a space before it."""
-    for word in (*COLOURS, *SHAPES, "yes", "no", "image", "top", "bottom", "left", "right", "a"):
+    for word in (*COLOURS, *SHAPES, "yes", "no", "image", *CELLS, "a"):
         yield from (word, f" {word}") * 10
     yield from [FILLER_WORD] * 10
     for index in range(dialogues):
