@@ -52,7 +52,7 @@ RULES = (
     ),
 )
 
-PLANNED = {"visualchat.attention.flex", "visualchat.attention.cross", "visualchat.training.deepspeed"}
+PLANNED = {"visualchat.training.deepspeed"}
 """Modules that the rules name before they exist."""
 
 

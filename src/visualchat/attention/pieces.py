@@ -24,11 +24,13 @@ class Compact:
 
     Attributes:
         index: (B, C) positions; beyond a row's own count they point at tokens that were not chosen.
+        flat: (B · C) the same in B × S flattened.
         valid: (B, C) bool, False at that surplus.
         everything: Whether all tokens are chosen, so that nothing moves.
     """
 
     index: Tensor
+    flat: Tensor
     valid: Tensor
     everything: bool
 
@@ -42,8 +44,30 @@ def compact(chosen: Tensor) -> Compact:
     counts = chosen.sum(1)
     fewest, most = torch.stack([counts.min(), counts.max()]).tolist()
     index = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    row = torch.arange(len(chosen), device=chosen.device)[:, None]
     valid = torch.arange(most, device=chosen.device)[None] < counts[:, None]
-    return Compact(index, valid, everything=fewest == chosen.shape[1])
+    return Compact(index, (index + row * chosen.shape[1]).flatten(), valid, everything=fewest == chosen.shape[1])
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask in the form that torch's fused attention takes as it is: added to the scores, and no query sees nothing.
+
+    Attributes:
+        bias: (B, 1, Q, K) in the queries' dtype, 0 where a query sees a key, else -inf; all 0 where it sees nothing.
+        empty: (B, 1, Q, 1) bool, True at queries that see nothing, whose result must be 0; None where all see some key.
+    """
+
+    bias: Tensor
+    empty: Tensor | None
+
+    @classmethod
+    def of(cls, seen: Tensor, dtype: torch.dtype) -> Mask:
+        """From which keys each query sees, (B, Q, K) bool."""
+        empty = ~seen.any(-1, keepdim=True)
+        hidden = ~(seen | empty)[:, None]
+        bias = torch.zeros(hidden.shape, dtype=dtype, device=seen.device).masked_fill_(hidden, float("-inf"))
+        return cls(bias, empty[:, None] if empty.any() else None)
 
 
 @dataclass(frozen=True)
@@ -67,14 +91,12 @@ class Groups:
     Attributes:
         index: (G, M) flat positions in B × S; beyond a group's own size they point anywhere.
         valid: (G, M) bool, False at that surplus.
-        text_mask: (G, M, M) bool, the text that each token sees.
-        image_mask: (G, M, M) bool, the image tokens that each token sees.
+        masks: (G, 1, M, M) each, of the softmaxes that are added.
     """
 
     index: Tensor
     valid: Tensor
-    text_mask: Tensor
-    image_mask: Tensor
+    masks: tuple[Mask, ...]
 
 
 @dataclass(frozen=True)
@@ -85,29 +107,31 @@ class Plan:
         image: (B, S) bool, True at real image tokens.
         text: The text that is both query and key; with joint softmax all real tokens.
         result: (B, C) bool, which results of those queries count: those of text outside labels.
-        only: Whether every token's result is one of those, so that there is nothing else to fill in.
+        all_count: Whether all of them do.
         segments: Each packed dialogue's stretch of `text` as a piece on itself; None where a row is one dialogue.
         images: The image keys; None where there are none or the softmax is joint.
         views: The images' stretches that each stretch of text sees; None where a mask serves better.
-        view_mask: (B, T, I) bool, that mask; None where pieces serve better.
+        view_mask: That mask, (B, 1, T, I); None where pieces serve better.
         groups: Images or units that attend among themselves; None where there are none.
     """
 
     image: Tensor
     text: Compact
     result: Tensor
-    only: bool
+    all_count: bool
     segments: Rows | None
     images: Compact | None
     views: Rows | None
-    view_mask: Tensor | None
+    view_mask: Mask | None
     groups: Groups | None
 
 
 @torch.compiler.disable
-def plan(kind: AttentionKind, layout: Layout) -> Plan:
-    """Cut a batch whose queries are its keys; for the image contexts `self`, `image`, `label`, `unit` and `all`,
-    joint."""
+def plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Plan:
+    """Cut a batch whose queries are its keys; not for image context `text`, and `all` with joint softmax only.
+
+    `dtype` is the queries'.
+    """
     image = layout.of(Modality.IMAGE)
     joint = kind.softmax == "joint"
     text = compact(layout.real() if joint else layout.of(Modality.TEXT))
@@ -120,28 +144,30 @@ def plan(kind: AttentionKind, layout: Layout) -> Plan:
     images = views = view_mask = None
     if not joint and image.any():
         images = compact(image)
-        view_mask, views = _views(text, images, segment)
+        view_mask, views = _views(text, images, segment, dtype)
     return Plan(
         image=image,
         text=text,
         result=result,
-        only=text.everything and bool(result.all()),
+        all_count=bool(result.all()),
         segments=None if segment is None else _segments(text, segment),
         images=images,
         views=views,
         view_mask=view_mask,
-        groups=_groups(kind, layout) if kind.image_context in ("image", "label", "unit") else None,
+        groups=_groups(kind, layout, dtype) if kind.image_context in ("image", "label", "unit") else None,
     )
 
 
-def _views(text: Compact, images: Compact, segment: Tensor | None) -> tuple[Tensor | None, Rows | None]:
+def _views(
+    text: Compact, images: Compact, segment: Tensor | None, dtype: torch.dtype
+) -> tuple[Mask | None, Rows | None]:
     """The images before each text token: a mask (B, T, I) where it is small, else stretches of text and of images."""
     if text.length * images.length <= MASKED_SIDE:
         mask = (images.index[:, None, :] < text.index[:, :, None]) & images.valid[:, None, :]
         if segment is not None:
             own, seen = segment.gather(1, text.index), segment.gather(1, images.index)
             mask = mask & (own[:, :, None] == seen[:, None, :])
-        return mask, None
+        return Mask.of(mask, dtype), None
     far = torch.iinfo(torch.long).max
     image_position = images.index.masked_fill(~images.valid, far)
     last = torch.searchsorted(image_position, text.index.contiguous())
@@ -177,12 +203,12 @@ def _runs(first: Tensor, last: Tensor, valid: Tensor) -> Rows:
     starts = torch.stack([row_of, start_of, first[row_of, start_of], last[row_of, start_of]], 1).tolist()
     for row in range(len(valid)):
         own = [s[1:] for s in starts if s[0] == row]
-        ends = [s[0] for s in own[1:]] + [length[row]]
+        ends = [s[0] for s in own[1:]] + [length[row]] * bool(own)  # a row may hold no text at all
         rows.append([Piece(s, e, a, b) for (s, a, b), e in zip(own, ends, strict=True)])
     return rows[:1] if all(row == rows[0] for row in rows) else rows
 
 
-def _groups(kind: AttentionKind, layout: Layout) -> Groups | None:
+def _groups(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Groups | None:
     """Images (context `image`) or units with the masks of the text and the image side among their own tokens."""
     ids = layout.unit_ids if kind.uses_units else layout.image_ids
     assert ids is not None
@@ -208,4 +234,6 @@ def _groups(kind: AttentionKind, layout: Layout) -> Groups | None:
     both = valid[:, :, None] & valid[:, None, :]
     before, itself = slot[None, :] <= slot[:, None], slot[None, :] == slot[:, None]
     own_images = {"image": before | ~before, "label": itself, "unit": before}[kind.image_context]
-    return Groups(index, valid, text_mask=both & before & text, image_mask=both & own_images & ~text)
+    seen_text, seen_images = both & before & text, both & own_images & ~text
+    sides = (seen_text | seen_images,) if kind.softmax == "joint" else (seen_text, seen_images)
+    return Groups(index, valid, tuple(Mask.of(side, dtype) for side in sides))

@@ -33,7 +33,9 @@ def implementation_name(kind: str, implementation: str = "auto") -> str:
     """
     attention_kind(kind)
     implementation = resolve_implementation(implementation)
-    return implementation if kind == "causal" else f"{kind}_{implementation}"
+    if kind == "causal":
+        return {"flex": "flex_attention"}.get(implementation, implementation)
+    return f"{kind}_{implementation}"
 
 
 def _attention(
@@ -155,15 +157,20 @@ def _tell_key_side(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
     """Before each forward: the modality of all keys, from what the caller or `generate` told."""
     types = kwargs.pop("mm_token_type_ids", None)
     if kwargs.get("key_modality") is None:
+        tokens = args[0] if args else kwargs.get("input_ids")
         if types is None:
-            ids = args[0] if args else kwargs.get("input_ids")
-            types = _image_tokens(model, ids)
+            types = _image_tokens(model, tokens)
         cache = kwargs.get("past_key_values")
-        cached = 0 if cache is None else cache.get_seq_length()
+        cached = 0 if cache is None else int(cache.get_seq_length())
         if types is not None and cached:
             raise ValueError(
                 "with tokens in the cache, key_modality (B, K) must tell the modality of cached and new tokens"
             )
+        if types is None:  # text alone; told once here, so that all layers share one plan
+            tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+            types = torch.zeros(len(tokens), cached + tokens.shape[1], dtype=torch.long, device=tokens.device)
+            if kwargs.get("unit_ids") is None:
+                kwargs["unit_ids"] = types - 1
         kwargs["key_modality"] = types
     positions = kwargs.get("position_ids")
     packed = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None

@@ -69,7 +69,7 @@ def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
     loss.set(title="loss per answer token", xlabel="step", yscale="log")
     loss.legend()
     match.plot(*series("validation/exact_match"), "o-", color="C1")
-    match.set(title="exact match, validation", xlabel="step", ylim=(0, 1))
+    match.set(title="exact match, validation", xlabel="step", ylim=(0, 1), xlim=loss.get_xlim())
     for name in ("projector", "embedding"):
         rate.plot(*series(f"lr-AdamW/{name}"), label=name)
     rate.set(title="learning rate", xlabel="step")

@@ -18,7 +18,7 @@ class VisualChatConfig(PreTrainedConfig):
         vision_config: Configuration of any vision encoder of transformers; CLIP's by default.
         text_config: Configuration of any causal language model of transformers; LLaMA's by default.
         attention_kind: How image and text tokens attend in the language model: a name in `visualchat.attention.KINDS`.
-        attention_implementation: `sdpa` or `eager`.
+        attention_implementation: `auto`, `sdpa`, `eager` or `flex`, as in `visualchat.attention.multimodal_attention`.
         projector_type: A name in `visualchat.model.projector.PROJECTORS`.
         image_seq_length: Tokens an image takes in the language model. Image slots are known by `mm_token_type_ids`
             alone, so the vocabulary needs no image token.
@@ -40,7 +40,7 @@ class VisualChatConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     attention_kind: str = "mmca"
-    attention_implementation: str = "sdpa"
+    attention_implementation: str = "auto"
     projector_type: str = "linear"
     image_seq_length: int = 256
     vision_feature_layer: int | None = None

@@ -1,0 +1,399 @@
+"""Speed and memory of the attention family against plain causal attention and the textbook form of `mmca`.
+
+    python benchmarks/attention.py --threads 2                     # fp32, H=8, D=64; a few minutes
+    python benchmarks/attention.py --device cuda                   # bf16, H=32, D=128, with flex
+
+Every number of a table comes from one run: repeats of all forms alternate, and the fastest of each counts, so that
+what else the machine does falls on all alike. Prints a table; writes `attention-DEVICE.json` and `.png` to the results
+folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from visualchat.attention import attention_kind, multimodal_attention
+from visualchat.attention.layout import Layout
+from visualchat.attention.pieces import plan
+
+# Each layout: dialogues packed into one row, each a list of stretches in tokens, text and image in turn, text first.
+LAYOUTS: dict[str, list[list[int]]] = {
+    "1 image": [[384, 256, 384]],
+    "3 images": [[320, 256, 320, 256, 320, 256, 320]],
+    "8 images": [[200, 256] * 8 + [200]],
+    "8 images back to back": [[900] + [256, 0] * 7 + [256, 900]],
+    "8 images, 4 packed dialogues": [[150, 256, 150, 256, 212]] * 4,
+}
+SLOW = ("textbook", "mmca_reference/sdpa")
+"""Forms with dense masks: repeated less."""
+MARKS = ("<!-- measured -->", "<!-- end of measured -->")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of tokens: the ids of `multimodal_attention`, each (1, S)."""
+
+    modality: Tensor
+    units: Tensor
+    segments: Tensor | None
+
+    @property
+    def length(self) -> int:
+        return self.modality.shape[1]
+
+    def keywords(self, queries: int) -> dict[str, Tensor | None]:
+        """The keywords of `multimodal_attention` for the last `queries` positions."""
+        modality = {"query_modality": self.modality[:, self.length - queries :], "key_modality": self.modality}
+        return {**modality, "image_ids": self.units, "unit_ids": self.units, "segment_ids": self.segments}
+
+
+def make_row(dialogues: list[list[int]], image_tokens: int, device: str) -> Row:
+    """The row of a layout, its stretches scaled so that an image has `image_tokens` tokens."""
+    modality, units, segments, image = [], [], [], 0
+    for number, stretches in enumerate(dialogues):
+        for place, length in enumerate(stretches):
+            count = length * image_tokens // 256
+            is_image = place % 2 == 1
+            modality += [int(is_image)] * count
+            units += [image if is_image else -1] * count
+            segments += [number] * count
+            image += is_image
+    tensors = (torch.tensor([values], device=device) for values in (modality, units, segments))
+    row = Row(*tensors)
+    return row if len(dialogues) > 1 else Row(row.modality, row.units, None)
+
+
+def textbook(query: Tensor, key: Tensor, value: Tensor, modality: Tensor) -> Tensor:
+    """`mmca` as it is written down: two softmaxes in float32 under dense masks, for all queries."""
+    text = (modality == 0)[:, None]
+    length = modality.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=query.device)
+    own = text[..., None]  # (B, 1, S, 1)
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    out = 0.0
+    for seen in (own & causal & text[:, :, None], torch.where(own, causal, itself) & ~text[:, :, None]):
+        weights = scores.masked_fill(~seen, torch.finfo(torch.float32).min).softmax(-1)
+        out = out + (weights * seen.any(-1, keepdim=True)).to(value.dtype) @ value
+    return out
+
+
+def forms(row: Row, implementations: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
+    """What is measured, by name; each takes query, key and value."""
+
+    def of_kind(kind: str, implementation: str) -> Callable[..., Tensor]:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keywords = row.keywords(query.shape[2])
+            return multimodal_attention(query, key, value, kind=kind, implementation=implementation, **keywords)
+
+        return attend
+
+    def causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
+
+    found: dict[str, Callable[..., Tensor]] = {"causal": causal}
+    for kind in ("mmca", "mmca_joint", "unit", "mmca_reference"):
+        for implementation in implementations:
+            found[f"{kind}/{implementation}"] = of_kind(kind, implementation)
+    if row.segments is None:  # its masks know no packing
+        found["textbook"] = lambda query, key, value: textbook(query, key, value, row.modality)
+    return found
+
+
+def computed_pairs(name: str, row: Row) -> float | None:
+    """Query-key pairs whose scores a form computes in a forward pass over the row; None where a kernel decides."""
+    length = row.length
+    causal = length * (length + 1) / 2
+    if name == "causal":
+        return causal
+    kind, _, implementation = name.partition("/")
+    if implementation == "flex":
+        return None
+    if name in SLOW:
+        return 2.0 * length**2
+    layout = Layout(length, row.modality, None, row.units, row.units, row.segments)
+    found = plan(attention_kind(kind), layout, torch.float32)
+    text = found.text.length
+    pairs = text * (text + 1) / 2
+    if found.segments is not None:
+        pairs = sum((n := p.stop - p.start) * (n + 1) / 2 for p in found.segments[0])
+    if found.views is not None:
+        pairs += sum((p.stop - p.start) * (p.last - p.first) for p in found.views[0])
+    elif found.images is not None:
+        pairs += text * found.images.length
+    if found.groups is not None:
+        pairs += len(found.groups.masks) * found.groups.index.shape[0] * found.groups.index.shape[1] ** 2
+    return pairs
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """How long one run takes, the device's work included."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def fastest(runs: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, float]:
+    """The shortest time of each, in seconds; repeats alternate between them."""
+    for run in runs.values():
+        run()  # plans, compilation, warm caches
+    times = {name: float("inf") for name in runs}
+    for repeat in range(repeats):
+        for name, run in runs.items():
+            if repeat == 0 or name not in SLOW:
+                times[name] = min(times[name], seconds(run, device))
+    return times
+
+
+def peak_memory(run: Callable[[], Any], device: str) -> int:
+    """Bytes that a run holds at its peak beyond what was held before it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all measurements of a run share."""
+
+    device: str
+    dtype: torch.dtype
+    heads: int
+    head_size: int
+    repeats: int
+    implementations: tuple[str, ...]
+
+    def tensor(self, length: int) -> Tensor:
+        """(1, H, length, D), laid out as transformers' models lay it out: (1, length, H, D) in memory."""
+        made = torch.randn(1, length, self.heads, self.head_size, device=self.device, dtype=self.dtype)
+        return made.transpose(1, 2)
+
+
+def training_runs(row: Row, setting: Setting) -> dict[str, Callable[[], None]]:
+    """Forward and backward of every form."""
+    qkv = [setting.tensor(row.length).requires_grad_() for _ in range(3)]
+    upstream = setting.tensor(row.length)
+
+    def step(attend: Callable[..., Tensor]) -> None:
+        torch.autograd.grad(attend(*qkv), qkv, upstream)
+
+    return {name: lambda attend=attend: step(attend) for name, attend in forms(row, setting.implementations).items()}
+
+
+@torch.no_grad()
+def forward_and_decode(row: Row, setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of a forward pass over the row, and of one decode step on top of it."""
+    query, key, value = (setting.tensor(row.length) for _ in range(3))
+    attends = forms(row, setting.implementations)
+    whole = {name: lambda attend=attend: attend(query, key, value) for name, attend in attends.items()}
+    last, *cache = query[:, :, -1:].contiguous(), key.contiguous(), value.contiguous()  # a cache's layout
+    step = {name: lambda attend=attend: attend(last, *cache) for name, attend in attends.items() if name != "textbook"}
+    step_times = fastest(step, setting.device, 10 * setting.repeats)
+    return fastest(whole, setting.device, setting.repeats), step_times
+
+
+def measure_layouts(setting: Setting, image_tokens: int) -> list[dict[str, Any]]:
+    """A record for each layout and form: milliseconds, times faster than causal, pairs, bytes."""
+    records = []
+    for layout, dialogues in LAYOUTS.items():
+        row = make_row(dialogues, image_tokens, setting.device)
+        forward, decode = forward_and_decode(row, setting)
+        runs = training_runs(row, setting)
+        training = fastest(runs, setting.device, setting.repeats)
+        for name, run in runs.items():
+            pairs = computed_pairs(name, row)
+            records.append(
+                {
+                    "layout": layout,
+                    "tokens": row.length,
+                    "image_tokens": int(row.modality.sum()),
+                    "form": name,
+                    "forward_ms": forward[name] * 1e3,
+                    "training_ms": training[name] * 1e3,
+                    "decode_ms": decode[name] * 1e3 if name in decode else None,
+                    "forward_speedup": forward["causal"] / forward[name],
+                    "training_speedup": training["causal"] / training[name],
+                    "decode_cost": decode[name] / decode["causal"] if name in decode else None,
+                    "pairs": pairs,
+                    "pairs_speedup": None if pairs is None else computed_pairs("causal", row) / pairs,
+                    "extra_bytes": peak_memory(run, setting.device),
+                }
+            )
+    return records
+
+
+def measure_memory(setting: Setting, image_tokens: int) -> list[dict[str, Any]]:
+    """Peak extra bytes of forward and backward as a dialogue of eight images grows eightfold."""
+    records = []
+    for share in (8, 4, 2, 1):
+        row = make_row(LAYOUTS["8 images"], image_tokens // share, setting.device)
+        runs = training_runs(row, setting)
+        for name in ("causal", "mmca/sdpa", "textbook"):
+            runs[name]()
+            records.append({"tokens": row.length, "form": name, "extra_bytes": peak_memory(runs[name], setting.device)})
+    return records
+
+
+def machine(setting: Setting) -> dict[str, Any]:
+    """What the numbers were measured on; no names, no paths."""
+    name = torch.cuda.get_device_name() if setting.device == "cuda" else _cpu_model()
+    shape = {"dtype": str(setting.dtype).removeprefix("torch."), "heads": setting.heads, "head_size": setting.head_size}
+    run = {"threads": torch.get_num_threads(), "repeats": setting.repeats, "batch": 1}
+    return {"device": setting.device, "processor": name, "torch": torch.__version__, **shape, **run}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = result["machine"]
+    title = f"{facts['processor']}, {facts['dtype']}, H={facts['heads']}, D={facts['head_size']}"
+    table = Table(title=f"{title}, {facts['threads']} threads; x: times faster than causal")
+    for column in ("layout", "form", "forward ms", "x", "fwd+bwd ms", "x", "x by pairs", "decode ms", "cost", "MiB"):
+        table.add_column(column, justify="left" if column in ("layout", "form") else "right")
+
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    for r in result["layouts"]:
+        first = r["form"] == "causal"
+        cells = [
+            number(r["forward_ms"], 1),
+            number(r["forward_speedup"], 2),
+            number(r["training_ms"], 1),
+            number(r["training_speedup"], 2),
+            number(r["pairs_speedup"], 2),
+            number(r["decode_ms"], 3),
+            number(r["decode_cost"], 2),
+            number(r["extra_bytes"] / 2**20, 0),
+        ]
+        table.add_row(f"{r['layout']}, {r['tokens']}" if first else "", r["form"], *cells, end_section=False)
+    Console(width=150).print(table)
+
+
+def document(result: dict[str, Any], path: Path) -> None:
+    """Put the table between the marks of a Markdown document."""
+    facts = result["machine"]
+    lines = [
+        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, {facts['dtype']}, B=1, "
+        f"H={facts['heads']}, D={facts['head_size']}; times faster than plain causal attention of the same length, and "
+        "what a decode step costs beside the causal one:",
+        "",
+        "| layout | form | forward | forward + backward | by pairs | decode cost | extra MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in result["layouts"]:
+        ratios = (r["forward_speedup"], r["training_speedup"], r["pairs_speedup"], r["decode_cost"])
+        cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        lines.append(
+            "| "
+            + " | ".join([f"{r['layout']}, {r['tokens']}", r["form"], *cells, f"{r['extra_bytes'] / 2**20:.0f}"])
+            + " |"
+        )
+    before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    table = "\n".join(lines)
+    path.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Two panels: times faster than causal by layout; memory by length."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    names = [name for name in dict.fromkeys(r["form"] for r in result["layouts"]) if name != "causal"]
+    layouts = list(LAYOUTS)
+    height = 0.8 / len(names)
+    for place, name in enumerate(names):
+        values = {r["layout"]: r["training_speedup"] for r in result["layouts"] if r["form"] == name}
+        left.barh(
+            [i + place * height for i in range(len(layouts))], [values.get(k, 0) for k in layouts], height, label=name
+        )
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_yticks([i + 0.4 - height / 2 for i in range(len(layouts))], layouts)
+    left.invert_yaxis()
+    left.set_xlabel("forward + backward: times faster than plain causal attention")
+    left.legend(fontsize=8)
+    for name in dict.fromkeys(r["form"] for r in result["memory"]):
+        points = [(r["tokens"], r["extra_bytes"] / 2**20) for r in result["memory"] if r["form"] == name]
+        right.loglog(*zip(*points, strict=True), marker="o", label=name, base=2)
+    right.set_xlabel("tokens (eight images)")
+    right.set_ylabel("peak extra memory, forward + backward, MiB")
+    right.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--image-tokens", type=int, default=256, help="tokens an image; text scales with it")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--document", type=Path, help="a Markdown file to put the table into, between its marks")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    cuda = options.device == "cuda"
+    setting = Setting(
+        device=options.device,
+        dtype=torch.bfloat16 if cuda else torch.float32,
+        heads=32 if cuda else 8,
+        head_size=128 if cuda else 64,
+        repeats=options.repeats,
+        implementations=("sdpa", "flex") if cuda else ("sdpa",),
+    )
+    result = {
+        "machine": machine(setting),
+        "layouts": measure_layouts(setting, options.image_tokens),
+        "memory": measure_memory(setting, options.image_tokens),
+    }
+    show(result)
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / f"attention-{options.device}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(result, path.with_suffix(".png"))
+    if options.document is not None:
+        document(result, options.document)
+
+
+if __name__ == "__main__":
+    main()
