@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visualchat.dialogue import StoredImage
 from visualchat.images import MAX_PIXELS, decode_image
 
 ORIENTATION = 0x0112
@@ -255,3 +256,81 @@ def test_the_limit_itself_is_allowed(monkeypatch):
     assert decode_image(noise(5, 7)).size == (7, 5)
     with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: it has 6 x 6 pixels, at most 35 are"):
         decode_image(noise(6, 6), "row 7")
+
+
+class Shelf:
+    """A store of encoded pictures."""
+
+    def __init__(self, **pictures):
+        self.pictures = pictures
+
+    def read(self, key):
+        return self.pictures[key]
+
+
+def test_a_picture_in_a_store_is_read_when_it_is_decoded():
+    store = Shelf(red=encoded(Image.new("RGB", (2, 2), RED)), broken=b"no picture")
+    assert decode_image(StoredImage(store, "red")).getpixel((0, 0)) == RED
+    with pytest.raises(ValueError, match=r"^row 7, image 2 cannot be read as a picture"):
+        decode_image(StoredImage(store, "broken"), "row 7, image 2")
+    with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: 'gone'"):
+        decode_image(StoredImage(store, "gone"), "row 7")
+
+
+@pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "PCX"])
+def test_other_formats_are_refused_with_those_that_are_read(form):
+    with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: cannot identify image file, expected"):
+        decode_image(encoded(quarters(), form), "row 7")
+
+
+def test_an_opened_picture_of_another_format_is_refused(tmp_path):
+    path = write(tmp_path / "a.eps", encoded(quarters(), "EPS"))
+    with Image.open(path) as picture, pytest.raises(ValueError, match="it is a EPS file, expected one of JPEG, PNG"):
+        decode_image(picture, "row 7")
+
+
+def test_error_texts_tell_no_addresses():
+    with pytest.raises(ValueError, match="cannot identify image file") as error:
+        decode_image(b"nothing", "row 7")
+    assert "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(1, 201), (201, 1)])
+def test_a_strip_is_refused(size):
+    with pytest.raises(ValueError, match=r"a side may be at most 200 times the other"):
+        decode_image(Image.new("RGB", size), "row 7")
+    decode_image(Image.new("RGB", (size[0] - (size[0] > 1), size[1] - (size[1] > 1))))
+
+
+def test_floating_point_values_are_refused():
+    with pytest.raises(ValueError, match="it holds floating-point values"):
+        decode_image(Image.new("F", (2, 2), 0.5))
+
+
+def test_a_photo_of_several_pictures_gives_the_first():
+    """MPO, as phones write it: a JPEG that holds further pictures."""
+    data = encoded(quarters(), "MPO", save_all=True, append_images=[noise(32, 64)], quality=95, subsampling=0)
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert_close(pixels(decode_image(data)), pixels(quarters()))
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense"])
+def test_damaged_exif_leaves_the_picture_as_it_is(exif):
+    data = encoded(quarters(), "JPEG", quality=95, subsampling=0, exif=exif)
+    assert_close(pixels(decode_image(data)), pixels(quarters()))
+
+
+def test_16_bit_grey_with_a_transparent_level_lies_on_white():
+    picture = Image.fromarray(np.array([[257, 514]], np.uint16))
+    picture.info["transparency"] = 257
+    assert pixels(decode_image(picture)).tolist() == [[[255] * 3, [2] * 3]]
+
+
+def test_a_picture_of_several_threads_of_notes_is_turned_once(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for form in ("PNG", "WEBP", "TIFF"):
+        data = encoded(quarters(), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+        once = decode_image(data)
+        assert once.size == (32, 64)
+        assert decode_image(once).size == (32, 64)

@@ -8,11 +8,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from PIL import Image
 
-ImageInput = Image.Image | Path | bytes
-"""A picture in memory, a file, or an encoded file's bytes; decoded by `visualchat.images.decode_image`."""
+
+class ImageStore(Protocol):
+    """Many encoded pictures behind one name, such as a base64 file of gigabytes."""
+
+    def read(self, key: str) -> bytes:
+        """The encoded picture of that key."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture in a store, read only when it is decoded."""
+
+    store: ImageStore
+    key: str
+
+    def read(self) -> bytes:
+        """The encoded file's bytes."""
+        return self.store.read(self.key)
+
+
+ImageInput = Image.Image | Path | bytes | StoredImage
+"""A picture in memory, a file, an encoded file's bytes or a place in a store; `visualchat.images.decode_image` reads
+all of them."""
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,6 @@ def test_the_notebook_runs(trained, monkeypatch):
     assert names["session"].images == 2
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "chat"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "data"])
 def test_help(tmp_path, command):
     assert "== Config ==" in run(tmp_path, command, "--help")

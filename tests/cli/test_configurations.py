@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from visualchat.cli.config import CONF
 
 ROOT = Path(CONF)
-COMMANDS = ("train", "evaluate", "chat")
+COMMANDS = ("train", "evaluate", "chat", "data_tool")
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
 EVALUATE_RUN = {"evaluate", "chat"}  # the folder rules of the other two commands
 
@@ -45,7 +45,7 @@ def check_targets(config: DictConfig) -> int:
             continue
         for node in targets(config[key]) if isinstance(config[key], DictConfig) else ():
             target = get_object(node._target_)
-            given = {name for name in node if name not in ("_target_", "_partial_")}
+            given = {name for name in node if name not in ("_target_", "_partial_", "_convert_")}
             parameters = inspect.signature(target).parameters
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
                 assert given <= set(parameters), f"{node._target_} takes no {given - set(parameters)}"
@@ -55,7 +55,7 @@ def check_targets(config: DictConfig) -> int:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_composes(command):
-    config = composed(command)
+    config = composed(command, *(["action=check"] if command == "data_tool" else []))
     assert check_targets(config) or command == "chat"
 
 

@@ -1,5 +1,7 @@
 """The datamodule: every dialogue once an epoch, in an order of seed and epoch, whatever makes the batches."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import lightning
@@ -7,7 +9,10 @@ import pytest
 from PIL import Image
 
 from visualchat.data.collate import Collator
+from visualchat.data.compose import Join
 from visualchat.data.datamodule import VisualChatDataModule
+from visualchat.data.mix import Blend
+from visualchat.data.sources import Messages
 from visualchat.dialogue import Dialogue, Turn
 
 
@@ -67,7 +72,7 @@ def test_ranks_take_disjoint_shares(processor):
         data = VisualChatDataModule(processor, dialogues(), dialogues(1), batch_size=1)
         data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
         assert data.train_batches() == 5
-        shares.append(list(data.train_dataloader().sampler))
+        shares.append([index for spec in data.train_dataloader().sampler for row in spec.rows for index in row])
     assert sorted(shares[0] + shares[1]) == list(range(10))
 
 
@@ -94,7 +99,8 @@ def test_a_missing_image_is_named(processor, tmp_path):
 def test_a_batch_mixes_dialogues_with_and_without_images(processor):
     image = Image.new("RGB", (16, 16), "red")
     batch = Collator(processor)([*dialogues(1), Dialogue((Turn.ask("What?", [image, image], "red"),))])
-    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert batch["pixel_values"].shape == (1, 3, 16, 16)  # each distinct picture once
+    assert batch["image_index"].tolist() == [0, 0]
     assert batch["mm_token_type_ids"].sum(1).tolist() == [0, 8]
     alone = len(processor.encode(dialogues(1)[0]))
     assert batch["attention_mask"].sum(1).tolist() == [alone, batch["input_ids"].shape[1]]
@@ -103,3 +109,58 @@ def test_a_batch_mixes_dialogues_with_and_without_images(processor):
 def test_nothing_to_train_on_is_an_error(processor):
     with pytest.raises(ValueError, match="train holds no dialogue"):
         VisualChatDataModule(processor, [], dialogues(1), batch_size=1)
+
+
+def blend(folder, weights=None) -> Blend:
+    """Forty rows of one's own in two files; the second's weight can be set."""
+    for name in ("a", "b"):
+        rows = [
+            {
+                "id": n,
+                "messages": [{"role": "user", "content": f"{name} {n}?"}, {"role": "assistant", "content": "Yes."}],
+            }
+            for n in range(20)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sources = {name: Messages(folder, [f"{name}.jsonl"], name) for name in ("a", "b")}
+    return Blend(sources, {name: Join(name) for name in sources}, validation=0.2, weights=weights)
+
+
+def questions(processor, batch) -> list[str]:
+    """The question of each dialogue of a batch, packed or not."""
+    text = "".join(
+        processor.tokenizer.decode(row[mask > 0])
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    )
+    return re.findall(r"### Question:\n(.*)\?", text)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("weights", [None, {"b": 0.5}])
+def test_a_blend_with_weights(processor, tmp_path, packing, weights):
+    """An epoch holds what the mixture says, on two ranks together, and has as many batches as every other."""
+    mixed = blend(tmp_path, weights)
+    lengths = set()
+    for epoch in range(3):
+        seen = []
+        for rank in range(2):
+            data = VisualChatDataModule.from_blend(
+                processor, mixed, batch_size=2, max_length=500, packing=packing, seed=7
+            )
+            data.trainer = SimpleNamespace(world_size=2, global_rank=rank, max_epochs=3)
+            loader = data.train_dataloader()
+            loader.sampler.set_epoch(epoch)
+            batches = list(loader)
+            assert len(batches) == len(loader) == data.train_batches()
+            lengths.add(len(batches))
+            seen += [
+                question
+                for batch in batches
+                if (batch["labels"] >= 0).any()
+                for question in questions(processor, batch)
+            ]
+        expected = [mixed.train[place].turns[0].question.rstrip("?") for place in mixed.train.order(7, epoch)]
+        assert sorted(seen) == sorted(expected)
+        assert len(set(expected)) == len(expected) == mixed.train.epoch_size
+    assert len(lengths) == 1
+    assert len(list(data.val_dataloader())) == -(-len(mixed.validation) // 4)

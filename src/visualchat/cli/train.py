@@ -57,7 +57,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-    if "csv" in config.logger:
+    if "csv" in config.logger and trainer.global_step >= config.trainer.log_every_n_steps:
         draw_curves(
             run / "logs" / "csv" / "metrics.csv",
             run / "curves.png",

@@ -1,18 +1,36 @@
-"""Dialogues -> one training batch."""
+"""Dialogues -> one training batch: read, checked, cut to the limit, encoded, padded or packed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from visualchat.dialogue import Dialogue
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from visualchat.data.limits import BadRows, Losses, cut
+from visualchat.data.schedule import BatchSpec
+from visualchat.dialogue import Caption, Content, Dialogue, ImageInput, Turn
+from visualchat.encoding import IGNORE_INDEX, Encoding
+from visualchat.images import decode_image
 
 
 class BatchingProcessor(Protocol):
     """The part of `VisualChatProcessor` that batching needs."""
 
-    def batch(self, dialogues: Sequence[Dialogue], *, max_length: int | None) -> Any:
+    def encode(self, dialogue: Dialogue) -> Encoding:
+        """One dialogue as tokens."""
+
+    def batch(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        max_length: int | None = None,
+        rows: Sequence[int] | None = None,
+        share_images: bool = False,
+    ) -> Any:
         """Several dialogues as one padded batch of tensors."""
 
 
@@ -22,17 +40,137 @@ class Collator:
 
     Attributes:
         processor: Encodes and pads.
-        max_length: The most tokens a dialogue may have; a longer one is an error.
+        max_length: The most tokens a row may have; a longer one is an error.
     """
 
     processor: BatchingProcessor
     max_length: int | None = None
 
-    def __call__(self, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
+    def __call__(self, dialogues: Sequence[Dialogue], rows: Sequence[int] | None = None) -> dict[str, Any]:
+        """The batch; `rows` says how many of the dialogues share each row, None for one a row. An image is there once.
+
+        Raises:
+            ValueError: A dialogue lacks an answer or a row is too long, or an image cannot be read; it is named.
+        """
+        answered = [dialogue.require_answers() for dialogue in dialogues]
+        return dict(self.processor.batch(answered, max_length=self.max_length, rows=rows, share_images=True))
+
+    def idle(self, packed: bool) -> dict[str, Any]:
+        """A batch that trains nothing: a few tokens of text, none of them labelled."""
+        batch = self([Dialogue((Turn(("-",), "-"),), id="idle", system="")], [1] if packed else None)
+        batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
+        return batch
+
+
+class Batch(dict[str, Any]):
+    """The model's inputs, and beside them what the rows lost on the way."""
+
+    def __init__(self, features: Mapping[str, Any], losses: Mapping[int, Losses] | None = None) -> None:
+        super().__init__(features)
+        self.losses = dict(losses or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Batch, (dict(self), self.losses)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A dialogue as it trains.
+
+    Attributes:
+        dialogue: Cut to the limit.
+        length: Its tokens.
+        losses: What was cut; None for nothing.
+    """
+
+    dialogue: Dialogue
+    length: int
+    losses: Losses | None
+
+
+def measure(dialogue: Dialogue, processor: BatchingProcessor, max_length: int | None) -> Measured:
+    """The dialogue cut to the limit, its tokens counted; no image is decoded.
+
+    Raises:
+        ValueError: A turn lacks its answer, or not even the first turn fits.
+    """
+    encoding = processor.encode(dialogue.require_answers())
+    shorter, losses = cut(dialogue, encoding, max_length)
+    length = len(encoding) if losses is None else encoding.answer_spans[len(shorter.turns) - 1][1]
+    return Measured(shorter, length, losses)
+
+
+class BatchMaker(Dataset[Batch]):
+    """A map-style data set whose items are whole batches: `maker[spec]` reads and collates them, in any process.
+
+    Args:
+        dialogues: All dialogues.
+        collate: Makes tensors of them, and knows the limit.
+        bad_rows: What happens at a bad row: `error`, or `skip`, which makes the batch of what is left (an idle batch if
+            nothing is).
+        packed: Whether rows hold several dialogues.
+    """
+
+    def __init__(
+        self, dialogues: Sequence[Dialogue], collate: Collator, bad_rows: BadRows = "error", packed: bool = False
+    ) -> None:
+        self.dialogues, self.collate, self.bad_rows, self.packed = dialogues, collate, bad_rows, packed
+
+    def __getitem__(self, spec: BatchSpec) -> Batch:
         """The batch.
 
         Raises:
-            ValueError: A dialogue lacks an answer or is too long, or an image cannot be read; the dialogue is named.
+            ValueError: A row is bad and the policy is `error`; the message says where and why.
         """
-        answered = [dialogue.require_answers() for dialogue in dialogues]
-        return dict(self.processor.batch(answered, max_length=self.max_length))
+        losses: dict[int, Losses] = {}
+        decoded: dict[ImageInput, Image.Image] = {}
+        rows: list[list[Dialogue]] = []
+        for row in spec.rows:
+            found = [self._read(index, losses, decoded) for index in row]
+            if kept := [dialogue for dialogue in found if dialogue is not None]:
+                rows.append(kept)
+        if not rows:
+            return Batch(self.collate.idle(self.packed), losses)
+        dialogues = [dialogue for row in rows for dialogue in row]
+        counts = [len(row) for row in rows] if self.packed else None
+        return Batch(self.collate(dialogues, counts), losses)
+
+    def _read(self, index: int, losses: dict[int, Losses], decoded: dict[ImageInput, Image.Image]) -> Dialogue | None:
+        """Dialogue `index`, cut and with its images decoded; None if it is bad and the policy is to skip it."""
+        try:
+            found = measure(self.dialogues[index], self.collate.processor, self.collate.max_length)
+            dialogue = with_pictures(found.dialogue, decoded)
+        except ValueError as error:
+            if self.bad_rows == "error":
+                raise
+            losses[index] = Losses(reason=str(error))
+            return None
+        if found.losses is not None:
+            losses[index] = found.losses
+        return dialogue
+
+
+def with_pictures(dialogue: Dialogue, decoded: dict[ImageInput, Image.Image]) -> Dialogue:
+    """The dialogue with every image decoded, but for files and bytes that are in `decoded` already.
+
+    Raises:
+        ValueError: An image cannot be read; dialogue and image are named.
+    """
+    number = 0
+    turns = []
+    for turn in dialogue.turns:
+        content: list[Content] = []
+        for item in turn.content:
+            if isinstance(item, str | Caption):
+                content.append(item)
+                continue
+            number += 1
+            name = f"{dialogue.id}, image {number}"
+            if isinstance(item, Image.Image):
+                content.append(decode_image(item, name))
+                continue
+            if item not in decoded:
+                decoded[item] = decode_image(item, name)
+            content.append(decoded[item])
+        turns.append(replace(turn, content=tuple(content)))
+    return replace(dialogue, turns=tuple(turns))

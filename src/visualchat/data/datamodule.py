@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader, DistributedSampler
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import BatchingProcessor, Collator
+from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure
+from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
+from visualchat.data.mix import Blend
+from visualchat.data.pack import Packing
+from visualchat.data.schedule import Rows, Schedule, in_order, rows_of, shuffled
 from visualchat.dialogue import Dialogue
+
+log = logging.getLogger(__name__)
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader whose place in the epoch is kept by the datamodule; its own state is empty."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; Lightning takes a loader with this method for one that can go on in mid-epoch, as this one can."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing; see `VisualChatDataModule.load_state_dict`."""
 
 
 class VisualChatDataModule(lightning.LightningDataModule):
     """Batches of dialogues, in an order that depends on seed and epoch alone; ranks take disjoint shares.
 
+    Its state is the place in the epoch by batches consumed, so a checkpoint of any batch goes on with the next one,
+    whatever workers had fetched in advance and however many there are.
+
     Args:
         processor: Encodes and pads.
-        train: The dialogues to train on.
+        train: The dialogues to train on. One that has `order(seed, epoch)` and `epoch_size` (a mixture with weights)
+            says itself which of its dialogues an epoch takes; else every epoch takes all.
         validation: The dialogues to watch while training.
-        batch_size: Dialogues a step, on each rank.
-        max_length: The most tokens a dialogue may have; a longer one is an error.
+        batch_size: Rows a step, on each rank; a row is a dialogue, or several with `packing`.
+        max_length: The most tokens a row may have. A longer dialogue is cut at a turn's border, which is counted; one
+            whose first turn alone is too long is a bad row. None for no limit.
         num_workers: Processes that make batches; 0 makes them in the training process.
         seed: Of the order.
+        packing: Whether training dialogues share rows of `max_length` tokens. Planning reads every dialogue once,
+            without decoding its images.
+        bad_rows: `error` ends the run at a row that cannot be trained on; `skip` leaves it out: a batch is then smaller
+            by it. Both what is cut and what is skipped stand in `reports` and are logged at the end.
+
+    Raises:
+        ValueError: There is no dialogue, the policy is unknown, or packing has no `max_length`.
     """
 
     def __init__(
@@ -35,41 +65,187 @@ class VisualChatDataModule(lightning.LightningDataModule):
         max_length: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        packing: bool = False,
+        bad_rows: str = "error",
     ) -> None:
         super().__init__()
         for name, dialogues in (("train", train), ("validation", validation)):
             if not len(dialogues):
                 raise ValueError(f"{name} holds no dialogue, at least one is needed")
+        if packing and max_length is None:
+            raise ValueError("packing=true fills rows of max_length tokens, found max_length=None")
         self.processor, self.train, self.validation = processor, train, validation
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed, self.packing = batch_size, num_workers, seed, packing
+        self.bad_rows = bad_rows_policy(bad_rows)
         self.collate = Collator(processor, max_length)
+        self.reports = {"train": LoadReport(), "validation": LoadReport()}
+        self._packing: Packing | None = None
+        self._start = (0, 0)  # epoch and batch at which the next training loader begins
+
+    @classmethod
+    def from_blend(cls, processor: BatchingProcessor, blend: Blend, **settings: Any) -> VisualChatDataModule:
+        """Both sides of a blend of corpora; `settings` are the other arguments."""
+        return cls(processor, blend.train, blend.validation, **settings)
 
     def train_batches(self) -> int:
         """Batches of an epoch on each rank."""
-        ranks = self.trainer.world_size if self.trainer else 1
-        return math.ceil(math.ceil(len(self.train) / ranks) / self.batch_size)
+        return len(self._schedule(*self._train_rows()))
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Shuffled anew every epoch."""
-        return self._loader(self.train, shuffle=True)
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew every epoch; after `load_state_dict` it begins where the checkpoint ended."""
+        start, self._start = self._start, (0, 0)
+        return self._loader(self.train, self._schedule(*self._train_rows(), start=start), packed=self.packing)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """In the order of the data."""
-        return self._loader(self.validation, shuffle=False)
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """In the order of the data, a dialogue a row."""
+        size = len(self.validation)
+        return self._loader(self.validation, self._schedule(rows_of(in_order(size)), size), packed=False)
 
-    def _loader(self, dialogues: Sequence[Dialogue], *, shuffle: bool) -> DataLoader[dict[str, Any]]:
-        sampler: DistributedSampler[Dialogue] = DistributedSampler(
-            dialogues,  # type: ignore[arg-type]  # any Sequence has what a map-style Dataset needs
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            shuffle=shuffle,
-            seed=self.seed,
-        )
-        return DataLoader(
-            dialogues,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=self.collate,
+    def plan(self) -> Packing:
+        """Which training dialogues share a row; made once.
+
+        Raises:
+            ValueError: A row is bad and the policy is `error`, or no row is good.
+        """
+        if self._packing is None:
+            lengths, losses = token_lengths(self.train, self.collate, self.bad_rows == "skip", self.num_workers)
+            self.reports["train"].add(losses)
+            assert self.collate.max_length is not None
+            order = getattr(self.train, "order", None)
+            epochs = self.trainer.max_epochs if self.trainer else 1
+            endless = epochs is None or epochs < 1
+            self._packing = Packing(lengths, self.collate.max_length, order, self.seed, None if endless else epochs)
+            log.info(
+                "packed %d dialogues into %d rows of %d tokens, %.1f%% of them real",
+                *(len(lengths), len(self._packing), self._packing.capacity, 100 * self._packing.efficiency),
+            )
+        return self._packing
+
+    def _train_rows(self) -> tuple[Rows, int]:
+        """The rows of each epoch and how many they are; a mixture says itself which dialogues an epoch takes."""
+        if self.packing:
+            packing = self.plan()
+            return (lambda seed, epoch: packing.rows(epoch)), len(packing)
+        size = len(self.train)
+        order = getattr(self.train, "order", shuffled(size))
+        return rows_of(order), getattr(self.train, "epoch_size", size)
+
+    def _ranks(self) -> tuple[int, int]:
+        """This rank and the number of ranks."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _schedule(self, rows: Rows, count: int, start: tuple[int, int] = (0, 0)) -> Schedule:
+        return Schedule(rows, count, self.batch_size, self.seed, *self._ranks(), start)
+
+    def _loader(self, dialogues: Sequence[Dialogue], schedule: Schedule, *, packed: bool) -> DataLoader[Batch]:
+        return ResumableLoader(
+            BatchMaker(dialogues, self.collate, self.bad_rows, packed),
+            batch_size=None,  # items are whole batches
+            sampler=schedule,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator(),  # workers' seeds come from here, not from the run's own random numbers
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning's hook at each batch that is used: count what its rows lost."""
+        if not isinstance(batch, Batch):
+            return batch
+        assert self.trainer is not None
+        self.reports["train" if self.trainer.training else "validation"].add(batch.losses)
+        return dict(batch)
+
+    def teardown(self, stage: str) -> None:
+        """Say what was cut and skipped."""
+        rank, world_size = self._ranks()
+        where = f" (rank {rank})" if world_size > 1 else ""
+        for name, report in self.reports.items():
+            if summary := report.summary():
+                log.warning("%s%s: %s", name, where, summary)
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the order of the batches depends on."""
+        names = ("batch_size", "seed", "packing")
+        settings = {"dialogues": len(self.train), "ranks": self._ranks()[1], "max_length": self.collate.max_length}
+        settings["rows"] = self._train_rows()[1]
+        return {**settings, **{name: getattr(self, name) for name in names}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batch that come next, the settings they depend on, and what was lost so far."""
+        reports = {name: report.state_dict() for name, report in self.reports.items()}
+        return {"next": self._next(), "settings": self._settings(), "reports": reports}
+
+    def _next(self) -> tuple[int, int]:
+        """Epoch and batch after those whose step is done, from Lightning's own count."""
+        assert self.trainer is not None
+        fit = self.trainer.fit_loop
+        epochs: Any = fit.epoch_progress.current
+        batches: Any = fit.epoch_loop.batch_progress.current
+        epoch, batch = epochs.processed, batches.processed
+        if epochs.ready == epoch:  # between two epochs
+            return epoch, 0
+        return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint ended.
+
+        Raises:
+            ValueError: It ended in mid-epoch and the order of the batches has changed since.
+        """
+        now, then = self._settings(), state_dict["settings"]
+        changed = [f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in now if now[name] != then.get(name)]
+        epoch, batch = state_dict["next"]
+        if batch and changed:
+            raise ValueError(
+                f"the checkpoint ended at batch {batch} of epoch {epoch}, which other settings cannot go on with: "
+                f"{', '.join(changed)}; resume with the old settings or from the end of an epoch"
+            )
+        self._start = (epoch, batch)
+        if now["dialogues"] == then.get("dialogues"):
+            for name, report in self.reports.items():
+                report.load_state_dict(state_dict["reports"][name])
+
+
+class _Lengths(Dataset[tuple[int, Losses | None]]):
+    """Item i: the tokens of dialogue i and what it lost; no image is decoded."""
+
+    def __init__(self, dialogues: Sequence[Dialogue], collate: Collator, skip: bool) -> None:
+        self.dialogues, self.collate, self.skip = dialogues, collate, skip
+
+    def __len__(self) -> int:
+        return len(self.dialogues)
+
+    def __getitem__(self, index: int) -> tuple[int, Losses | None]:
+        try:
+            found = measure(self.dialogues[index], self.collate.processor, self.collate.max_length)
+        except ValueError as error:
+            if not self.skip:
+                raise
+            return 0, Losses(reason=str(error))
+        return found.length, found.losses
+
+
+def token_lengths(
+    dialogues: Sequence[Dialogue], collate: Collator, skip: bool = False, num_workers: int = 0
+) -> tuple[dict[int, int], dict[int, Losses]]:
+    """The tokens of every good dialogue, cut to the limit, and what dialogues lost, both by their numbers.
+
+    Args:
+        dialogues: All.
+        collate: Knows processor and limit.
+        skip: Whether a bad row is left out; else it is an error.
+        num_workers: Processes that share the work.
+
+    Raises:
+        ValueError: A row is bad and `skip` is False.
+    """
+    loader = DataLoader(
+        _Lengths(dialogues, collate, skip),
+        batch_size=256,
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    found = [item for chunk in loader for item in chunk]
+    lengths = {index: length for index, (length, losses) in enumerate(found) if losses is None or not losses.reason}
+    return lengths, {index: losses for index, (_, losses) in enumerate(found) if losses is not None}

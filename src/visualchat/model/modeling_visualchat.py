@@ -194,6 +194,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         key_modality: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        image_index: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -212,13 +214,18 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mm_token_type_ids: (B, S), a `Modality` each; all text if None.
             key_modality: (B, K), the same for cached and present tokens together; needed with a cache that is not
                 empty.
+            segment_ids: (B, S), which of the dialogues packed in a row a token belongs to; nothing attends across. They
+                need `position_ids` that start at 0 in each, padding included, and no cache. None where a row is one
+                dialogue.
+            image_index: (slots,), which entry of `pixel_values` fills each image slot of the batch, row by row; None
+                where every slot has its own.
             labels: (B, S) token ids, -100 where nothing is trained.
             use_cache: Whether to return the cache; not with labels unless asked.
             logits_to_keep: Positions from the end (or their indices) to compute logits for, without labels; 0 for all.
             **kwargs: Handed to the language model.
 
         Raises:
-            ValueError: Slots and images do not match, or `key_modality` is missing.
+            ValueError: Slots and images do not match, `key_modality` is missing, or packing lacks `position_ids`.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -234,7 +241,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         image_features = None if pixel_values is None else self.get_image_features(pixel_values)
         if image_features is not None:
-            inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, image_features)
+            filling = image_features if image_index is None else image_features[image_index]
+            inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, filling)
         elif (mm_token_type_ids == Modality.IMAGE).any():
             found = int((mm_token_type_ids == Modality.IMAGE).sum())
             raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
@@ -242,6 +250,17 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever.
             inputs_embeds = inputs_embeds + 0.0 * self.get_image_features(self.blank_image()).sum()
 
+        if segment_ids is not None:
+            if position_ids is None or past_key_values is not None:
+                raise ValueError(
+                    "packed rows (segment_ids) need position_ids that start at 0 in each dialogue, no cache"
+                )
+            if self.config.attention_kind == "causal":
+                # transformers' own attention tells packed dialogues by their positions, if there is no padding mask;
+                # padding is then one more dialogue
+                attention_mask = None
+            else:
+                kwargs["segment_ids"] = segment_ids
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -2,16 +2,19 @@
 
 Training, evaluation and chat all come through here, so they cannot drift apart.
 
-Shapes: B dialogues, S tokens of the longest, N images of the whole batch.
+Shapes: B rows of one dialogue each, or of several with packing; S tokens of the longest, N images of the whole batch.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -60,56 +63,68 @@ class VisualChatProcessor(ProcessorMixin):
         return encode_segments(segments, self.tokenizer, image_seq_length=self.image_seq_length)
 
     def batch(
-        self, dialogues: Sequence[Dialogue], *, padding_side: str = "right", max_length: int | None = None
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        padding_side: str = "right",
+        max_length: int | None = None,
+        rows: Sequence[int] | None = None,
+        share_images: bool = False,
     ) -> BatchFeature:
         """Several dialogues, with or without images, as one padded batch.
 
         Args:
             dialogues: At least one.
             padding_side: `right` for training, `left` for generation.
-            max_length: The most tokens a dialogue may have; None for no limit.
+            max_length: The most tokens a row may have; None for no limit.
+            rows: How many of the dialogues, in order, share each row (packing); None for one a row.
+            share_images: Whether pictures that are equal pixel for pixel stand in `pixel_values` only once.
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels`, each (B, S), and, where there is an image,
-            `pixel_values` (N, 3, height, width) with the images row by row.
+            `pixel_values` (N, 3, height, width) with the images row by row. With `rows` also `position_ids` (B, S),
+            counted from 0 in each dialogue, and `segment_ids` (B, S), the dialogue's number in its row, -1 at padding;
+            with shared images also `image_index` (slots,), the entry of `pixel_values` that fills each slot.
 
         Raises:
-            ValueError: A dialogue is too long, or an image cannot be read; the dialogue is named.
+            ValueError: A row is too long, or an image cannot be read; the dialogue is named.
         """
-        encodings = [self.encode(dialogue) for dialogue in dialogues]
-        for dialogue, encoding in zip(dialogues, encodings, strict=True):
-            if max_length is not None and len(encoding) > max_length:
-                raise ValueError(
-                    f"{dialogue.id}: {len(encoding)} tokens ({len(dialogue.turns)} turns, "
-                    f"{len(dialogue.images)} images) exceed the limit of {max_length}"
-                )
-        padding = {
-            "input_ids": filler_token_id(self.tokenizer),
-            "attention_mask": 0,
-            "mm_token_type_ids": int(Modality.TEXT),
-            "labels": IGNORE_INDEX,
-        }
-        longest = max(len(encoding) for encoding in encodings)
-        columns: dict[str, list[list[int]]] = {name: [] for name in padding}
-        for encoding in encodings:
-            row = {
-                "input_ids": encoding.input_ids,
-                "attention_mask": [1] * len(encoding),
-                "mm_token_type_ids": encoding.mm_token_type_ids,
-                "labels": encoding.labels,
-            }
-            for name, filler in padding.items():
-                surplus = [filler] * (longest - len(encoding))
-                columns[name].append(row[name] + surplus if padding_side == "right" else surplus + row[name])
-        features: dict[str, Any] = {name: torch.tensor(rows) for name, rows in columns.items()}
+        counts = [1] * len(dialogues) if rows is None else list(rows)
+        assert sum(counts) == len(dialogues), "every dialogue stands in a row"
+        waiting = iter([self.encode(dialogue) for dialogue in dialogues])
+        packed = [[next(waiting) for _ in range(count)] for count in counts]
+        if max_length is not None:
+            _check_lengths(packed, dialogues, max_length)
+        features = _columns(packed, filler_token_id(self.tokenizer), padding_side)
+        if rows is None:
+            del features["position_ids"], features["segment_ids"]
+        features |= self._pictures(dialogues, share_images)
+        return BatchFeature(features)
+
+    def _pictures(self, dialogues: Sequence[Dialogue], share_images: bool) -> dict[str, Tensor]:
+        """`pixel_values` of all images in order, if there are any, and `image_index` where some are shared."""
         images = [
             decode_image(image, f"{dialogue.id}, image {number}")
             for dialogue in dialogues
             for number, image in enumerate(dialogue.images, start=1)
         ]
-        if images:
-            features["pixel_values"] = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        return BatchFeature(features)
+        if not images:
+            return {}
+        index: list[int] = []
+        if share_images:
+            places: dict[tuple[tuple[int, int], bytes], int] = {}
+            distinct: list[Image.Image] = []
+            for image in images:
+                name = (image.size, hashlib.sha256(image.tobytes()).digest())
+                if name not in places:
+                    places[name] = len(distinct)
+                    distinct.append(image)
+                index.append(places[name])
+            shared, images = len(distinct) < len(images), distinct
+        pixels: dict[str, Tensor] = {
+            "pixel_values": self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        }
+        return {**pixels, "image_index": torch.tensor(index)} if share_images and shared else pixels
 
     def prompt(self, dialogues: Sequence[Dialogue]) -> BatchFeature:
         """What `generate` takes to answer the open last turn of each dialogue: a left-padded batch without labels."""
@@ -164,3 +179,46 @@ class VisualChatProcessor(ProcessorMixin):
             return texts if several else texts[0]
         features = self.prompt(dialogues)
         return features if return_dict else features["input_ids"]
+
+
+def _check_lengths(packed: Sequence[Sequence[Encoding]], dialogues: Sequence[Dialogue], max_length: int) -> None:
+    """Raise the error of `VisualChatProcessor.batch` if a row is longer than `max_length`."""
+    first = 0
+    for row in packed:
+        length = sum(map(len, row))
+        if length > max_length:
+            own = dialogues[first : first + len(row)]
+            turns, images = sum(len(d.turns) for d in own), sum(len(d.images) for d in own)
+            raise ValueError(
+                f"{', '.join(d.id for d in own)}: {length} tokens ({turns} turns, {images} images) exceed the limit of "
+                f"{max_length}"
+            )
+        first += len(row)
+
+
+def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: str) -> dict[str, Any]:
+    """The tensors (B, S) of a batch whose rows are one or several dialogues each."""
+    padding = {
+        "input_ids": filler,
+        "attention_mask": 0,
+        "mm_token_type_ids": int(Modality.TEXT),
+        "labels": IGNORE_INDEX,
+        "segment_ids": -1,
+    }
+    longest = max(sum(map(len, row)) for row in packed)
+    columns: dict[str, list[list[int]]] = {name: [] for name in (*padding, "position_ids")}
+    for row in packed:
+        values = {
+            "input_ids": [token for encoding in row for token in encoding.input_ids],
+            "mm_token_type_ids": [kind for encoding in row for kind in encoding.mm_token_type_ids],
+            "labels": [label for encoding in row for label in encoding.labels],
+            "segment_ids": [number for number, encoding in enumerate(row) for _ in range(len(encoding))],
+            "position_ids": [position for encoding in row for position in range(len(encoding))],
+        }
+        length = len(values["input_ids"])
+        values["attention_mask"] = [1] * length
+        surplus = {name: [value] * (longest - length) for name, value in padding.items()}
+        surplus["position_ids"] = list(range(longest - length))
+        for name, column in columns.items():
+            column.append(values[name] + surplus[name] if padding_side == "right" else surplus[name] + values[name])
+    return {name: torch.tensor(rows) for name, rows in columns.items()}

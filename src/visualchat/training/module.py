@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from visualchat.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.freezing import base_fingerprint, freeze_backbones, trainable_state
@@ -47,11 +48,19 @@ class VisualChatModule(lightning.LightningModule):
             freeze_backbones(self.model)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The batch's loss."""
+        """The batch's loss: the mean over its answer tokens, those of all ranks together."""
         loss = self.model(**batch).loss
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
-        return loss
+        return loss * self._weight(batch["labels"])
+
+    def _weight(self, labels: Tensor) -> Tensor | float:
+        """What this rank's mean counts in the strategy's mean over all ranks: its share of the answer tokens."""
+        if self.trainer.world_size == 1:
+            return 1.0
+        own = (labels[:, 1:] != IGNORE_INDEX).sum().float()
+        total = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
+        return own * self.trainer.world_size / torch.clamp(torch.as_tensor(total), min=1.0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and exact match over the batch's answers."""

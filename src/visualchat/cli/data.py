@@ -1,0 +1,280 @@
+"""`visualchat-data`: check, measure, show, convert and prepare the dialogues that training would read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from visualchat.cli.chat import picture_in_blocks
+from visualchat.cli.config import CONF, quieten
+from visualchat.data.limits import turns_that_fit
+from visualchat.data.mix import Blend
+from visualchat.data.pack import Packing
+from visualchat.data.shards import write_shards
+from visualchat.data.show import page, pieces
+from visualchat.data.sources import Report, Source
+from visualchat.data.survey import Finding, quantiles, survey, totals
+from visualchat.dialogue import Dialogue
+from visualchat.images import decode_image
+
+ACTIONS = ("check", "stats", "show", "convert", "prepare")
+PARTS = ("train", "validation")
+console = Console()
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """Hydra's overrides from a command line whose first word is the action, and for `show` the second the number."""
+    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
+        return list(arguments)
+    action, *rest = arguments
+    found = [f"action={action}"]
+    if action == "show" and rest and rest[0].isdecimal():
+        found.append(f"number={rest.pop(0)}")
+    return [*found, *rest]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a configuration names.
+
+    Attributes:
+        parts: The data sets asked for, by name.
+        sources: The corpora that they draw from, by name; none where dialogues are made on the fly.
+    """
+
+    parts: dict[str, Sequence[Dialogue]]
+    sources: dict[str, Source]
+
+
+def load(config: DictConfig, default: Sequence[str] = PARTS) -> Data:
+    """The data sets of `config.part`, or of `default`.
+
+    Raises:
+        ValueError: There is no part of that name.
+    """
+    if config.part is not None and config.part not in PARTS:
+        raise ValueError(f"unknown part={config.part}, expected one of {', '.join(PARTS)}")
+    names = default if config.part is None else (config.part,)
+    if "blend" in config.data:
+        blend: Blend = instantiate(config.data.blend)
+        return Data({name: getattr(blend, name) for name in names}, blend.sources)
+    parts = {name: instantiate(config.data[name]) for name in names}
+    return Data(parts, {part.name: part for part in parts.values() if isinstance(part, Source)})
+
+
+def skip_damaged_rows(node: Any) -> None:
+    """Let every source of a configuration leave damaged rows out and count them, so that all are found at once."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node and "on_error" in inspect.signature(get_object(node._target_)).parameters:
+            OmegaConf.update(node, "on_error", "skip", force_add=True)
+        for key in map(str, node):
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                skip_damaged_rows(node[key])
+    elif isinstance(node, ListConfig):
+        for item in node:
+            skip_damaged_rows(item)
+
+
+def check(config: DictConfig, run: Path) -> int:
+    """Read everything; the number of bad rows."""
+    skip_damaged_rows(config)
+    processor = instantiate(config.processor)
+    bad: list[str] = []
+    sums: dict[str, Any] = {}
+    data = load(config)
+    for name, dialogues in data.parts.items():
+        found = list(
+            _watched(
+                survey(dialogues, processor, config.data.max_length, num_workers=config.num_workers),
+                len(dialogues),
+                name,
+            )
+        )
+        sums[name] = {source: asdict(sum) for source, sum in totals(found).items()}
+        console.print(_totals_table(name, found))
+        bad += [f"{name}, row {f.row}: {f.reason}" for f in found if f.reason]
+    if data.sources:
+        console.print(_rows_table([source.report() for source in data.sources.values()]))
+    bad += [str(error) for source in data.sources.values() for error in source.errors]
+    for line in bad:
+        console.print(line, style="red", markup=False, highlight=False)
+    console.print(f"{len(bad)} bad rows" if bad else "every row is sound")
+    _leave(run / "check.json", json.dumps({"totals": sums, "bad": bad}, indent=2) + "\n")
+    return len(bad)
+
+
+def _watched(findings: Iterator[Finding], total: int, name: str) -> Iterator[Finding]:
+    return iter(track(findings, name, total=total, transient=True, disable=not sys.stdout.isatty(), console=console))
+
+
+def _totals_table(title: str, findings: Sequence[Finding]) -> Table:
+    table = Table(title=title)
+    table.add_column("source")
+    for column in ("dialogues", "turns", "images", "tokens", "answer tokens", "cut", "bad"):
+        table.add_column(column, justify="right")
+    for name, sum in totals(findings).items():
+        values = (sum.rows, sum.turns, sum.images, sum.tokens, sum.answer_tokens, sum.cut, sum.bad)
+        table.add_row(name, *(str(value) for value in values))
+    return table
+
+
+def _rows_table(reports: Sequence[Report]) -> Table:
+    """What became of the rows on disk."""
+    table = Table(title="rows on disk")
+    table.add_column("source")
+    for column in ("rows", "used", "left out", "rejected", "dialogues"):
+        table.add_column(column, justify="right")
+    table.add_column("why")
+    for report in reports:
+        left_out, rejected = sum(report.left_out.values()), sum(report.rejected.values())
+        why = ", ".join(f"{count} {reason}" for reason, count in (*report.left_out.items(), *report.rejected.items()))
+        numbers = (report.rows, report.members, left_out, rejected, report.dialogues)
+        table.add_row(report.source, *(str(number) for number in numbers), why)
+    return table
+
+
+def stats(config: DictConfig, run: Path) -> None:
+    """How long the dialogues are, what they hold, and how full packed rows would be."""
+    skip_damaged_rows(config)
+    processor = instantiate(config.processor)
+    limit = config.data.max_length
+    left: dict[str, Any] = {}
+    for name, dialogues in load(config).parts.items():
+        looks = survey(dialogues, processor, limit, decode=False, num_workers=config.num_workers)
+        good = [finding for finding in _watched(looks, len(dialogues), name) if not finding.reason]
+        if not good:
+            raise ValueError(f"{name} holds no sound dialogue; visualchat-data check says why")
+        fields = {field: [getattr(f, field) for f in good] for field in ("tokens", "answer_tokens", "images", "turns")}
+        table = Table(title=f"{name}: {len(good)} dialogues")
+        table.add_column("in a dialogue")
+        left[name] = {"dialogues": len(good), "tokens": sum(fields["tokens"])}
+        for field, values in fields.items():
+            numbers = left[name][f"{field} in a dialogue"] = quantiles(values)
+            if not table.rows:
+                for column in numbers:
+                    table.add_column(column, justify="right")
+            table.add_row(field.replace("_", " "), *(f"{number:.1f}".removesuffix(".0") for number in numbers.values()))
+        console.print(table)
+        console.print(_budget(fields, left[name], limit))
+        _draw(fields, run / f"{name}.png", f"{name}: {len(good)} dialogues")
+    _leave(run / "stats.json", json.dumps(left, indent=2) + "\n")
+
+
+def _budget(fields: dict[str, list[int]], left: dict[str, Any], limit: int | None) -> str:
+    """The token budget in words; its figures go into `left`."""
+    tokens, answers = sum(fields["tokens"]), sum(fields["answer_tokens"])
+    said = f"{tokens} tokens an epoch, {100 * answers / tokens:.1f}% of them supervised"
+    if limit is not None:
+        packing = Packing(dict(enumerate(fields["tokens"])), limit)
+        left["packed rows"], left["real tokens in packed rows"] = len(packing), packing.efficiency
+        said += f"; packed: {len(packing)} rows of {limit}, {100 * packing.efficiency:.1f}% real tokens"
+    return said
+
+
+def _draw(fields: dict[str, list[int]], picture: Path, title: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    figure.suptitle(title)
+    for axes, field in zip(figure.subplots(1, 3), ("tokens", "images", "turns"), strict=True):
+        values = fields[field]
+        whole = [edge - 0.5 for edge in range(min(values), max(values) + 2)]
+        axes.hist(values, bins=40 if field == "tokens" else whole)
+        axes.set(xlabel=f"{field} in a dialogue", ylabel="dialogues")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
+    console.print(f"  {os.path.relpath(picture)}", highlight=False)
+
+
+def show(config: DictConfig, run: Path) -> None:
+    """One dialogue, in the terminal and as a page.
+
+    Raises:
+        ValueError: There is no dialogue of that number, or it is bad.
+    """
+    processor = instantiate(config.processor)
+    ((name, dialogues),) = load(config, PARTS[:1]).parts.items()
+    if not 0 <= config.number < len(dialogues):
+        raise ValueError(f"{name} holds dialogues 0 to {len(dialogues) - 1}, asked for {config.number}")
+    dialogue = dialogues[config.number]
+    encoding = processor.encode(dialogue)
+    fits = turns_that_fit(dialogue.require_answers(), encoding, config.data.max_length)
+    kept = encoding.answer_spans[fits - 1][1]
+    found = pieces(encoding, processor.tokenizer, processor.image_seq_length, kept)
+    supervised = sum(piece.tokens for piece in found if piece.kind == "answer")
+    summary = f"{name} {config.number}: {len(encoding)} tokens, {supervised} supervised, {kept} within the limit"
+    console.print(f"{dialogue.id}; {summary}", highlight=False, markup=False)
+    images = iter(dialogue.images)
+    for piece in found:
+        if piece.kind == "image":
+            console.print(picture_in_blocks(decode_image(next(images))), end="")
+        else:
+            style = "strike dim" if piece.cut else "bold green" if piece.kind == "answer" else ""
+            console.print(Text(piece.text, style), end="")
+    console.print()
+    _leave(run / f"dialogue-{config.number}.html", page(dialogue, found, summary))
+
+
+def convert(config: DictConfig, run: Path) -> None:
+    """Write the dialogues of a part as Parquet shards."""
+    ((name, dialogues),) = load(config, PARTS[:1]).parts.items()
+    rows = (dialogues[row] for row in range(len(dialogues)))
+    paths = write_shards(rows, run / name, rows=config.shard_rows)
+    console.print(
+        f"{len(dialogues)} dialogues in {len(paths)} shards in {os.path.relpath(run / name)}/", highlight=False
+    )
+
+
+def prepare(config: DictConfig) -> None:
+    """Read annotations and build indexes, once."""
+    sources = load(config).sources
+    if not sources:
+        console.print("nothing to prepare: these dialogues need no index")
+        return
+    console.print(_rows_table([source.prepare() for source in sources.values()]))
+
+
+def _leave(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    console.print(f"  {os.path.relpath(path)}", highlight=False)
+
+
+@hydra.main(config_path=CONF, config_name="data_tool", version_base="1.3")
+def _main(config: DictConfig) -> None:
+    quieten()
+    action = None if OmegaConf.is_missing(config, "action") else config.action
+    if action not in ACTIONS:
+        raise ValueError(f"say first what to do, one of {', '.join(ACTIONS)}; found {action}")
+    run = Path(HydraConfig.get().runtime.output_dir)
+    if action == "check":
+        sys.exit(1 if check(config, run) else 0)
+    elif action == "prepare":
+        prepare(config)
+    else:
+        {"stats": stats, "show": show, "convert": convert}[action](config, run)
+
+
+def main() -> None:
+    """The command."""
+    sys.argv[1:] = overrides(sys.argv[1:])
+    _main()
+
+
+if __name__ == "__main__":
+    main()

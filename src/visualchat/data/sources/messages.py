@@ -1,0 +1,290 @@
+"""Your own dialogues: JSON Lines, JSON or Parquet in Hugging Face's messages format, as TRL and LLaMA-Factory use it.
+
+A row holds one of
+- `messages`: [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]}]
+  where content may also be plain text;
+- `prompt` and `completion`: the same, in two lists (TRL);
+- `conversations`: [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "..."}] (LLaMA-Factory, LLaVA).
+
+Images stand in the content itself (`path`, `bytes`, `base64`, `image` or a data URL), or in a column `images` (or
+`image`) beside it: file names, bytes, or {"bytes": ..., "path": ...}. With such a column, and only then, an image item
+without data and a "<image>" in a plain-text content each stand for the next image; without any of them, images open the
+first turn.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from visualchat.data.sources.base import Policy, Reason, RejectedRowError, RowSource, content_id
+from visualchat.data.sources.fields import PLACEHOLDER, arrange, as_mapping, get_list, join_words
+from visualchat.data.tables import JsonLines, ParquetTable, load_json
+from visualchat.dialogue import Caption, Content, Dialogue
+from visualchat.messages import dialogue_from_messages
+
+_SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
+_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
+_PATH_KEYS = ("path", "image")
+_DATA_KEYS = ("image", "path", "bytes", "base64", "url")
+
+Row = tuple[str, Any]
+"""A file's name and a parsed row, or the error that parsing it gave."""
+
+
+@dataclass(frozen=True)
+class Messages(RowSource):
+    """Rows in the messages format.
+
+    Attributes:
+        root: The data root; images that are named by a path lie under it.
+        files: From the root on, each ending in .jsonl, .ndjson, .json (one list) or .parquet.
+        name: What reports call the source.
+        images_first: Whether images move to their turn's start (figure 3) or stay between the words.
+        on_error: `error` or `skip`.
+    """
+
+    root: str | Path
+    files: Sequence[str]
+    name: str = "messages"
+    images_first: bool = False
+    on_error: Policy = "error"
+
+    @cached_property
+    def _rows(self) -> Sequence[Row]:
+        return _Rows([(name, _open(self._root.annotation(name))) for name in self.files])
+
+    def _id(self, row: Row, number: int) -> str:
+        file, fields = _sound(row)
+        id = fields.get("id")
+        if isinstance(id, str | int) and not isinstance(id, bool) and id != "":
+            return f"{file}:{id}"
+        return f"{file}:{content_id(json.dumps(fields, sort_keys=True, default=_plain).encode())}"
+
+    def _dialogue(self, row: Row, id: str) -> Dialogue:
+        _, fields = _sound(row)
+        messages = _messages(fields)
+        _check_roles(messages)
+        images = _Waiting([self._column_image(image) for image in _column(fields)])
+        if images.all and not any(_slots(message) for message in messages):
+            first = next(number for number, message in enumerate(messages) if message["role"] == "user")
+            slots = [{"type": "image"} for _ in images.all]
+            messages[first] = {"role": "user", "content": [*slots, *_items(messages[first]["content"])]}
+        contents = [self._content(message, images) for message in messages]
+        images.check()
+        prepared = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
+        try:
+            dialogue = dialogue_from_messages(prepared, id)
+        except ValueError as error:
+            raise RejectedRowError(Reason.FORM, str(error)) from error
+        if not self.images_first:
+            return dialogue
+        turns = (replace(turn, content=_images_first(turn.content)) for turn in dialogue.turns)
+        return replace(dialogue, turns=tuple(turns))
+
+    def _content(self, message: Mapping[str, Any], images: _Waiting) -> Any:
+        """The content with every image in place, checked to lie under the root."""
+        content = message["content"]
+        if message["role"] != "user":
+            return content
+        if isinstance(content, str) and not images.all:
+            return content
+        items = content if not isinstance(content, str) else _split(content)
+        if not isinstance(items, list | tuple):
+            raise RejectedRowError(Reason.FORM, f"content must be a text or a list, found {type(items).__name__}")
+        made = [self._item(item, images) for item in items]
+        if not any(isinstance(item.get("text"), str) and item["text"].strip() for item in made):
+            raise RejectedRowError(Reason.EMPTY_QUESTION, "a user message has no words")
+        return made
+
+    def _item(self, item: Any, images: _Waiting) -> Mapping[str, Any]:
+        fields = as_mapping(item)
+        if fields.get("type") != "image":
+            return fields
+        given = next((key for key in _DATA_KEYS if fields.get(key) is not None), None)
+        if given is None:
+            return {"type": "image", "image": images.take(fields.get("index"))}
+        value = fields[given]
+        if isinstance(value, Mapping):
+            return {"type": "image", "image": self._column_image(value)}
+        if given in _PATH_KEYS and isinstance(value, str):
+            return {"type": "image", "image": self._root.file(value)}
+        return {"type": "image", given: value}
+
+    def _column_image(self, value: Any) -> Path | bytes:
+        if isinstance(value, Mapping):
+            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, str) and value.startswith("data:image/"):
+            try:
+                return base64.b64decode(value.partition(",")[2], validate=True)
+            except ValueError as error:
+                raise RejectedRowError(Reason.FORM, f"a data URL is not valid base64: {error}") from error
+        if isinstance(value, str):
+            return self._root.file(value)
+        raise RejectedRowError(Reason.FORM, f"expected a file name or bytes of an image, found {type(value).__name__}")
+
+
+class _Waiting:
+    """The images of a row's column, each to be taken once."""
+
+    def __init__(self, images: list[Path | bytes]) -> None:
+        self.all = images
+        self.taken: list[int] = []
+        self.slots = 0
+
+    def take(self, index: Any = None) -> Path | bytes:
+        """The image of that index, or the next."""
+        place = index if isinstance(index, int) and not isinstance(index, bool) else self.slots
+        self.slots += 1
+        self.taken.append(place)
+        if 0 <= place < len(self.all):
+            return self.all[place]
+        raise RejectedRowError(
+            Reason.PLACEHOLDERS, f"no image for place {self.slots}; the row brings {len(self.all)} images"
+        )
+
+    def check(self) -> None:
+        """Every image was taken once.
+
+        Raises:
+            RejectedRowError: It was not.
+        """
+        if sorted(self.taken) != list(range(len(self.all))):
+            raise RejectedRowError(
+                Reason.PLACEHOLDERS, f"{len(self.all)} images, but {self.slots} places for them ({self.taken})"
+            )
+
+
+class _Rows(Sequence[Row]):
+    """The rows of several files, parsed when they are asked for."""
+
+    def __init__(self, tables: Sequence[tuple[str, Sequence[Any]]]) -> None:
+        self.tables = tables
+        self.starts = [0]
+        for _, table in tables:
+            self.starts.append(self.starts[-1] + len(table))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        number = bisect_right(self.starts, index) - 1
+        name, table = self.tables[number]
+        return name, _parse(table[index - self.starts[number]])
+
+    def __iter__(self) -> Iterator[Row]:
+        return ((name, _parse(row)) for name, table in self.tables for row in table)
+
+
+def _open(path: Path) -> Sequence[Any]:
+    if path.suffix not in _ENDINGS:
+        raise ValueError(f"file {path.name}: expected a name that ends in {', '.join(_ENDINGS)}")
+    if path.suffix == ".parquet":
+        return ParquetTable([path])
+    if path.suffix != ".json":
+        return JsonLines(path)
+    rows = load_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"file {path.name}: expected a list of rows, found {type(rows).__name__}")
+    return rows
+
+
+def _parse(row: Any) -> Any:
+    if not isinstance(row, bytes):
+        return row
+    try:
+        return json.loads(row)
+    except (ValueError, RecursionError) as error:
+        return RejectedRowError(Reason.JSON, str(error))
+
+
+def _sound(row: Row) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(row[1], RejectedRowError):
+        raise row[1]
+    return row[0], as_mapping(row[1])
+
+
+def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row's messages, whichever of the three forms it has."""
+    if row.get("messages") is not None:
+        found = get_list(row, "messages")
+    elif row.get("prompt") is not None and row.get("completion") is not None:
+        found = [*get_list(row, "prompt"), *get_list(row, "completion")]
+    elif row.get("conversations") is not None:
+        spoken = [as_mapping(message) for message in get_list(row, "conversations")]
+        found = [{"role": _SHAREGPT.get(m.get("from", ""), m.get("from")), "content": m.get("value")} for m in spoken]
+        if isinstance(row.get("system"), str) and row["system"]:
+            found = [{"role": "system", "content": row["system"]}, *found]
+    else:
+        raise RejectedRowError(
+            Reason.FORM, f"expected messages, prompt and completion, or conversations; found {', '.join(row)[:80]}"
+        )
+    return [{"role": m.get("role"), "content": m.get("content")} for m in map(as_mapping, found)]
+
+
+def _check_roles(messages: Sequence[Mapping[str, Any]]) -> None:
+    roles = [message["role"] for message in messages]
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    for number, role in enumerate(spoken):
+        expected = ("user", "assistant")[number % 2]
+        if role != expected:
+            raise RejectedRowError(Reason.ROLE, f"message {number + 1}: expected role {expected!r}, found {role!r:.40}")
+    if len(spoken) % 2 or not spoken:
+        raise RejectedRowError(Reason.NO_ANSWER, f"{len(spoken)} messages of user and assistant")
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str) and not content.strip():
+            reasons = {"user": Reason.EMPTY_QUESTION, "assistant": Reason.EMPTY_ANSWER}
+            raise RejectedRowError(reasons.get(message["role"], Reason.FORM), f"content is {content!r}")
+
+
+def _column(row: Mapping[str, Any]) -> Sequence[Any]:
+    """The images beside a row's messages."""
+    value = row.get("images") if row.get("images") is not None else row.get("image")
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _slots(message: Mapping[str, Any]) -> int:
+    """How many images a user message leaves room for."""
+    content = message["content"]
+    if message["role"] != "user":
+        return 0
+    if isinstance(content, str):
+        return content.count(PLACEHOLDER)
+    items = content if isinstance(content, list | tuple) else ()
+    return sum(isinstance(item, Mapping) and item.get("type") == "image" for item in items)
+
+
+def _items(content: Any) -> Sequence[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _split(text: str) -> list[dict[str, Any]]:
+    """A text with placeholders as items."""
+    *before, last = text.split(PLACEHOLDER)
+    pairs: list[tuple[str, Content]] = [(piece, b"") for piece in before]
+    return [
+        {"type": "text", "text": item} if isinstance(item, str) else {"type": "image"}
+        for item in arrange(pairs, last, images_first=False)
+    ]
+
+
+def _images_first(content: tuple[Content, ...]) -> tuple[Content, ...]:
+    images = [item for item in content if not isinstance(item, str | Caption)]
+    words = [item.strip() for item in content if isinstance(item, str)]
+    return (*images, join_words([word for word in words if word]))
+
+
+def _plain(value: Any) -> str:
+    """What stands for a value that JSON cannot hold, when a row's content is hashed."""
+    return content_id(value) if isinstance(value, bytes) else repr(value)

@@ -1,0 +1,145 @@
+"""SparklesDialogue (arXiv 2308.16463): two rounds, several images, each named by its id in the words around it.
+
+A row: {"dialogue": [{"role": "user", "images": [{"image_id": 804, "caption": "..."}],
+                      "content": "What is in IMAGE#804<Img><ImageHere></Img>?"},
+                     {"role": "assistant", "content": "IMAGE#804 shows ..."}, ...]}
+Later words name an earlier image without the tag. Ids become "image a", "image A" or "the first image", as in the
+published training: one style a dialogue.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from visualchat.data.sources.base import Policy, Reason, RejectedRowError, RowSource, content_id
+from visualchat.data.sources.fields import arrange, as_mapping, choose, get_id, get_list, pair_rounds, turns
+from visualchat.data.tables import load_json
+from visualchat.dialogue import Content, Dialogue
+
+Style = Literal["small letter", "capital letter", "ordinal"]
+STYLES: tuple[Style, ...] = get_args(Style)
+
+_TAG = "<Img><ImageHere></Img>"
+_SENTENCE_STARTS = re.compile(r"(?:^|[.!?:]\s+|\n\s*)$")
+_REFERENCE = re.compile(r"\bIMAGE#")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+@dataclass(frozen=True)
+class Sparkles(RowSource):
+    """SparklesDialogueCC and SparklesDialogueVG.
+
+    Attributes:
+        root: The data root.
+        name: What reports call the source.
+        parts: Folders with annotations/<part>.json and images/<id>.jpg, from the root on.
+        style: How images are named; "any" draws one style for each dialogue.
+        images_first: Whether images move to their turn's start (figure 3) or stay at their name.
+        seed: Of the drawn styles.
+        on_error: `error` or `skip`.
+    """
+
+    root: str | Path
+    name: str = "sparkles_dialogue"
+    parts: Sequence[str] = ("SparklesDialogueCC", "SparklesDialogueVG")
+    style: Style | Literal["any"] = "any"
+    images_first: bool = True
+    seed: int = 0
+    on_error: Policy = "error"
+
+    @cached_property
+    def _rows(self) -> Sequence[tuple[str, Any]]:
+        if self.style not in (*STYLES, "any"):
+            raise ValueError(f"{self.name}: style must be any, {', '.join(STYLES)}; found {self.style!r}")
+        rows: list[tuple[str, Any]] = []
+        for part in self.parts:
+            found = load_json(self._root.annotation(f"{part}/annotations/{part.rpartition('/')[2]}.json"))
+            if not isinstance(found, list):
+                raise ValueError(f"file {part}.json: expected a list of rows, found {type(found).__name__}")
+            rows += ((part, row) for row in found)
+        return rows
+
+    def _id(self, row: tuple[str, Any], number: int) -> str:
+        part, fields = row
+        named = next((str(fields[n]) for n in ("id", "evaluation_id") if n in as_mapping(fields)), None)
+        return f"{part}:{named or content_id(json.dumps(fields, sort_keys=True).encode())}"
+
+    def _dialogue(self, row: tuple[str, Any], id: str) -> Dialogue:
+        part, fields = row
+        messages = [as_mapping(message) for message in get_list(as_mapping(fields), "dialogue")]
+        rounds = pair_rounds(messages, "role", "content", ("user", "assistant"))
+        style = choose(STYLES, id.partition("#")[0], self.seed) if self.style == "any" else self.style
+        names: dict[str, str] = {}
+        contents: list[tuple[Content, ...]] = []
+        answers: list[str] = []
+        for number, (question, answer) in enumerate(rounds):
+            images = self._images(part, messages[2 * number], names, style)
+            pieces = question.split(_TAG)
+            if len(pieces) - 1 != len(images):
+                raise RejectedRowError(
+                    Reason.PLACEHOLDERS,
+                    f"round {number + 1}: {len(images)} images, but {len(pieces) - 1} times {_TAG}",
+                )
+            # names first, on the whole text: a sentence may begin right behind a tag
+            pieces = rename("\0".join(pieces), names).split("\0")
+            contents.append(_arrange(pieces, images, images_first=self.images_first))
+            answers.append(rename(answer, names))
+        return Dialogue(turns(contents, answers), id)
+
+    def _images(self, part: str, message: Any, names: dict[str, str], style: Style) -> list[Path]:
+        """The images of a message; their names are added to those of earlier ones."""
+        found: list[Path] = []
+        for image in get_list(message, "images") if "images" in message else ():
+            key = get_id(as_mapping(image), "image_id")
+            if key in names:
+                raise RejectedRowError(Reason.DUPLICATE, f"image id {key} is given twice, so its name is ambiguous")
+            names[key] = image_name(len(names) + 1, style)
+            found.append(self._root.file(f"{part}/images/{key}.jpg"))
+        return found
+
+
+def image_name(number: int, style: Style) -> str:
+    """What words call image `number` (from 1)."""
+    if style == "ordinal":
+        return f"the {_ORDINALS[number - 1]} image" if number <= len(_ORDINALS) else f"image number {number}"
+    letters = ""
+    while number:
+        number, letter = divmod(number - 1, 26)
+        letters = chr(ord("a") + letter) + letters
+    return f"image {letters if style == 'small letter' else letters.upper()}"
+
+
+def rename(text: str, names: dict[str, str]) -> str:
+    """The text with `IMAGE#<id>` replaced as whole words, with a capital where a sentence begins.
+
+    Raises:
+        RejectedRowError: The text names an image that the dialogue has not shown.
+    """
+    if names:
+        longest_first = sorted(names, key=len, reverse=True)
+        pattern = re.compile(rf"\bIMAGE#({'|'.join(map(re.escape, longest_first))})(?!\w)")
+
+        def name(match: re.Match[str]) -> str:
+            words = names[match[1]]
+            begins = _SENTENCE_STARTS.search(match.string[: match.start()].replace("\0", ""))
+            return words[0].upper() + words[1:] if begins else words
+
+        text = pattern.sub(name, text)
+    if left := _REFERENCE.search(text):
+        raise RejectedRowError(
+            Reason.UNKNOWN_IMAGE, f"{text[left.start() : left.start() + 24]!r} names an image that was not shown"
+        )
+    return text
+
+
+def _arrange(pieces: list[str], images: list[Path], *, images_first: bool) -> tuple[Content, ...]:
+    if images_first:
+        return (*images, "".join(pieces).strip())
+    pairs: list[tuple[str, Content]] = list(zip(pieces[:-1], images, strict=True))
+    return arrange(pairs, pieces[-1], images_first=False)

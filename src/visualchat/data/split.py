@@ -1,0 +1,95 @@
+"""Training or validation: decided for each source row by its identity alone, before anything is joined or blended.
+
+So a row is on the same side in every run, on every machine, in every blend that draws from it, and adding rows moves no
+other row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+from visualchat.data.sources.base import Entry
+
+Side = Literal["train", "validation"]
+SplitBy = Literal["row", "image"]
+_LARGEST_SHARE = 0.25  # of all dialogues that images may chain together
+
+
+def side(identity: str, validation: float = 0.1, salt: str = "") -> Side:
+    """The side of a row.
+
+    Args:
+        identity: What stays the same about it in every run.
+        validation: The share of identities that validate.
+        salt: Another one gives another split.
+
+    Raises:
+        ValueError: The share is below 0 or above 1.
+    """
+    if not 0 <= validation <= 1:
+        raise ValueError(f"the share of validation must lie between 0 and 1, found {validation}")
+    digest = hashlib.sha256(f"{salt}\0{identity}".encode("utf-8", "surrogatepass")).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") < validation * 2**64 else "train"
+
+
+def split_sources(
+    sources: Mapping[str, Sequence[Entry]], validation: float = 0.1, by: SplitBy = "row", salt: str = ""
+) -> dict[str, dict[Side, list[int]]]:
+    """The places of each source's dialogues on each side.
+
+    Args:
+        sources: The entries of each source.
+        validation: The share that validates.
+        by: `row`, or `image`: then dialogues that share an image, in whatever sources, are on one side.
+        salt: Another one gives another split.
+
+    Raises:
+        ValueError: `by` is unknown, or images chain so many dialogues together that they cannot be split by image.
+    """
+    if by not in get_args(SplitBy):
+        raise ValueError(f"dialogues are split by {' or '.join(get_args(SplitBy))}, not by {by!r}")
+    names = image_groups(sources) if by == "image" else None
+    found: dict[str, dict[Side, list[int]]] = {}
+    for source, entries in sources.items():
+        sides: dict[Side, list[int]] = {"train": [], "validation": []}
+        for place, entry in enumerate(entries):
+            identity = entry.group if names is None or not entry.images else names[entry.images[0]]
+            sides[side(identity, validation, salt)].append(place)
+        found[source] = sides
+    return found
+
+
+def image_groups(sources: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
+    """For each image the smallest identity among all that dialogues connect it with.
+
+    Raises:
+        ValueError: One group holds so many dialogues that a split by it would be none.
+    """
+    parent: dict[str, str] = {}
+
+    def top(image: str) -> str:
+        parent.setdefault(image, image)
+        while parent[image] != image:
+            parent[image] = parent[parent[image]]
+            image = parent[image]
+        return image
+
+    for entry in _all(sources):
+        for image in entry.images:
+            low, high = sorted((top(entry.images[0]), top(image)))
+            parent[high] = low  # the smallest stays on top
+    sizes = Counter(top(entry.images[0]) for entry in _all(sources) if entry.images)
+    total, largest = sum(sizes.values()), max(sizes.values(), default=0)
+    if largest > max(1, _LARGEST_SHARE * total) and len(sizes) > 1:
+        raise ValueError(
+            f"{largest} of {total} dialogues are connected by shared images; a corpus of this kind (such as "
+            "pairs of COCO images) cannot be split by image: use split_by=row"
+        )
+    return {image: top(image) for image in parent}
+
+
+def _all(sources: Mapping[str, Sequence[Entry]]) -> Iterable[Entry]:
+    return (entry for entries in sources.values() for entry in entries)

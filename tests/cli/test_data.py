@@ -1,0 +1,207 @@
+"""The data command: what it finds, measures, shows and converts, and how it is called."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from visualchat.cli import data
+from visualchat.cli.config import CONF
+from visualchat.data.sources import Messages
+from visualchat.tiny import TinyDialogues
+
+
+def config(*overrides: str):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("data_tool", ["action=check", "data.train.size=6", "data.validation.size=3", *overrides])
+
+
+def own(folder, *rows) -> list[str]:
+    """The overrides that put a file of these rows in the place of the training dialogues."""
+    Image.new("RGB", (32, 32), "red").save(folder / "red.png")
+    (folder / "rows.jsonl").write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    source = f"{{_target_: visualchat.data.sources.Messages, root: '{folder}', files: [rows.jsonl]}}"
+    return ["~data.train", f"+data.train={source}"]
+
+
+def row(answer: str = "Red.", path: str = "red.png", **fields) -> dict:
+    question = [{"type": "image", "path": path}, {"type": "text", "text": "What colour?"}]
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, **fields}
+
+
+def user_turn(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("data_tool", ["action=check", "data.validation.size=3", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["check"], ["action=check"]),
+        (["show", "12", "part=validation"], ["action=show", "number=12", "part=validation"]),
+        (["show", "data=tiny"], ["action=show", "data=tiny"]),
+        (["--help"], ["--help"]),
+        (["action=stats"], ["action=stats"]),
+        ([], []),
+    ],
+)
+def test_the_first_word_is_the_action(typed, meant):
+    assert data.overrides(typed) == meant
+
+
+def test_check_adds_up(tmp_path, capsys):
+    assert data.check(config(), tmp_path) == 0
+    left = json.loads((tmp_path / "check.json").read_text())
+    train = left["totals"]["train"]["TinyDialogues"]
+    expected = list(TinyDialogues("train", 6))
+    assert train["rows"] == 6
+    assert train["turns"] == sum(len(dialogue.turns) for dialogue in expected)
+    assert train["images"] == sum(len(dialogue.images) for dialogue in expected)
+    assert (train["bad"], train["cut"], left["bad"]) == (0, 0, [])
+    said = capsys.readouterr().out
+    assert "every row is sound" in said
+    assert "validation" in said
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_check_names_every_bad_row(tmp_path, capsys, workers):
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    rows = [row(), '{"messages": [', row(answer=""), row(path="gone.png"), row(path="torn.png")]
+    bad = data.check(composed(*own(tmp_path, *rows), f"num_workers={workers}"), tmp_path)
+    left = json.loads((tmp_path / "check.json").read_text())
+    assert bad == len(left["bad"]) == 4
+    assert left["bad"][0].startswith("train, row 1: image file")
+    for place, reason in enumerate(("broken JSON", "empty answer", "missing image file"), start=1):
+        assert reason in left["bad"][place]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 bad rows" in said
+    assert "rows on disk" in said
+
+
+def test_a_corpus_of_ones_own_and_its_report(tmp_path, capsys):
+    own(tmp_path, *(row(id=str(n)) for n in range(20)), row(answer="", id="empty"))
+    place = [f"source.root={tmp_path}", "source.files=[rows.jsonl]", "num_workers=0"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = compose("data_tool", ["action=check", "data=own", "data/source=messages", *place])
+    assert data.check(settings, tmp_path) == 1
+    left = json.loads((tmp_path / "check.json").read_text())
+    assert left["totals"]["train"]["own"]["rows"] + left["totals"]["validation"]["own"]["rows"] == 20
+    assert len(left["bad"]) == 1
+    assert "empty answer" in left["bad"][0]
+    said = capsys.readouterr().out.replace("│", " ").split()
+    start = said.index("messages")
+    assert said[start + 1 : start + 6] == ["21", "20", "0", "1", "20"]
+
+
+def test_check_counts_what_is_cut(tmp_path):
+    assert data.check(config("data.max_length=60", "part=train"), tmp_path) > 0
+    (sums,) = json.loads((tmp_path / "check.json").read_text())["totals"]["train"].values()
+    assert sums["cut"] > 0
+    assert sums["tokens"] <= 60 * sums["rows"]
+
+
+def test_stats_leave_figures_and_pictures(tmp_path, capsys):
+    data.stats(config("data.max_length=400"), tmp_path)
+    left = json.loads((tmp_path / "stats.json").read_text())
+    assert left["train"]["dialogues"] == 6
+    assert left["validation"]["images in a dialogue"]["min"] >= 1
+    assert 0.3 < left["train"]["real tokens in packed rows"] <= 1.0
+    for name in ("train", "validation"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 500
+    assert "supervised" in capsys.readouterr().out
+
+
+def test_show_marks_what_is_supervised(tmp_path, capsys):
+    dialogue = TinyDialogues("train", 6)[2]
+    data.show(config("number=2"), tmp_path)
+    page = (tmp_path / "dialogue-2.html").read_text()
+    assert page.count("<img ") == len(dialogue.images)
+    assert page.count("<span class='answer'>") == len(dialogue.turns)
+    for turn in dialogue.turns:
+        assert f"<span class='answer'>{turn.answer}" in page
+    said = capsys.readouterr().out
+    assert dialogue.id in said
+    assert "▀" in said
+
+
+def test_show_marks_what_is_beyond_the_limit(tmp_path):
+    """The limit is the length of the first turn."""
+    turns = [user_turn("One?"), {"role": "assistant", "content": "Yes."}] * 2
+    data.show(composed(*own(tmp_path, {"messages": turns}), "data.max_length=25"), tmp_path)
+    page = (tmp_path / "dialogue-0.html").read_text()
+    assert page.count("<span class='answer'>") == page.count("<span class='answer cut'>") == 1
+
+
+def test_show_of_no_dialogue_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="train holds dialogues 0 to 5, asked for 6"):
+        data.show(config("number=6"), tmp_path)
+
+
+def test_a_page_shows_text_as_text(tmp_path):
+    fields = row("<b>Red</b> & <img src=x>")
+    data.show(composed(*own(tmp_path, fields)), tmp_path)
+    page = (tmp_path / "dialogue-0.html").read_text()
+    assert "&lt;b&gt;Red&lt;/b&gt; &amp; &lt;img src=x&gt;" in page
+
+
+def test_converted_shards_are_the_same_dialogues(tmp_path):
+    fields = row(id="a"), row("Blue.", id="b"), row("Green.", id="c")
+    settings = composed(*own(tmp_path, *fields), "shard_rows=2")
+    data.convert(settings, tmp_path / "run")
+    shards = sorted(path.name for path in (tmp_path / "run" / "train").iterdir())
+    assert shards == ["shard-00000.parquet", "shard-00001.parquet"]
+    again = Messages(tmp_path / "run" / "train", shards)
+    wanted = Messages(tmp_path, ["rows.jsonl"])
+    assert len(again) == 3
+    for found, expected in zip(again, wanted, strict=True):
+        assert [(turn.question, turn.answer) for turn in found.turns] == [
+            (turn.question, turn.answer) for turn in expected.turns
+        ]
+        assert found.images == tuple(image.read_bytes() for image in expected.images)
+    with pytest.raises(ValueError, match="holds 2 shards already"):
+        data.convert(settings, tmp_path / "run")
+
+
+def test_prepare(tmp_path, capsys):
+    data.prepare(config())
+    assert "nothing to prepare" in capsys.readouterr().out
+    data.prepare(composed(*own(tmp_path, row())))
+    assert "messages" in capsys.readouterr().out
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unknown part=test, expected one of train, validation"):
+        data.check(config("part=test"), tmp_path)
+
+
+def run(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "visualchat.cli.data", *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_exit_code_tells(tmp_path):
+    sizes = ["data.validation.size=2", *own(tmp_path, row(), row(path="gone.png"))]
+    done = run(tmp_path, "check", *sizes)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "gone.png" in done.stdout
+    done = run(tmp_path, "check", "data.validation.size=2", "data.train.size=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(tmp_path.glob("outputs/data/*/*/check.json"))
+    done = run(tmp_path, "chekc")
+    assert done.returncode != 0
+    assert "one of check, stats, show, convert, prepare; found chekc" in done.stderr

@@ -1,0 +1,163 @@
+"""The paper's three sets, from files in the published form over the configuration tree to training dialogues."""
+
+import pickle
+from collections import Counter
+
+import pytest
+from corpora import encoded, shade_of
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils.data import DataLoader
+
+from visualchat.cli.config import CONF
+from visualchat.data.mix import Blend
+from visualchat.encoding import encode_segments
+from visualchat.template import render
+
+PARTS = ("llava", "llava_dial", *(f"otter_mimicit_{part}" for part in ("cgd", "sd", "sn", "tvc", "vst")))
+TAG = "<Img><ImageHere></Img>"
+
+
+def coco(number):
+    return f"{number:012d}"
+
+
+def conversations(id, rounds):
+    return [
+        {"from": speaker, "value": f"{'<image>' if n == 0 and speaker == 'human' else ''}{speaker} {id} {n}"}
+        for n in range(rounds)
+        for speaker in ("human", "gpt")
+    ]
+
+
+def llava_rows(kind, count, rounds, images):
+    names = (coco(1 + n % images) for n in range(count))
+    return [
+        {"id": f"{kind}{n}", "image": f"{name}.jpg", "conversations": conversations(f"{kind}{n}", rounds)}
+        for n, name in enumerate(names)
+    ]
+
+
+def ins(part, n, images, related):
+    row = {"instruction": f"Q {part} {n}", "answer": f"A {part} {n}", "image_ids": images}
+    return {f"{part}_INS_{n:05d}": {**row, "rel_ins_ids": [f"{part}_INS_{r:05d}" for r in related]}}
+
+
+@pytest.fixture
+def published(corpus, monkeypatch):
+    """All nine datasets, small: every picture has a shade of its own number."""
+    for number in range(1, 13):
+        corpus.jpeg(f"coco/train2017/{coco(number)}.jpg", 20 * number)
+    corpus.write("llava/detail_23k.json", llava_rows("d", 40, 1, 12))
+    corpus.write("llava/complex_reasoning_77k.json", llava_rows("c", 60, 2, 12))
+    corpus.write("llava/conversation_58k.json", llava_rows("t", 50, 3, 10))
+    rows: dict = {}
+    for n in range(0, 60, 2):
+        pair = [f"CGD_IMG_{coco(1 + n % 12)}", f"CGD_IMG_{coco(1 + (n + 3) % 12)}"]
+        rows |= ins("CGD", n, pair, [n + 1]) | ins("CGD", n + 1, pair, [n])
+    corpus.write("MIMIC-IT/CGD_instructions.json", {"meta": {}, "data": rows})
+    for part, images in (("SD", 2), ("SN", 5), ("TVC", 9), ("VST", 8)):
+        shown = {n: [f"{part}_IMG_{n}_{k}" for k in range(images + n % 2)] for n in range(30)}
+        data: dict = {}
+        for n, ids in shown.items():
+            data |= ins(part, n, ids, [])
+        corpus.write(f"MIMIC-IT/{part}_instructions.json", {"meta": {}, "data": data})
+        names = [id for ids in shown.values() for id in ids]
+        corpus.write(f"MIMIC-IT/{part}.json", {id: encoded(10 + n % 200) for n, id in enumerate(names)})
+    for part, count in (("CC", 30), ("VG", 15)):
+        talks = []
+        for n in range(count):
+            corpus.jpeg(f"SparklesDialogue{part}/images/{n}.jpg", 5 * n)
+            images = [{"image_id": n, "caption": "x"}]
+            question = {"role": "user", "images": images, "content": f"Q {part} {n}: IMAGE#{n}{TAG}?"}
+            answers = [{"role": "assistant", "content": f"A {part} {n} {k}: IMAGE#{n}."} for k in range(2)]
+            talks.append({"dialogue": [question, answers[0], {"role": "user", "content": "More."}, answers[1]]})
+        corpus.write(f"SparklesDialogue{part}/annotations/SparklesDialogue{part}.json", talks)
+    monkeypatch.setenv("VISUALCHAT_DATA", str(corpus.root))
+    return corpus
+
+
+def made(name, *overrides) -> Blend:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", [f"data/blend={name}", *overrides])
+    return instantiate(config.blend)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("set1", (*PARTS, "llava_otter_blend")),
+        ("set2", (*PARTS, "llava_otter_blend", "sparkles_dialogue")),
+        ("single_image", PARTS[:2]),
+    ],
+)
+def test_the_papers_sets(published, name, parts, tokenizer):
+    blend = made(name, "blend.validation=0.3")
+    assert tuple(blend.parts) == parts
+    train, validation = blend.train, blend.validation
+    assert tuple(train.parts) == parts
+    answers = [{turn.answer for dialogue in side for turn in dialogue.turns} for side in (train, validation)]
+    assert answers[0].isdisjoint(answers[1])  # every source row has answers of its own
+    members = [
+        {place for part in side.parts.values() for recipe in part.recipes for place in recipe.places}
+        for side in (train, validation)
+    ]
+    assert members[0].isdisjoint(members[1])
+    everything = {(source, n) for source, found in blend.sources.items() for n in range(len(found))}
+    assert members[0] | members[1] == everything  # nothing is lost by grouping
+    for dialogue in train:
+        found = encode_segments(render(dialogue), tokenizer, image_seq_length=4)
+        assert found.mm_token_type_ids.count(1) == 4 * len(dialogue.images)
+        assert len(found.answer_spans) == len(dialogue.turns)
+
+
+def test_what_the_sources_say_of_themselves(published):
+    reports = {report.source: report for report in made("set2").reports()}
+    assert {name: (r.rows, r.members, r.dialogues, sum(r.left_out.values())) for name, r in reports.items()} == {
+        "llava": (100, 100, 100, 0),
+        "llava_dial": (50, 50, 50, 0),
+        "otter_mimicit_cgd": (60, 60, 30, 0),
+        "otter_mimicit_sd": (30, 30, 30, 0),
+        "otter_mimicit_sn": (30, 30, 30, 0),
+        "otter_mimicit_tvc": (30, 0, 0, 30),
+        "otter_mimicit_vst": (30, 15, 15, 15),
+        "sparkles_dialogue": (45, 45, 45, 0),
+    }
+
+
+def test_a_blended_dialogue_shows_each_image_before_it_is_asked_about(published):
+    part = made("set1", "blend.validation=0").train.parts["llava_otter_blend"]
+    assert len(part) == 30
+    for dialogue, recipe in zip(part, part.recipes, strict=True):
+        first = int(dialogue.turns[-1].answer.split()[-1]) // 2 * 2
+        shown = [20 * (1 + first % 12), 20 * (1 + (first + 3) % 12)]
+        assert [shade_of(image) for image in dialogue.images] == pytest.approx(shown, abs=3)
+        assert dialogue.turns[-1].answer.startswith("A CGD")
+        assert dialogue.turns[0].answer.startswith("gpt ")
+        assert recipe.pair[0] == "otter_mimicit_cgd"
+
+
+def test_a_blend_travels_to_workers(published):
+    train = made("set2").train
+    again = pickle.loads(pickle.dumps(train))
+    assert list(again) == list(train)
+    assert again.order(1, 2) == train.order(1, 2)
+    loader = DataLoader(train, batch_size=None, sampler=train.order(1, 2), num_workers=2)
+    assert list(loader) == [train[place] for place in train.order(1, 2)]
+
+
+def test_joined_dialogues_have_the_papers_sizes(published):
+    blend = made("single_image", "blend.validation=0")
+    for part, high in (("llava", 3), ("llava_dial", 2)):
+        sizes = Counter(len(recipe.places) for recipe in blend.train.parts[part].recipes)
+        assert set(sizes) == set(range(1, high + 1))
+    assert {len(d.turns) for d in blend.train.parts["llava"]} == {1, 2, 3}
+    assert {len(d.turns) for d in blend.train.parts["llava_dial"]} == {3, 6}
+
+
+def test_bad_rows_are_one_setting_for_all_sources(published):
+    published.write("llava/conversation_58k.json", [*llava_rows("t", 20, 1, 3), {"id": "broken"}])
+    with pytest.raises(ValueError, match="llava_dial: 1 of 21 rows are damaged"):
+        len(made("single_image").train)
+    blend = made("single_image", "++data.bad_rows=skip")
+    assert blend.reports()[1].rejected == {"wrong form": 1}

@@ -1,0 +1,69 @@
+"""Run by tests in processes of its own: trains the fixed dialogues on some ranks and keeps what each rank saw.
+
+python ranks.py VISION LANGUAGE FOLDER RANKS BATCH_SIZE
+"""
+
+import sys
+from pathlib import Path
+
+import lightning
+import torch
+from PIL import Image
+
+from visualchat.data.datamodule import VisualChatDataModule
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.training.module import VisualChatModule
+from visualchat.training.optim import OptimizerSettings
+
+
+def dialogues() -> list[Dialogue]:
+    """Nine with 0 to 2 images and answers of quite different lengths."""
+    pictures = [Image.new("RGB", (16, 16), (25 * n, 0, 250 - 25 * n)) for n in range(9)]
+    return [
+        Dialogue((Turn.ask(f"Number {n}?", [pictures[n]] * (n % 3), "yes " * (1 + 2 * (n % 4))),), id=f"d{n}")
+        for n in range(9)
+    ]
+
+
+class Keep(lightning.Callback):
+    def __init__(self):
+        self.questions = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.questions += [row[batch["attention_mask"][n] > 0].tolist() for n, row in enumerate(batch["input_ids"])]
+
+
+def main(vision: str, language: str, folder: str, ranks: str, batch_size: str) -> None:
+    def build():
+        torch.manual_seed(0)
+        return VisualChatForConditionalGeneration.from_backbones(
+            vision, language, image_seq_length=4, vision_feature_select_strategy="default", dtype=torch.float64
+        )
+
+    torch.set_num_threads(1)
+    processor = VisualChatProcessor.from_backbones(vision, language, image_seq_length=4)
+    keep = Keep()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=int(ranks),
+        strategy="ddp" if int(ranks) > 1 else "auto",
+        max_epochs=2,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[keep],
+    )
+    settings = OptimizerSettings(learning_rate=1e-2, betas=(0.9, 0.95))
+    module = VisualChatModule(build, settings)
+    data = VisualChatDataModule(processor, dialogues(), dialogues()[:3], batch_size=int(batch_size))
+    trainer.fit(module, data)
+    found = {"seen": keep.questions, "projector": module.model.multi_modal_projector.weight.detach()}
+    torch.save(found, Path(folder) / f"ranks{ranks}-{trainer.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
