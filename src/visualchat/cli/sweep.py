@@ -15,7 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = ("exact_match/all", "seen/exact_match/all", "unseen/exact_match/all", "train/seconds")
+SHOWN = {
+    "exact_match/all": "all",
+    "seen/exact_match/all": "seen",
+    "unseen/exact_match/all": "unseen",
+    "train/seconds": "seconds",
+}
+"""Metrics of the table, and how its columns are headed."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def varied(runs: Sequence[Run]) -> list[str]:
 def sweep_table(runs: Sequence[Run]) -> Table:
     """One row a run; a dash where a run has no figure."""
     names = varied(runs)
-    table = Table(*names, *SHOWN, title="sweep (exact match in %)")
+    table = Table(*(name.rpartition(".")[2] for name in names), *SHOWN.values(), title="sweep (exact match in %)")
     for run in runs:
         cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in SHOWN]
         table.add_row(*(run.overrides.get(name, "") for name in names), *cells)
