@@ -36,6 +36,8 @@ LAYOUTS: dict[str, list[list[int]]] = {
 }
 SLOW = ("textbook", "mmca_reference/sdpa")
 """Forms with dense masks: repeated less."""
+LAYERS = 32
+"""Layers of a decode step, as many as LLaMA-2 7B has."""
 MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 
 
@@ -208,13 +210,21 @@ def training_runs(row: Row, setting: Setting) -> dict[str, Callable[[], None]]:
 
 @torch.no_grad()
 def forward_and_decode(row: Row, setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of a forward pass over the row, and of one decode step on top of it."""
+    """Seconds of a forward pass over the row, and of one layer of a decode step on top of it.
+
+    A decode step runs `LAYERS` layers, which share one plan; the forms take turns, so each step makes its plan anew.
+    """
     query, key, value = (setting.tensor(row.length) for _ in range(3))
     attends = forms(row, setting.implementations)
     whole = {name: lambda attend=attend: attend(query, key, value) for name, attend in attends.items()}
     last, *cache = query[:, :, -1:].contiguous(), key.contiguous(), value.contiguous()  # a cache's layout
-    step = {name: lambda attend=attend: attend(last, *cache) for name, attend in attends.items() if name != "textbook"}
-    step_times = fastest(step, setting.device, 10 * setting.repeats)
+
+    def step(attend: Callable[..., Tensor]) -> None:
+        for _ in range(LAYERS):
+            attend(last, *cache)
+
+    steps = {name: lambda attend=attend: step(attend) for name, attend in attends.items() if name != "textbook"}
+    step_times = {name: time / LAYERS for name, time in fastest(steps, setting.device, 2 * setting.repeats).items()}
     return fastest(whole, setting.device, setting.repeats), step_times
 
 

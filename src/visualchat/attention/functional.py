@@ -71,7 +71,7 @@ def multimodal_attention(
         ("key_padding_mask", key_padding_mask, k_length),
         ("segment_ids", segment_ids, k_length),
     ):
-        if found is not None and tuple(found.shape) != (batch, length):
+        if found is not None and found.shape != (batch, length):
             raise ValueError(f"{name} must have shape {(batch, length)}, found {tuple(found.shape)}")
     if point.image_context == "image" and image_ids is None:
         raise ValueError("image context 'image' needs image_ids (B, K) to tell images apart, found None")

@@ -22,10 +22,12 @@ def remembered(compute: Callable[..., T], kind: AttentionKind, layout: Layout, *
     """
     global _memory
     tensors = [t for t in layout.tensors if t is not None]
-    if any(t.is_inference() for t in tensors):  # such tensors do not tell when they are written to
-        return compute(kind, layout, *more)
-    names = tuple((None if t is None else id(t), None if t is None else t._version) for t in layout.tensors)
-    name = (compute, kind, layout.queries, *more, *names)
+    versions: list[object] = []
+    for tensor in tensors:
+        if tensor.is_inference():  # such tensors do not tell when they are written to
+            return compute(kind, layout, *more)
+        versions.append(tensor._version)
+    name = (compute, kind, layout.queries, *more, *map(id, layout.tensors), *versions)
     kept = _memory  # read once: another thread may replace it at any moment
     if kept[0] != name:
         kept = (name, compute(kind, layout, *more), tensors)  # with the tensors, so that no other takes their identity

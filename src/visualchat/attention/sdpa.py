@@ -30,9 +30,9 @@ def sdpa_attention(
     plain = kind.image_context == "all" and kind.softmax == "joint"
     if layout.offset == 0 and (plain or kind.image_context in GATHERED):
         return _gathered(query, key, value, kind, remembered(plan, kind, layout, query.dtype), scale)
-    sides = remembered(_sides, kind, layout, query.dtype)
     if query.shape[2] == 1:
-        return _decode(query, key, value, sides, scale)
+        return _decode(query, key, value, remembered(_stacked_sides, kind, layout, query.dtype), scale)
+    sides = remembered(_sides, kind, layout, query.dtype)
     gqa = query.shape[1] != key.shape[1]
     out = _attend_some(query, key, value, sides[0], scale, gqa)
     for side in sides[1:]:
@@ -149,15 +149,29 @@ def _sides(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> tuple[Mas
     return Mask.of(seen & ~image, dtype), Mask.of(seen & image, dtype)
 
 
-def _decode(query: Tensor, key: Tensor, value: Tensor, sides: tuple[Mask, ...], scale: float) -> Tensor:
+@torch.compiler.disable
+def _stacked_sides(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The sides of one query as one tensor (B, 1, 1, sides, K), and where a side is empty (B, 1, 1, sides, 1), if any.
+
+    A side that is empty in every row, as where there is no image, is left out.
+    """
+    sides = [side for side in _sides(kind, layout, dtype) if side.empty is None or not side.empty.all()]
+    sides = sides or [*_sides(kind, layout, dtype)[:1]]
+    bias = torch.stack([side.bias for side in sides], dim=-2)
+    if all(side.empty is None for side in sides):
+        return bias, None
+    none = torch.zeros(len(bias), 1, 1, 1, dtype=torch.bool, device=bias.device)
+    return bias, torch.stack([none if side.empty is None else side.empty for side in sides], dim=-2)
+
+
+def _decode(query: Tensor, key: Tensor, value: Tensor, stacked: tuple[Tensor, Tensor | None], scale: float) -> Tensor:
     """One query: its scores are computed once, and each side's softmax weighs its own keys."""
+    bias, empty = stacked
     batch, heads, _, size = query.shape
     q = (query * scale).reshape(batch, key.shape[1], -1, size)  # (B, Hkv, Hq / Hkv, D)
     scores = (q @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
-    weights = None
-    for side in sides:
-        own = (scores + side.bias).softmax(-1)
-        own = own if side.empty is None else own.masked_fill(side.empty, 0.0)
-        weights = own if weights is None else weights + own
-    assert weights is not None
+    weights = (scores.unsqueeze(-2) + bias).softmax(-1)  # (B, Hkv, Hq / Hkv, sides, K)
+    if empty is not None:
+        weights = weights.masked_fill(empty, 0.0)
+    weights = weights.sum(-2) if bias.shape[-2] > 1 else weights.squeeze(-2)
     return (weights.to(value.dtype) @ value).reshape(batch, heads, 1, size)
