@@ -52,7 +52,7 @@ def correct_answers(logits: Tensor, labels: Tensor) -> list[bool]:
     return (mistakes.index_add(0, answer, wrong.long()) == 0).tolist()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors would cost the layers their shared attention plan
 def evaluate(
     model: VisualChatForConditionalGeneration,
     processor: VisualChatProcessor,

@@ -50,7 +50,7 @@ def evaluate_parts(
     return metrics
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_turns(
     model: VisualChatForConditionalGeneration,
     processor: VisualChatProcessor,
