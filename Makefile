@@ -9,6 +9,8 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH   := $(shell grep '^torch==' constraints.txt)
+# Its setup script imports torch, so it comes second and without a build environment of its own; it compiles nothing.
+DEEPSPEED := $(shell grep '^deepspeed==' constraints.txt)
 
 PYTEST  := $(BIN)/python -m pytest -q
 # One thread a worker: with more, the workers would fight over the cores.
@@ -44,7 +46,8 @@ install: $(STAMP) ## Create .venv with the tested versions (again only when they
 $(STAMP): pyproject.toml constraints.txt
 	$(call environment,$(VENV))
 	@echo "Installing into $(VENV): the first time takes some minutes"
-	@$(INSTALL) $(TORCH)
+	@$(INSTALL) $(TORCH) setuptools
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation "$(DEEPSPEED)"
 	@$(INSTALL) -e '.[dev]'
 	@touch $@
 	@echo "Installed into $(VENV)"
