@@ -49,6 +49,18 @@ class VisualChatOutput(ModelOutput):
     image_hidden_states: Tensor | None = None
 
 
+def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
+    """Give embedding and head at least `size` rows; each new one is the mean of the old, so it depends on no chance."""
+    old = len(language_model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if size <= old:
+        return
+    language_model.resize_token_embeddings(size, mean_resizing=False)
+    for part in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        with torch.no_grad():
+            for weight in part.parameters():  # a head may have a bias
+                weight[old:] = weight[:old].mean(dim=0)
+
+
 def untie_head(language_model: PreTrainedModel) -> None:
     """Give the language head a weight of its own, if it shares the token embedding's; the logits stay the same."""
     if language_model.config.tie_word_embeddings:
@@ -85,6 +97,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
+        vocab_size: int = 0,
         **config: Any,
     ) -> VisualChatForConditionalGeneration:
         """Join two pretrained backbones by a fresh projector.
@@ -97,12 +110,14 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             vision: Folder or Hub name of a vision encoder, or of a model that contains one (CLIP).
             language: Folder or Hub name of a causal language model.
             dtype: Of all weights.
+            vocab_size: The least number of token embeddings: `len(processor.tokenizer)` where the template adds tokens.
             **config: Further fields of `VisualChatConfig`.
         """
         vision_config = AutoConfig.from_pretrained(vision)
         vision_config = getattr(vision_config, "vision_config", vision_config)
         vision_tower = AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
         language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+        grow_vocabulary(language_model, vocab_size)
         untie_head(language_model)
         for backbone in (vision_tower, language_model):
             backbone.config.name_or_path = ""  # a saved model carries no paths of the machine that made it
