@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     Cache,
     GenerationMixin,
     PreTrainedModel,
@@ -47,6 +48,23 @@ class VisualChatOutput(ModelOutput):
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     image_hidden_states: Tensor | None = None
+
+
+def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of transformers' `from_pretrained` for weights of 8 bits or 4 (NF4); none for None.
+
+    Raises:
+        ValueError: Another number of bits.
+    """
+    if bits is None:
+        return {}
+    if bits not in (4, 8):
+        raise ValueError(f"language_bits={bits}, expected 8, 4 or None")
+    settings = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": settings, "device_map": {"": device}}
 
 
 def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
@@ -98,6 +116,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         dtype: torch.dtype = torch.float32,
         vocab_size: int = 0,
+        language_bits: int | None = None,
         **config: Any,
     ) -> VisualChatForConditionalGeneration:
         """Join two pretrained backbones by a fresh projector.
@@ -111,12 +130,19 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             language: Folder or Hub name of a causal language model.
             dtype: Of all weights.
             vocab_size: The least number of token embeddings: `len(processor.tokenizer)` where the template adds tokens.
+            language_bits: 8 or 4 to hold the language model's linear layers but its head in so many bits, frozen; needs
+                bitsandbytes. None for `dtype`.
             **config: Further fields of `VisualChatConfig`.
+
+        Raises:
+            ValueError: `language_bits` is neither 8 nor 4.
         """
         vision_config = AutoConfig.from_pretrained(vision)
         vision_config = getattr(vision_config, "vision_config", vision_config)
         vision_tower = AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
-        language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+        language_model = AutoModelForCausalLM.from_pretrained(
+            language, dtype=dtype, **quantized_loading(language_bits, dtype)
+        )
         grow_vocabulary(language_model, vocab_size)
         untie_head(language_model)
         for backbone in (vision_tower, language_model):
