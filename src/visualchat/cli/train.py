@@ -23,6 +23,7 @@ from visualchat.evaluation.report import draw_curves, metrics_table, samples_pag
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.training.module import VisualChatModule
+from visualchat.training.resume import find_checkpoint
 
 console = Console()
 
@@ -47,7 +48,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         callbacks=list(instantiate(config.callbacks).values()),
     )
     started = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=config.resume)
+    trainer.fit(module, data, ckpt_path=find_checkpoint(config.resume, run))
     seconds = time.perf_counter() - started
     if not trainer.is_global_zero:
         return {}
