@@ -107,4 +107,4 @@ def forget_from(loggers: Sequence[Logger], step: int) -> None:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
             mark = Event(step=step, session_log=SessionLog(status=SessionLog.START))
-            logger.experiment.file_writer.add_event(mark)  # type: ignore[attr-defined]
+            logger.experiment.file_writer.add_event(mark)
