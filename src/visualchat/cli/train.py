@@ -78,12 +78,12 @@ def _save(
     run: Path,
 ) -> None:
     """Leave the whole model in `model/`, what trained of it in `light/`, or both, each with its processor."""
-    if what in ("full", "both"):
-        model.save_pretrained(run / "model")
-        processor.save_pretrained(run / "model")
     if what in ("light", "both"):
         save_light(model, run / "light", build_model.keywords["vision"], build_model.keywords["language"])
         processor.save_pretrained(run / "light")
+    if what in ("full", "both"):  # last: the newest is what other commands take
+        model.save_pretrained(run / "model")
+        processor.save_pretrained(run / "model")
 
 
 def _base_name(config: DictConfig) -> str:

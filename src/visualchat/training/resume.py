@@ -39,8 +39,8 @@ def find_checkpoint(resume: str | Path | None, run: Path) -> Path | None:
 
     Args:
         resume: None to start afresh; `auto` for the newest of the run's own folder, afresh if it has none; a
-            checkpoint; or another run's folder, for its newest. Where the newest is damaged, the one before it is taken,
-            with a warning that names both.
+            checkpoint; or another run's folder, for its newest. Where the newest is damaged, the one before it is
+            taken, with a warning that names both.
         run: The run's folder.
 
     Raises:
