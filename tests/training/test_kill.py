@@ -17,13 +17,13 @@ PROCESSES.set_forkserver_preload(["killed_run"])
 ACCUMULATED = {"accumulate_grad_batches": 2, "val_check_interval": 3}
 
 
-def start(plan: Plan) -> None:
-    """One process of the run; it must end as planned."""
+def start(plan: Plan, code: int = -signal.SIGKILL) -> None:
+    """One process of the run; it must end as planned: killed with this exit code, or well."""
     process = PROCESSES.Process(target=train, args=(plan,), daemon=False)
     process.start()
     process.join(120)
     killed = plan.kill_after is not None or plan.kill_in_save is not None
-    assert process.exitcode == (-signal.SIGKILL if killed else 0)
+    assert process.exitcode == (code if killed else 0)
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,14 @@ def test_killed_in_a_save(plan, tmp_path, place):
     start(replace(plan, folder=tmp_path, kill_in_save=(4, place)))
     start(replace(plan, folder=tmp_path))
     same(plan, tmp_path)
+
+
+def test_two_ranks_with_random_numbers_of_their_own(plan, tmp_path):
+    """One rank is killed; the launcher takes the other down and ends with an error."""
+    two = replace(plan, trainer={"devices": 2, "strategy": "ddp_fork", "max_epochs": 2})
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    start(replace(two, folder=tmp_path / "whole"))
+    start(replace(two, folder=tmp_path / "killed", kill_after=5), code=1)
+    start(replace(two, folder=tmp_path / "killed"))
+    same(replace(two, folder=tmp_path / "whole"), tmp_path / "killed")

@@ -82,7 +82,7 @@ class Checkpoints(Checkpoint):
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"the best checkpoint is chosen by {self.monitor!r}, which is not among {known}")
-        score = float(trainer.callback_metrics[self.monitor])
+        score = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))  # all ranks save, or none
         if self.best is None or (score > self.best if self.mode == "max" else score < self.best):
             self.best, self._best_is_due = score, True
 
