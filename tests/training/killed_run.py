@@ -1,6 +1,7 @@
 """A small run that a test starts in a process of its own, and that can be made to kill itself at any place."""
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
@@ -126,6 +127,7 @@ def arm(number: int, place: str) -> None:
 
 def train(plan: Plan) -> None:
     """Go on in the folder as far as the plan lets it."""
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: Linux' default in a main process
     torch.set_num_threads(1)
     lightning.seed_everything(7, verbose=False)
     if plan.kill_in_save:
