@@ -1,6 +1,7 @@
 """Which checkpoint is taken, what becomes of damaged ones, and that nothing of another run is written over."""
 
 import logging
+import math
 import random
 from functools import partial
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from killed_run import dialogues
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from visualchat.data.datamodule import VisualChatDataModule
@@ -145,6 +147,21 @@ def test_a_metric_that_is_not_there_is_named(make_model, processor, tmp_path, mo
     monkeypatch.setattr(VisualChatModule, "validation_step", lambda self, batch, batch_idx: None)
     with pytest.raises(ValueError, match="chosen by 'validation/loss', which is not among train/loss"):
         fit(make_model, processor, tmp_path)
+
+
+def test_the_best_is_the_best_number(tmp_path):
+    for mode, scores, expected in (("min", [3.0, float("nan"), 2.0, 4.0], 2.0), ("max", [float("nan"), 3.0, 2.0], 3.0)):
+        keep = Checkpoints(tmp_path, "score", mode)
+        due = []
+        for score in scores:
+            trainer = lightning.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+            trainer.state.fn = TrainerFn.FITTING
+            trainer.callback_metrics["score"] = torch.tensor(score)
+            keep._best_is_due = False
+            keep.on_validation_end(trainer, None)
+            due.append(keep._best_is_due)
+        assert keep.best == expected
+        assert due == [not math.isnan(s) and s in (scores[0], expected) for s in scores]
 
 
 @pytest.mark.parametrize("settings", [{"mode": "best"}, {"every_n_steps": 0}])

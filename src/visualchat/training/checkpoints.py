@@ -7,6 +7,7 @@ is ever half done in it.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -83,7 +84,8 @@ class Checkpoints(Checkpoint):
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"the best checkpoint is chosen by {self.monitor!r}, which is not among {known}")
         score = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))  # all ranks save, or none
-        if self.best is None or (score > self.best if self.mode == "max" else score < self.best):
+        better = self.best is None or (score > self.best if self.mode == "max" else score < self.best)
+        if better and not math.isnan(score):
             self.best, self._best_is_due = score, True
 
     def on_train_batch_start(
