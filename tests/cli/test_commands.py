@@ -32,7 +32,7 @@ def run(folder: Path, command: str, *arguments: str, typed: str = "") -> str:
 def trained(tmp_path_factory) -> tuple[Path, Path, str]:
     """The folder in which a short training ran, the run's own folder, and what the command printed."""
     folder = tmp_path_factory.mktemp("work")
-    said = run(folder, "train", "experiment=smoke")
+    said = run(folder, "train", "experiment=smoke", "save=both")
     (found,) = folder.glob("outputs/*/*/metrics.json")
     return folder, found.parent, said
 
@@ -52,12 +52,14 @@ def test_training_leaves_what_it_promises(trained):
     assert f"visualchat-chat folder={left.relative_to(folder)}/model" in said
 
 
-def test_evaluation_agrees_with_the_training_run(trained):
+@pytest.mark.parametrize("saved", ["model", "light"])
+def test_evaluation_agrees_with_the_training_run(trained, saved):
     folder, left, _ = trained
     sizes = ["evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=2", "evaluation.samples=1"]
-    said = run(folder, "evaluate", *sizes)
+    named = [] if saved == "model" else [f"folder={left / saved}"]  # the whole model is what is taken unasked
+    said = run(folder, "evaluate", *sizes, *named, f"hydra.run.dir=outputs/evaluated/{saved}")
     assert "attention mmca" in said
-    (found,) = folder.glob("outputs/evaluations/*/*/metrics.json")
+    found = folder / "outputs" / "evaluated" / saved / "metrics.json"
     metrics, expected = json.loads(found.read_text()), json.loads((left / "metrics.json").read_text())
     assert "exact_match/all" in metrics
     assert "blind/exact_match/all" in metrics
@@ -112,6 +114,8 @@ def test_resuming_goes_on_from_a_checkpoint(trained):
         ("train", ["attention=mcma"], "Could not find 'attention/mcma'"),
         ("train", ["attention.kind=mcma"], "unknown attention kind 'mcma', expected one of causal, mmca"),
         ("train", ["data.max_length=20"], "the limit is 20"),
+        ("train", ["save=everything"], "unknown save=everything, expected full, light or both"),
+        ("convert", ["file=x", "folder=y"], "say first what to do, one of from_published, to_published"),
         (
             "train",
             ["resume={last}", "model/language=tiny_causal"],
@@ -152,6 +156,6 @@ def test_the_notebook_runs(trained, monkeypatch):
     assert names["session"].images == 2
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "data"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "data", "convert"])
 def test_help(tmp_path, command):
     assert "== Config ==" in run(tmp_path, command, "--help")

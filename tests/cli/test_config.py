@@ -47,7 +47,9 @@ def test_the_one_asked_for(work):
 @pytest.mark.parametrize("folder", ["missing", "empty", ""])
 def test_a_folder_without_a_model_is_named(work, folder):
     (work / "empty").mkdir()
-    with pytest.raises(ValueError, match=rf"^folder={folder}: no saved model there \(config\.json is missing\)$"):
+    with pytest.raises(
+        ValueError, match=rf"^folder={folder}: no saved model there \(config\.json or light\.json is missing\)$"
+    ):
         saved_model(folder)
 
 

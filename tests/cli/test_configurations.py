@@ -14,8 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from visualchat.cli.config import CONF
 
 ROOT = Path(CONF)
-COMMANDS = ("train", "evaluate", "chat", "data_tool")
+COMMANDS = ("train", "evaluate", "chat", "data_tool", "convert")
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
+NEEDED = {"data_tool": ["action=check"], "convert": ["action=to_published", "file=file", "folder=folder"]}
 EVALUATE_RUN = {"evaluate", "chat"}  # the folder rules of the other two commands
 
 
@@ -55,7 +56,7 @@ def check_targets(config: DictConfig) -> int:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_composes(command):
-    config = composed(command, *(["action=check"] if command == "data_tool" else []))
+    config = composed(command, *(NEEDED.get(command, [])))
     assert check_targets(config) or command == "chat"
 
 

@@ -15,9 +15,9 @@ from rich.style import Style
 from rich.text import Text
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.config import CONF, quieten, saved_model
+from visualchat.cli.config import CONF, load_model, quieten, saved_model
 from visualchat.images import decode_image
-from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
 
 HELP = """Type a question, or:
@@ -122,7 +122,7 @@ def main(config: DictConfig) -> None:
     """The command."""
     quieten()
     folder = saved_model(config.folder)
-    model = VisualChatForConditionalGeneration.from_pretrained(folder)
+    model = load_model(folder, config.vision, config.language)
     processor = VisualChatProcessor.from_pretrained(folder)
     session = ChatSession(model, processor, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     console = Console(file=sys.stdout)

@@ -11,18 +11,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import CONF, quieten, saved_model
+from visualchat.cli.config import CONF, load_model, quieten, saved_model
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
-from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model import VisualChatProcessor
 
 
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     """Score a saved model; `metrics.json` and `samples.html` go into the folder `run`."""
     quieten()
     folder = saved_model(config.folder)
-    model = VisualChatForConditionalGeneration.from_pretrained(folder)
+    model = load_model(folder, config.vision, config.language)
     processor = VisualChatProcessor.from_pretrained(folder)
     settings = config.evaluation
     parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}

@@ -22,7 +22,9 @@ from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.light import save_light
 from visualchat.training.module import VisualChatModule
+from visualchat.training.resume import find_checkpoint
 
 console = Console()
 
@@ -35,6 +37,8 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     """
     quieten()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
+    if config.save not in ("full", "light", "both"):
+        raise ValueError(f"unknown save={config.save}, expected full, light or both")
     if config.threads:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
@@ -49,13 +53,12 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         callbacks=list(instantiate(config.callbacks).values()),
     )
     started = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=config.resume)
+    trainer.fit(module, data, ckpt_path=find_checkpoint(config.resume, run))
     seconds = time.perf_counter() - started
     if not trainer.is_global_zero:
         return {}
     model = module.model.eval()
-    model.save_pretrained(run / "model")
-    processor.save_pretrained(run / "model")
+    _save(config.save, model, build_model, processor, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
@@ -65,8 +68,24 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
             run / "curves.png",
             f"attention {config.attention.kind}, {seconds:.0f} s",
         )
-    _say_what_is_where(run, seconds)
+    _say_what_is_where(run, seconds, "light" if config.save == "light" else "model")
     return metrics
+
+
+def _save(
+    what: str,
+    model: VisualChatForConditionalGeneration,
+    build_model: partial[VisualChatForConditionalGeneration],
+    processor: VisualChatProcessor,
+    run: Path,
+) -> None:
+    """Leave the whole model in `model/`, what trained of it in `light/`, or both, each with its processor."""
+    if what in ("light", "both"):
+        save_light(model, run / "light", build_model.keywords["vision"], build_model.keywords["language"])
+        processor.save_pretrained(run / "light")
+    if what in ("full", "both"):  # last: the newest is what other commands take
+        model.save_pretrained(run / "model")
+        processor.save_pretrained(run / "model")
 
 
 def _base_name(config: DictConfig) -> str:
@@ -104,17 +123,17 @@ def _evaluate(
     return metrics
 
 
-def _say_what_is_where(run: Path, seconds: float) -> None:
+def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
     folder = os.path.relpath(run)
     console.print(f"tuned in {seconds:.0f} s; everything is in {folder}/", highlight=False)
     for name, what in (
         ("metrics.json", "the figures"),
         ("curves.png", "the curves"),
         ("samples.html", "sample dialogues with their images"),
-        ("model/", "the model; chat with it: make chat, or"),
+        (f"{model}/", "the model; chat with it: make chat, or"),
     ):
         console.print(f"  {name:13} {what}", highlight=False)
-    console.print(f"                visualchat-chat folder={folder}/model", highlight=False)
+    console.print(f"                visualchat-chat folder={folder}/{model}", highlight=False)
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")

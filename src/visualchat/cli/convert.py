@@ -1,0 +1,42 @@
+"""`visualchat-convert`: a model of the published code to ours, and back."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from visualchat.cli.config import CONF, quieten
+from visualchat.model.published import from_published, to_published
+
+ACTIONS = ("from_published", "to_published")
+
+
+@hydra.main(config_path=CONF, config_name="convert", version_base="1.3")
+def _main(config: DictConfig) -> None:
+    quieten()
+    console = Console()
+    action = None if OmegaConf.is_missing(config, "action") else config.action
+    if action == "from_published":
+        from_published(config.file, config.folder, **instantiate(config.model_settings))
+        instantiate(config.processor).save_pretrained(config.folder)
+        console.print(f"{config.folder}/ is ready: visualchat-chat folder={config.folder}", highlight=False)
+    elif action == "to_published":
+        to_published(config.folder, config.file)
+        console.print(f"{config.file} is ready", highlight=False)
+    else:
+        raise ValueError(f"say first what to do, one of {', '.join(ACTIONS)}; found {action}")
+
+
+def main() -> None:
+    """The command; its first word is the action."""
+    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
+        sys.argv[1] = f"action={sys.argv[1]}"
+    _main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A light folder: what trains, and which base it belongs to; the frozen backbones are not copied.
+
+`trained.safetensors` holds the parameters that require gradients, `light.json` the names of the backbones, their
+fingerprint, and all else that it takes to assemble the model again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from visualchat.model.configuration_visualchat import VisualChatConfig
+from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+
+CARD, WEIGHTS = "light.json", "trained.safetensors"
+
+Prepare = Callable[[VisualChatForConditionalGeneration, dict[str, Any]], None]
+"""Makes of a freshly assembled model one with the very parameters that were saved, such as adapters."""
+
+
+def save_light(
+    model: VisualChatForConditionalGeneration,
+    folder: str | Path,
+    vision: str | Path,
+    language: str | Path,
+    trainable: dict[str, Any] | None = None,
+) -> None:
+    """Write what trains of a model, bound to its base.
+
+    Args:
+        model: Its parameters that require gradients are written, in their own dtype.
+        folder: Made if it is not there.
+        vision: The vision encoder that `from_backbones` was given. A local folder is noted relative to this one.
+        language: The language model, likewise.
+        trainable: What made the model's parameters what they are, for the `prepare` of `load_light`; anything JSON.
+
+    Raises:
+        ValueError: Nothing of the model trains.
+    """
+    state = {name: value.contiguous().cpu() for name, value in trainable_state(model).items()}
+    if not state:
+        raise ValueError("no parameter requires a gradient: a light folder would be empty")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = {
+        "base": {
+            "vision": _noted(vision, folder),
+            "language": _noted(language, folder),
+            "fingerprint": base_fingerprint(model),
+            "dtype": str(_frozen_dtype(model)).removeprefix("torch."),
+        },
+        "config": _own_fields(model.config),
+        "trainable": trainable or {},
+        "trained": {name: list(value.shape) for name, value in state.items()},
+    }
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+
+
+def load_light(
+    folder: str | Path,
+    vision: str | Path | None = None,
+    language: str | Path | None = None,
+    prepare: Prepare | None = None,
+) -> VisualChatForConditionalGeneration:
+    """The model of a light folder, in evaluation mode; what was saved requires gradients, all else does not.
+
+    Args:
+        folder: What `save_light` wrote.
+        vision: Where the vision encoder is now; None for where it was.
+        language: Where the language model is now; None for where it was.
+        prepare: Called with the assembled model and the `trainable` of `save_light`, before weights are loaded.
+
+    Raises:
+        ValueError: The folder is none, its parts do not fit together, or the backbones are others than it was trained
+            with.
+    """
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        raise ValueError(f"{folder}: no light folder ({CARD} is missing)")
+    card = json.loads((folder / CARD).read_text())
+    base = card["base"]
+    vision, language = vision or _found(base["vision"], folder), language or _found(base["language"], folder)
+    model = VisualChatForConditionalGeneration.from_backbones(
+        vision, language, dtype=getattr(torch, base["dtype"]), **card["config"]
+    )
+    if prepare is not None:
+        prepare(model, card["trainable"])
+    state = load_file(folder / WEIGHTS)
+    _check_names(model, state, card, folder)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in state)
+    if base_fingerprint(model) != base["fingerprint"]:
+        raise ValueError(
+            f"{folder} belongs to another base: it was trained on vision {base['vision']} and language "
+            f"{base['language']}, found vision {vision} and language {language} with other weights"
+        )
+    model.load_state_dict(state, strict=False, assign=True)
+    return model.eval()
+
+
+def _check_names(
+    model: VisualChatForConditionalGeneration, state: dict[str, torch.Tensor], card: dict[str, Any], folder: Path
+) -> None:
+    """Raise a ValueError unless the file holds what its card says, and the model has it."""
+    saved = {name: tuple(value.shape) for name, value in state.items()}
+    noted = {name: tuple(shape) for name, shape in card["trained"].items()}
+    own = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    problems = [f"{name} is missing in {WEIGHTS}" for name in sorted(noted.keys() - saved.keys())]
+    problems += [f"{name} is surplus in {WEIGHTS}" for name in sorted(saved.keys() - noted.keys())]
+    problems += [f"the model has no {name}" for name in sorted(saved.keys() - own.keys())]
+    problems += [
+        f"{name} is {saved[name]}, in the model {own[name]}"
+        for name in sorted(saved.keys() & own.keys())
+        if saved[name] != own[name]
+    ]
+    if problems:
+        raise ValueError(f"{folder}: {'; '.join(problems)}")
+
+
+def _frozen_dtype(model: VisualChatForConditionalGeneration) -> torch.dtype:
+    """That of the language model's head, which is never trained as a whole."""
+    return model.get_output_embeddings().weight.dtype
+
+
+def _own_fields(config: VisualChatConfig) -> dict[str, Any]:
+    """The configuration without the backbones', which come with them."""
+    foreign = ("vision_config", "text_config", "model_type", "architectures", "dtype", "transformers_version")
+    return {name: value for name, value in config.to_diff_dict().items() if name not in foreign}
+
+
+def _noted(base: str | Path, folder: Path) -> str:
+    """A Hub name as it is; a local folder relative to the light one, so that both can move together."""
+    return os.path.relpath(base, folder) if Path(base).is_dir() else str(base)
+
+
+def _found(noted: str, folder: Path) -> str | Path:
+    local = folder / noted
+    return local.resolve() if local.is_dir() else noted

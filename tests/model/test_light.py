@@ -1,0 +1,131 @@
+"""A light folder gives the very model back, names its base, and refuses another."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPVisionModel
+
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.model.freezing import freeze_backbones
+from visualchat.model.light import load_light, save_light
+
+
+@pytest.fixture
+def tuned(make_model):
+    """A model whose trained parts have moved."""
+    model = make_model(projector_type="linear_norm", attention_kind="mmca", attention_implementation="eager")
+    freeze_backbones(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def folder(tuned, backbones, tmp_path):
+    save_light(tuned, tmp_path / "light", backbones.vision, backbones.language)
+    return tmp_path / "light"
+
+
+@pytest.fixture
+def batch(processor):
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    return processor.batch([Dialogue((Turn.ask("Which?", [red, blue], "red"), Turn.ask("And?", [], "blue")))])
+
+
+def test_the_model_comes_back(tuned, folder, batch):
+    loaded = load_light(folder)
+    assert torch.equal(loaded(**batch).logits, tuned(**batch).logits)
+    assert loaded.config.to_dict() == tuned.config.to_dict()
+    assert not loaded.training
+    trains = {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert trains == {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+
+
+def test_only_what_trains_is_written(tuned, folder):
+    trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    assert 4 * trained < (folder / "trained.safetensors").stat().st_size < 4 * trained + 2000
+    assert "/tmp" not in (folder / "light.json").read_text()
+
+
+def test_a_base_of_another_dtype_than_what_trains(make_model, backbones, tmp_path, batch):
+    model = make_model(dtype=torch.bfloat16)
+    freeze_backbones(model)
+    save_light(model, tmp_path, backbones.vision, backbones.language)
+    loaded = load_light(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_backbones_may_move(tuned, folder, backbones, batch, tmp_path):
+    elsewhere = tmp_path / "moved"
+    shutil.copytree(backbones.language, elsewhere)
+    assert torch.equal(load_light(folder, language=elsewhere)(**batch).logits, tuned(**batch).logits)
+
+
+def test_light_folder_and_backbones_may_move_together(tuned, backbones, batch, tmp_path):
+    for name in ("vision", "language"):
+        shutil.copytree(getattr(backbones, name), tmp_path / "here" / name)
+    save_light(tuned, tmp_path / "here" / "light", tmp_path / "here" / "vision", tmp_path / "here" / "language")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert torch.equal(load_light(tmp_path / "there" / "light")(**batch).logits, tuned(**batch).logits)
+
+
+def test_another_base_is_refused_with_both_names(folder, backbones, tmp_path):
+    other = CLIPVisionModel.from_pretrained(backbones.vision)
+    with torch.no_grad():
+        other.get_input_embeddings().weight.mul_(1.01)
+    other.save_pretrained(tmp_path / "other")
+    message = r"belongs to another base: it was trained on vision .*backbones0/vision .*found vision .*/other and"
+    with pytest.raises(ValueError, match=message):
+        load_light(folder, vision=tmp_path / "other")
+
+
+def test_a_missing_and_a_surplus_part_are_named(folder):
+    state = load_file(folder / "trained.safetensors")
+    state["extra"] = state.pop("multi_modal_projector.0.bias")
+    save_file(state, folder / "trained.safetensors")
+    message = r"projector.0.bias is missing in trained.safetensors; extra is surplus in .*; the model has no extra"
+    with pytest.raises(ValueError, match=message):
+        load_light(folder)
+
+
+def test_another_size_is_named(folder):
+    state = load_file(folder / "trained.safetensors")
+    card = json.loads((folder / "light.json").read_text())
+    name = "language_model.model.embed_tokens.weight"
+    state[name] = state[name][:-1]
+    card["trained"][name][0] -= 1
+    save_file(state, folder / "trained.safetensors")
+    (folder / "light.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"embed_tokens.weight is \(\d+, 32\), in the model \(\d+, 32\)"):
+        load_light(folder)
+
+
+def test_no_light_folder(tmp_path, model, backbones):
+    with pytest.raises(ValueError, match=r"no light folder \(light.json is missing\)"):
+        load_light(tmp_path)
+    with pytest.raises(ValueError, match="a light folder would be empty"):
+        save_light(model.requires_grad_(False), tmp_path, backbones.vision, backbones.language)
+
+
+def test_what_was_added_to_the_base_is_prepared_again(make_model, backbones, batch, tmp_path):
+    """As adapters are: the base with added parameters, which a note in the folder tells how to add."""
+
+    def prepare(model, trainable):
+        model.requires_grad_(False)
+        model.multi_modal_projector.add_module("extra", nn.Linear(32, trainable["size"], bias=False))
+
+    model = make_model(projector_type="linear_norm")
+    prepare(model, {"size": 32})
+    model.multi_modal_projector.requires_grad_(True)
+    save_light(model, tmp_path, backbones.vision, backbones.language, trainable={"size": 32})
+    assert torch.equal(load_light(tmp_path, prepare=prepare)(**batch).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match=r"the model has no multi_modal_projector.extra.weight"):
+        load_light(tmp_path)
