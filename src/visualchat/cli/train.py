@@ -23,6 +23,7 @@ from visualchat.evaluation.report import draw_curves, metrics_table, samples_pag
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.light import save_light
+from visualchat.model.trainable import Trainable, merge_adapters
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint
 
@@ -39,6 +40,8 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.save not in ("full", "light", "both"):
         raise ValueError(f"unknown save={config.save}, expected full, light or both")
+    if config.save != "light" and config.model.quantization.bits:
+        raise ValueError(f"a quantized base is not copied: choose save=light, found save={config.save}")
     if config.threads:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
@@ -58,7 +61,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if not trainer.is_global_zero:
         return {}
     model = module.model.eval()
-    _save(config.save, model, build_model, processor, run)
+    _save(config.save, model, build_model, processor, module.trainable, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
@@ -77,14 +80,19 @@ def _save(
     model: VisualChatForConditionalGeneration,
     build_model: partial[VisualChatForConditionalGeneration],
     processor: VisualChatProcessor,
+    trainable: Trainable,
     run: Path,
 ) -> None:
-    """Leave the whole model in `model/`, what trained of it in `light/`, or both, each with its processor."""
+    """Leave the whole model in `model/`, what trained of it in `light/`, or both, each with its processor.
+
+    The whole model has its adapters merged.
+    """
     if what in ("light", "both"):
-        save_light(model, run / "light", build_model.keywords["vision"], build_model.keywords["language"])
+        base = build_model.keywords
+        save_light(model, run / "light", base["vision"], base["language"], trainable)
         processor.save_pretrained(run / "light")
     if what in ("full", "both"):  # last: the newest is what other commands take
-        model.save_pretrained(run / "model")
+        merge_adapters(model).save_pretrained(run / "model")
         processor.save_pretrained(run / "model")
 
 

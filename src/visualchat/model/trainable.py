@@ -89,7 +89,7 @@ def _add_adapters(part: nn.Module, trainable: Trainable) -> None:
     inject_adapter_in_model(settings, part)
 
 
-def merge_adapters(model: nn.Module) -> nn.Module:
+def merge_adapters(model: VisualChatForConditionalGeneration) -> VisualChatForConditionalGeneration:
     """Add every adapter to the layer it stands beside, in place, so that an ordinary model is left; returns it."""
     layers = [(name, m) for name, m in model.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
     for name, layer in layers:
