@@ -7,19 +7,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import CLIPVisionModel
 
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.model.freezing import freeze_backbones
 from visualchat.model.light import load_light, save_light
+from visualchat.model.trainable import Trainable, set_trainable
 
 
 @pytest.fixture
 def tuned(make_model):
     """A model whose trained parts have moved."""
     model = make_model(projector_type="linear_norm", attention_kind="mmca", attention_implementation="eager")
-    freeze_backbones(model)
+    set_trainable(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -56,7 +55,7 @@ def test_only_what_trains_is_written(tuned, folder):
 
 def test_a_base_of_another_dtype_than_what_trains(make_model, backbones, tmp_path, batch):
     model = make_model(dtype=torch.bfloat16)
-    freeze_backbones(model)
+    set_trainable(model)
     save_light(model, tmp_path, backbones.vision, backbones.language)
     loaded = load_light(tmp_path)
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
@@ -91,7 +90,9 @@ def test_a_missing_and_a_surplus_part_are_named(folder):
     state = load_file(folder / "trained.safetensors")
     state["extra"] = state.pop("multi_modal_projector.0.bias")
     save_file(state, folder / "trained.safetensors")
-    message = r"projector.0.bias is missing in trained.safetensors; extra is surplus in .*; the model has no extra"
+    message = (
+        r"projector.0.bias is missing in trained.safetensors; extra is surplus in .*; extra does not train in the model"
+    )
     with pytest.raises(ValueError, match=message):
         load_light(folder)
 
@@ -115,17 +116,32 @@ def test_no_light_folder(tmp_path, model, backbones):
         save_light(model.requires_grad_(False), tmp_path, backbones.vision, backbones.language)
 
 
-def test_what_was_added_to_the_base_is_prepared_again(make_model, backbones, batch, tmp_path):
-    """As adapters are: the base with added parameters, which a note in the folder tells how to add."""
+CHOICES = {
+    "projector": Trainable(embedding=False),
+    "adapters": Trainable(vision="lora", language="lora", lora_rank=4, lora_alpha=8.0, lora_dropout=0.1),
+    "vision": Trainable(vision="full"),
+    "all": Trainable(vision="full", language="full"),
+}
 
-    def prepare(model, trainable):
-        model.requires_grad_(False)
-        model.multi_modal_projector.add_module("extra", nn.Linear(32, trainable["size"], bias=False))
 
-    model = make_model(projector_type="linear_norm")
-    prepare(model, {"size": 32})
-    model.multi_modal_projector.requires_grad_(True)
-    save_light(model, tmp_path, backbones.vision, backbones.language, trainable={"size": 32})
-    assert torch.equal(load_light(tmp_path, prepare=prepare)(**batch).logits, model(**batch).logits)
-    with pytest.raises(ValueError, match=r"the model has no multi_modal_projector.extra.weight"):
+@pytest.mark.parametrize("choice", CHOICES)
+def test_whatever_trained_comes_back(make_model, backbones, batch, tmp_path, choice):
+    """With adapters beside the layers, and with token embeddings that the base does not have."""
+    model = make_model(projector_type="linear_norm", vocab_size=310)
+    set_trainable(model, CHOICES[choice])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    save_light(model, tmp_path, backbones.vision, backbones.language, CHOICES[choice])
+    loaded = load_light(tmp_path)
+    assert torch.equal(loaded(**batch).logits, model.eval()(**batch).logits)
+    assert loaded.get_input_embeddings().num_embeddings == 310
+
+
+def test_another_choice_of_what_trains_is_named(make_model, backbones, tmp_path):
+    model = make_model()
+    set_trainable(model, Trainable(embedding=False))
+    save_light(model, tmp_path, backbones.vision, backbones.language)  # says: projector and embedding
+    with pytest.raises(ValueError, match=r"embed_tokens.weight trains in the model and was not saved"):
         load_light(tmp_path)

@@ -23,6 +23,7 @@ from visualchat.evaluation.report import draw_curves, metrics_table, samples_pag
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.light import save_light
+from visualchat.model.trainable import Trainable, merge_adapters
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint
 
@@ -42,9 +43,11 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
-    build_model = instantiate(config.build_model)
+    build_model = partial(instantiate(config.build_model), vocab_size=len(processor.tokenizer))
     data = instantiate(config.data, processor=processor)
-    module = VisualChatModule(build_model, instantiate(config.optimizer), base=_base_name(config))
+    module = VisualChatModule(
+        build_model, instantiate(config.optimizer), instantiate(config.model.trainable), base=_base_name(config)
+    )
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),
@@ -56,7 +59,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if not trainer.is_global_zero:
         return {}
     model = module.model.eval()
-    _save(config.save, model, build_model, processor, run)
+    _save(config.save, model, module.trainable, build_model, processor, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
@@ -73,15 +76,19 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
 def _save(
     what: str,
     model: VisualChatForConditionalGeneration,
+    trainable: Trainable,
     build_model: partial[VisualChatForConditionalGeneration],
     processor: VisualChatProcessor,
     run: Path,
 ) -> None:
     """Leave the whole model in `model/`, what trained of it in `light/`, or both, each with its processor."""
     if what in ("light", "both"):
-        save_light(model, run / "light", build_model.keywords["vision"], build_model.keywords["language"])
+        given = build_model.keywords
+        bits = given.get("language_bits")
+        save_light(model, run / "light", given["vision"], given["language"], trainable, bits)
         processor.save_pretrained(run / "light")
     if what in ("full", "both"):  # last: the newest is what other commands take
+        merge_adapters(model)
         model.save_pretrained(run / "model")
         processor.save_pretrained(run / "model")
 

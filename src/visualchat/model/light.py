@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from safetensors.torch import load_file, save_file
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.freezing import base_fingerprint, trainable_state
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+from visualchat.model.trainable import Trainable, set_trainable
 
 CARD, WEIGHTS = "light.json", "trained.safetensors"
-
-Prepare = Callable[[VisualChatForConditionalGeneration, dict[str, Any]], None]
-"""Makes of a freshly assembled model one with the very parameters that were saved, such as adapters."""
 
 
 def save_light(
@@ -30,7 +28,8 @@ def save_light(
     folder: str | Path,
     vision: str | Path,
     language: str | Path,
-    trainable: dict[str, Any] | None = None,
+    trainable: Trainable | None = None,
+    language_bits: int | None = None,
 ) -> None:
     """Write what trains of a model, bound to its base.
 
@@ -39,7 +38,8 @@ def save_light(
         folder: Made if it is not there.
         vision: The vision encoder that `from_backbones` was given. A local folder is noted relative to this one.
         language: The language model, likewise.
-        trainable: What made the model's parameters what they are, for the `prepare` of `load_light`; anything JSON.
+        trainable: What `set_trainable` was given; adapters are written as they are, not merged.
+        language_bits: What `from_backbones` was given.
 
     Raises:
         ValueError: Nothing of the model trains.
@@ -55,9 +55,11 @@ def save_light(
             "language": _noted(language, folder),
             "fingerprint": base_fingerprint(model),
             "dtype": str(_frozen_dtype(model)).removeprefix("torch."),
+            "vocab_size": model.get_input_embeddings().num_embeddings,
+            "language_bits": language_bits,
         },
         "config": _own_fields(model.config),
-        "trainable": trainable or {},
+        "trainable": asdict(trainable or Trainable()),
         "trained": {name: list(value.shape) for name, value in state.items()},
     }
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -68,7 +70,6 @@ def load_light(
     folder: str | Path,
     vision: str | Path | None = None,
     language: str | Path | None = None,
-    prepare: Prepare | None = None,
 ) -> VisualChatForConditionalGeneration:
     """The model of a light folder, in evaluation mode; what was saved requires gradients, all else does not.
 
@@ -76,7 +77,6 @@ def load_light(
         folder: What `save_light` wrote.
         vision: Where the vision encoder is now; None for where it was.
         language: Where the language model is now; None for where it was.
-        prepare: Called with the assembled model and the `trainable` of `save_light`, before weights are loaded.
 
     Raises:
         ValueError: The folder is none, its parts do not fit together, or the backbones are others than it was trained
@@ -89,14 +89,16 @@ def load_light(
     base = card["base"]
     vision, language = vision or _found(base["vision"], folder), language or _found(base["language"], folder)
     model = VisualChatForConditionalGeneration.from_backbones(
-        vision, language, dtype=getattr(torch, base["dtype"]), **card["config"]
+        vision,
+        language,
+        dtype=getattr(torch, base["dtype"]),
+        vocab_size=base["vocab_size"],
+        language_bits=base["language_bits"],
+        **card["config"],
     )
-    if prepare is not None:
-        prepare(model, card["trainable"])
+    set_trainable(model, Trainable(**card["trainable"]))
     state = load_file(folder / WEIGHTS)
     _check_names(model, state, card, folder)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in state)
     if base_fingerprint(model) != base["fingerprint"]:
         raise ValueError(
             f"{folder} belongs to another base: it was trained on vision {base['vision']} and language "
@@ -112,10 +114,11 @@ def _check_names(
     """Raise a ValueError unless the file holds what its card says, and the model has it."""
     saved = {name: tuple(value.shape) for name, value in state.items()}
     noted = {name: tuple(shape) for name, shape in card["trained"].items()}
-    own = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    own = {name: tuple(value.shape) for name, value in trainable_state(model).items()}
     problems = [f"{name} is missing in {WEIGHTS}" for name in sorted(noted.keys() - saved.keys())]
     problems += [f"{name} is surplus in {WEIGHTS}" for name in sorted(saved.keys() - noted.keys())]
-    problems += [f"the model has no {name}" for name in sorted(saved.keys() - own.keys())]
+    problems += [f"{name} does not train in the model" for name in sorted(saved.keys() - own.keys())]
+    problems += [f"{name} trains in the model and was not saved" for name in sorted(own.keys() - noted.keys())]
     problems += [
         f"{name} is {saved[name]}, in the model {own[name]}"
         for name in sorted(saved.keys() & own.keys())
