@@ -90,7 +90,9 @@ def test_a_missing_and_a_surplus_part_are_named(folder):
     state = load_file(folder / "trained.safetensors")
     state["extra"] = state.pop("multi_modal_projector.0.bias")
     save_file(state, folder / "trained.safetensors")
-    message = r"projector.0.bias is missing in trained.safetensors; extra is surplus in .*; extra does not train in the model"
+    message = (
+        r"projector.0.bias is missing in trained.safetensors; extra is surplus in .*; extra does not train in the model"
+    )
     with pytest.raises(ValueError, match=message):
         load_light(folder)
 
@@ -112,6 +114,29 @@ def test_no_light_folder(tmp_path, model, backbones):
         load_light(tmp_path)
     with pytest.raises(ValueError, match="a light folder would be empty"):
         save_light(model.requires_grad_(False), tmp_path, backbones.vision, backbones.language)
+
+
+CHOICES = {
+    "projector": Trainable(embedding=False),
+    "adapters": Trainable(vision="lora", language="lora", lora_rank=4, lora_alpha=8.0, lora_dropout=0.1),
+    "vision": Trainable(vision="full"),
+    "all": Trainable(vision="full", language="full"),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_whatever_trained_comes_back(make_model, backbones, batch, tmp_path, choice):
+    """With adapters beside the layers, and with token embeddings that the base does not have."""
+    model = make_model(projector_type="linear_norm", vocab_size=310)
+    set_trainable(model, CHOICES[choice])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    save_light(model, tmp_path, backbones.vision, backbones.language, CHOICES[choice])
+    loaded = load_light(tmp_path)
+    assert torch.equal(loaded(**batch).logits, model.eval()(**batch).logits)
+    assert loaded.get_input_embeddings().num_embeddings == 310
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
