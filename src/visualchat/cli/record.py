@@ -30,10 +30,10 @@ def record_run(config: DictConfig, run: Path, loggers: Sequence[Logger]) -> None
         logger.log_hyperparams({**resolved, "code": state})
 
 
-def record_results(metrics: Mapping[str, float], loggers: Sequence[Logger]) -> None:
+def record_results(metrics: Mapping[str, float], loggers: Sequence[Logger], step: int) -> None:
     """Give a finished run's figures to every logger, each as `final/<name>`."""
     for logger in loggers:
-        logger.log_metrics({f"final/{name}": value for name, value in metrics.items()})
+        logger.log_metrics({f"final/{name}": value for name, value in metrics.items()}, step)
 
 
 def code_state(package: Path) -> tuple[dict[str, Any], str]:

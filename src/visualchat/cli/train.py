@@ -60,7 +60,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-    record_results(metrics, trainer.loggers)
+    record_results(metrics, trainer.loggers, trainer.global_step)
     if "csv" in config.logger and "metrics" in config.callbacks:
         draw_curves(
             run / "logs" / "csv" / "metrics.csv",

@@ -46,9 +46,7 @@ def source_of(dialogues: Sequence[Dialogue], index: int) -> int:
     return names.index(dialogues.locate(index)[0]) if names else 0  # type: ignore[attr-defined]
 
 
-def batch_facts(
-    features: Mapping[str, Any], rows: Sequence[Sequence[tuple[Dialogue, int]]], sources: int
-) -> Facts:
+def batch_facts(features: Mapping[str, Any], rows: Sequence[Sequence[tuple[Dialogue, int]]], sources: int) -> Facts:
     """The facts of a batch; an idle one, which has no rows, holds padding alone.
 
     Args:

@@ -187,7 +187,9 @@ class RunMetrics(lightning.Callback):
         if trainer.global_step > self._logged:
             self._log(trainer, pl_module, {})
 
-    def _log(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, extra: Mapping[str, float]) -> None:
+    def _log(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, extra: Mapping[str, float]
+    ) -> None:
         counts = (self._tokens, self._positions, self._images)
         sums, ranks = self._sums.over_ranks(trainer, *counts, *memory(pl_module.device).values())
         seconds = max(time.perf_counter() - self._since, 1e-9)  # after the gathering, which waits for the device

@@ -48,9 +48,9 @@ class SampleRow(NamedTuple):
 class SampleDialogues(lightning.Callback):
     """Answers a handful of validation dialogues at every validation, and shows them.
 
-    As a table in W&B, as text and pictures in TensorBoard, and as a page `samples/step_<step>.html` in the run's folder.
-    Every rank generates the same answers, because sharded weights need all of them; the first one logs. Greedy, so
-    training goes on with the very random numbers that it would have had.
+    As a table in W&B, as text and pictures in TensorBoard, and as a page `samples/step_<step>.html` in the run's
+    folder. Every rank generates the same answers, because sharded weights need all of them; the first one logs. Greedy,
+    so training goes on with the very random numbers that it would have had.
 
     Args:
         folder: The run's.
