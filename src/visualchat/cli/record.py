@@ -18,8 +18,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def record_run(config: DictConfig, run: Path, loggers: Sequence[Logger]) -> None:
-    """Leave `git.json` (and `git.diff` where the code differs from its commit) in the folder `run`, and give
-    configuration and code state to every logger. To be called by one process.
+    """Keep configuration and state of the code; to be called by one process.
+
+    In the folder `run` as `git.json`, with `git.diff` where the code differs from its commit, and in every logger.
     """
     state, changes = code_state(PACKAGE)
     (run / "git.json").write_text(json.dumps(state, indent=2) + "\n")
@@ -84,7 +85,7 @@ def without_places(node: Any) -> Any:
 
 @contextmanager
 def closing_wandb() -> Iterator[None]:
-    """End the W&B run that the block opened, so that the next run of a sweep gets its own; failed if the block fails."""
+    """End the W&B run that the block opened, as failed if the block fails; a sweep's next run gets its own."""
     code = 1
     try:
         yield

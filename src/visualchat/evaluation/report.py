@@ -44,7 +44,7 @@ def _label(metric: str) -> str:
 
 
 def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
-    """Draw what the CSV logger wrote, as a PNG: loss and exact match, also by source, and learning rates over the steps.
+    """Draw what the CSV logger wrote, as a PNG: loss and exact match, also by source, and learning rates.
 
     Raises:
         ValueError: The file holds no training loss.

@@ -131,7 +131,7 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image | None:
 def _to_wandb(logger: WandbLogger, rows: Sequence[SampleRow]) -> None:
     import wandb
 
-    data = [[*row._replace(images=None if row.images is None else wandb.Image(row.images))] for row in rows]
+    data = [[wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in rows]
     logger.log_table(KEY, columns=[*SampleRow._fields], data=data, step=max(0, rows[0].step - 1))
 
 
