@@ -211,3 +211,14 @@ def test_time_left_is_of_the_whole_run(monkeypatch):
     bar._began, bar._batches, bar._steps = 100.0, 4, 10
     assert bar.seconds_left(SimpleNamespace(global_step=4, accumulate_grad_batches=2)) == 24.0
     assert bar.seconds_left(SimpleNamespace(global_step=10, accumulate_grad_batches=2)) == 0.0
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_any_precision(make_model, processor, tmp_path, precision):
+    """Lightning converts batches where weights are not fp32; samples are generated in the same precision."""
+    samples = SampleDialogues(tmp_path, count=2, max_new_tokens=2)
+    settings = {"precision": precision, "limit_val_batches": 1.0}
+    _, recorder, _ = fit(make_model, processor, tmp_path, extra=[samples], **settings)
+    assert len(recorder.column("train/loss/pictures")) >= 1
+    assert set(recorder.column("train/gradient_norm")) == {0, 1, 2}
+    assert len(recorder.column("validation/exact_match/text")) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -63,18 +63,29 @@ class Collator:
         return batch
 
 
-class Batch(dict[str, Any]):
-    """The model's inputs, and beside them what they hold and what the rows lost on the way."""
+class Batch:
+    """The model's inputs by name, and beside them what they hold and what the rows lost on the way.
+
+    No dict, though `dict(batch)` and `model(**batch)` work: where weights are not fp32, Lightning rebuilds every dict
+    before anything else sees it, and what stands beside its items would be lost.
+    """
 
     def __init__(
         self, features: Mapping[str, Any], losses: Mapping[int, Losses] | None = None, facts: Facts | None = None
     ) -> None:
-        super().__init__(features)
+        self.features = dict(features)
         self.losses = dict(losses or {})
         self.facts = facts
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Batch, (dict(self), self.losses, self.facts)
+    def keys(self) -> KeysView[str]:
+        """The names of the inputs."""
+        return self.features.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.features[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
             return batch
         assert self.trainer is not None
         self.reports["train" if self.trainer.training else "validation"].add(batch.losses)
-        return {**batch, "facts": batch.facts}
+        return {**batch.features, "facts": batch.facts}
 
     def teardown(self, stage: str) -> None:
         """Say what was cut and skipped."""
