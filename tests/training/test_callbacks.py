@@ -1,7 +1,9 @@
 """Metrics against the model asked directly, and that looking on changes nothing."""
 
 import itertools
+import re
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning
@@ -19,6 +21,8 @@ from visualchat.training.callbacks import ProgressBar, RunMetrics, gradient_norm
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.samples import SampleDialogues
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recorder(Logger):
@@ -166,6 +170,15 @@ def test_every_log_step_and_what_is_left(make_model, processor, tmp_path):
     _, recorder, trainer = fit(make_model, processor, tmp_path, log_every_n_steps=2, max_epochs=3)
     assert trainer.global_step == 9
     assert [step for step, _ in recorder.rows] == [1, 3, 5, 7, 8]
+
+
+def test_every_metric_is_documented(make_model, processor, tmp_path):
+    _, recorder, _ = fit(make_model, processor, tmp_path, limit_val_batches=1.0)
+    found = {name for _, metrics in recorder.rows for name in metrics} - {"epoch"}
+    generic = {re.sub("/(pictures|text)$", "/<source>", re.sub("^lr/.*", "lr/<group>", name)) for name in found}
+    assert "train/loss/<source>" in generic
+    documented = set(re.findall("`([^` ]+)`", (ROOT / "docs" / "tracking.md").read_text()))
+    assert generic <= documented
 
 
 def test_looking_on_changes_nothing(make_model, processor, tmp_path):
