@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = (
     "train/loss",
     "train/gradient_norm",
-    "lr/projector",
     "lr/embedding",
     "speed/tokens_per_second",
     "speed/images_per_second",

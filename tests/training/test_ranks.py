@@ -46,7 +46,7 @@ def check_metrics(alone: list[dict], together: list[dict]) -> None:
     apart = ("speed/", "memory/", "data/")
     assert [sorted(row) for row in alone] == [sorted(row) for row in together]
     assert {name for row in alone for name in row} >= {
-        *("train/loss", "train/loss/most", "train/loss/few", "train/gradient_norm", "lr/projector"),
+        *("train/loss", "train/loss/most", "train/loss/few", "train/gradient_norm", "lr/embedding"),
         *("validation/loss", "validation/loss/few", "validation/exact_match", "validation/exact_match/most"),
     }
     for ours, theirs in zip(alone, together, strict=True):
