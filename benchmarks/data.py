@@ -163,7 +163,7 @@ def measure_loader(corpus: str, folder: Path, workers: int, dialogues: int) -> d
             begun, found, images = time.perf_counter(), 0, 0
             continue
         found += int(batch["segment_ids"].max(1).values.add(1).sum())
-        images += len(batch.get("image_index", batch["pixel_values"]))
+        images += len(dict(batch).get("image_index", batch["pixel_values"]))
     seconds = time.perf_counter() - begun
     assert found, "too few dialogues to measure: ask for more"
     return {

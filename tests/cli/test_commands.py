@@ -9,9 +9,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from offline import read
 from PIL import Image
 
+from visualchat.training.samples import SampleRow
+
 ROOT = Path(__file__).resolve().parents[2]
+
+TRAINING = (
+    "train/loss",
+    "train/gradient_norm",
+    "lr/embedding",
+    "speed/tokens_per_second",
+    "speed/images_per_second",
+    "data/padding",
+    "data/answer_tokens",
+    "memory/main_gb",
+)
+"""Metrics of every log step, whatever the sources."""
 
 
 def run(folder: Path, command: str, *arguments: str, typed: str = "") -> str:
@@ -91,14 +106,61 @@ def test_a_sweep_is_compared(trained):
         ("mmca", "2"),
     ]
     assert [float(row["train/steps"]) for row in rows] == [3, 6, 3, 6]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert len(list(table.parent.glob("*/metrics.json"))) == 4
     with Image.open(table.with_name("sweep.png")) as picture:
         assert picture.width > 500
 
 
 def test_wandb_logs_offline(trained):
     folder, _, _ = trained
-    run(folder, "train", "experiment=smoke", "logger=wandb", "hydra.run.dir=wb")
-    assert list((folder / "wb" / "wandb").glob("offline-run-*/*.wandb"))
+    sizes = ["data.train.parts.pictures.size=4", "data.train.parts.captions.size=2", "data.batch_size=2"]
+    sizes += ["data.validation.parts.pictures.size=2", "data.validation.parts.captions.size=2"]
+    sizes += ["trainer.max_epochs=1", "trainer.log_every_n_steps=1", "trainer.max_steps=3", "evaluation.captioned=null"]
+    sizes += ["evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=2"]
+    run(folder, "train", "data=tiny_mixed", "logger=wandb", "callbacks.samples.count=3", "hydra.run.dir=wb", *sizes)
+    (left,) = (folder / "wb" / "wandb").glob("offline-run-*")
+    found = read(left)
+    assert (found["group"], found["project"], found["exit"]) == ("", "visualchat", 0)
+    assert found["name"].startswith("callbacks.samples.count=3,")
+    assert found["config"]["attention"]["kind"] == "mmca"
+    assert found["config"]["logger"]["wandb"]["save_dir"] == "wb"
+    assert found["config"]["code"] == json.loads((folder / "wb" / "git.json").read_text())
+    steps: dict[str, list] = {}
+    for row in found["history"]:
+        for name in row:
+            steps.setdefault(name, []).append(row.get("trainer/global_step"))
+    for name in TRAINING:
+        assert steps[name] == [0, 1, 2], name
+    for name in ("loss", "exact_match"):
+        assert [steps[f"validation/{name}{source}"] for source in ("", "/pictures", "/captions")] == [[2]] * 3
+    assert {"train/loss/pictures", "train/loss/captions", "validation/samples/path", "train/gradient_norm"} <= set(
+        steps
+    )
+    assert steps["final/exact_match/all"] == [3]
+    (table,) = left.glob("files/media/table/validation/*.json")
+    answers = json.loads(table.read_text())
+    assert answers["columns"] == list(SampleRow._fields)
+    assert sum(row[answers["columns"].index("round")] == 1 for row in answers["data"]) == 3
+    assert len(list((folder / "wb" / "samples").glob("*.html"))) == 1
+
+
+@pytest.mark.slow
+def test_a_failed_run_does_not_vanish_from_its_sweep(tmp_path):
+    """The others go on, each a run of W&B of its own and all in one group; the command fails in the end."""
+    arguments = ["-m", "experiment=smoke", "logger=wandb", "evaluation.captioned=null", "callbacks.samples=null"]
+    with pytest.raises(AssertionError, match="unknown attention kind 'nonsense'"):
+        run(tmp_path, "train", *arguments, "attention.kind=causal,nonsense,mmca", "hydra.sweep.dir=sweeps/one")
+    with (tmp_path / "sweeps" / "one" / "sweep.csv").open() as file:
+        states = {row["attention.kind"]: row["state"] for row in csv.DictReader(file)}
+    assert states == {"causal": "finished", "nonsense": "failed", "mmca": "finished"}
+    (failed,) = tmp_path.rglob("failed.txt")
+    assert "unknown attention kind 'nonsense'" in failed.read_text()
+    runs = [read(folder) for folder in sorted(tmp_path.rglob("offline-run-*"))]
+    assert [run["group"] for run in runs] == ["sweeps/one"] * 3
+    exits = {run["config"]["attention"]["kind"]: run["exit"] for run in runs}
+    assert exits == {"causal": 0, "nonsense": 1, "mmca": 0}
+    assert all(f"attention.kind={run['config']['attention']['kind']}," in run["name"] for run in runs)
 
 
 def test_resuming_goes_on_from_a_checkpoint(trained):

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from PIL import Image
@@ -18,19 +20,21 @@ def metrics(score, **more):
     return {**dict(zip(names, (score, score + 0.1, score - 0.1), strict=True)), "train/seconds": 61.7, **more}
 
 
-def make_run(folder, number, overrides, figures=None):
-    """A run as Hydra leaves it; unfinished without figures."""
+def make_run(folder, number, overrides, figures=None, failed=False):
+    """A run as Hydra leaves it; failed or unfinished without figures."""
     (folder / ".hydra").mkdir(parents=True)
     hydra = {"hydra": {"job": {"num": number}, "overrides": {"task": overrides}}}
     OmegaConf.save(hydra, folder / ".hydra" / "hydra.yaml")
     if figures is not None:
         (folder / "metrics.json").write_text(json.dumps(figures))
+    if failed:
+        (folder / "failed.txt").write_text("ValueError: no")
 
 
 def make_sweep(folder):
-    """Four runs, of which the second never finished; the last started tenth."""
+    """Four runs, of which the second failed; the last started tenth."""
     make_run(folder / "attention=mmca,seed=1", 0, ["experiment=smoke", "attention=mmca", "seed=1"], metrics(0.5))
-    make_run(folder / "attention=mmca,seed=2", 1, ["experiment=smoke", "attention=mmca", "seed=2"])
+    make_run(folder / "attention=mmca,seed=2", 1, ["experiment=smoke", "attention=mmca", "seed=2"], failed=True)
     make_run(folder / "attention=causal,seed=1", 10, ["experiment=smoke", "attention=causal", "seed=1"], metrics(0.25))
     make_run(folder / "attention=causal,seed=2", 2, ["experiment=smoke", "attention=causal", "seed=2"], metrics(0.75))
 
@@ -43,10 +47,11 @@ def rows_of(table):
     return list(zip(*(column.cells for column in table.columns), strict=True))
 
 
-def test_finished_runs_in_the_order_of_their_jobs(tmp_path):
+def test_runs_in_the_order_of_their_jobs(tmp_path):
     make_sweep(tmp_path)
     assert read_runs(tmp_path) == [
         Run({"experiment": "smoke", "attention": "mmca", "seed": "1"}, metrics(0.5)),
+        Run({"experiment": "smoke", "attention": "mmca", "seed": "2"}, {}, "failed"),
         Run({"experiment": "smoke", "attention": "causal", "seed": "2"}, metrics(0.75)),
         Run({"experiment": "smoke", "attention": "causal", "seed": "1"}, metrics(0.25)),
     ]
@@ -85,6 +90,26 @@ def test_a_figure_that_a_run_lacks_is_a_dash():
     assert rows_of(sweep_table(runs)) == [("1", "50.0", "-", "-", "-"), ("2", "50.0", "60.0", "40.0", "62")]
 
 
+def test_runs_that_did_not_finish_are_named(tmp_path, figures):
+    """In table and file; the picture shows the others."""
+    runs = [run(0.5, seed="1"), Run({"seed": "2"}, {}, "failed"), Run({"seed": "3"}, {}, "unfinished")]
+    assert [row[:3] for row in rows_of(sweep_table(runs))] == [
+        ("1", "50.0", "60.0"),
+        ("2", "failed", "-"),
+        ("3", "unfinished", "-"),
+    ]
+    write_csv(runs, tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        assert [(row["seed"], row["state"]) for row in csv.DictReader(file)] == [
+            ("1", "finished"),
+            ("2", "failed"),
+            ("3", "unfinished"),
+        ]
+    draw_sweep(runs[:2], tmp_path / "sweep.png")
+    (axes,) = figures[0].axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 50.0]]]
+
+
 def test_all_figures_go_into_the_file(tmp_path):
     runs = [
         Run({"seed": "1", "note": "a, b"}, metrics(0.5)),
@@ -93,8 +118,8 @@ def test_all_figures_go_into_the_file(tmp_path):
     write_csv(runs, tmp_path / "sweep.csv")
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0])[:2] == ["seed", "note"]
-    assert list(rows[0])[2:] == sorted([*metrics(0), "exact_match/colour"])
+    assert list(rows[0])[:3] == ["seed", "note", "state"]
+    assert list(rows[0])[3:] == sorted([*metrics(0), "exact_match/colour"])
     assert [(row["seed"], row["note"]) for row in rows] == [("1", "a, b"), ("2", 'say "hi"')]
     assert [row["exact_match/colour"] for row in rows] == ["", "0.125"]
     for row, made in zip(rows, runs, strict=True):
@@ -161,7 +186,7 @@ def test_the_report_of_a_sweep(tmp_path, capsys, monkeypatch):
         console.print(sweep_table(read_runs(tmp_path)))
     assert expected.get() in printed
     assert f"all figures are in {tmp_path}/sweep.csv, the picture in {tmp_path}/sweep.png" in printed
-    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 5
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.format == "PNG"
         assert np.asarray(picture.convert("L")).std() > 0
@@ -172,5 +197,37 @@ def test_a_sweep_of_which_nothing_finished(tmp_path, capsys, monkeypatch):
     make_run(tmp_path / "seed=1", 0, ["seed=1"])
     report(tmp_path)
     assert f"no run of the sweep finished: {tmp_path}/ holds no metrics.json" in capsys.readouterr().out
-    assert not (tmp_path / "sweep.csv").exists()
+    assert "unfinished" in (tmp_path / "sweep.csv").read_text()
     assert not (tmp_path / "sweep.png").exists()
+
+
+def end_of_job(folder, run, result, mode=RunMode.MULTIRUN):
+    job = JobReturn(status=JobStatus.FAILED if isinstance(result, Exception) else JobStatus.COMPLETED)
+    job.return_value = result
+    hydra = {"mode": mode, "sweep": {"dir": str(folder)}, "runtime": {"output_dir": str(run)}}
+    SweepReport().on_job_end(OmegaConf.create({"hydra": hydra}), job)
+
+
+def test_each_finished_run_is_in_the_file_at_once(tmp_path, capsys):
+    make_run(tmp_path / "seed=1", 0, ["seed=1"], metrics(0.5))
+    end_of_job(tmp_path, tmp_path / "seed=1", 0.5)
+    assert "finished" in (tmp_path / "sweep.csv").read_text()
+    assert (tmp_path / "sweep.png").exists()
+    assert not capsys.readouterr().out
+
+
+def test_a_failed_run_leaves_its_error_and_its_row(tmp_path, capsys):
+    make_run(tmp_path / "seed=1", 0, ["seed=1"])
+    end_of_job(tmp_path, tmp_path / "seed=1", ValueError("no [such] thing"))
+    assert "ValueError: no [such] thing" in (tmp_path / "seed=1" / "failed.txt").read_text()
+    assert "this run failed: no [such] thing" in capsys.readouterr().out
+    make_run(tmp_path / "seed=2", 1, ["seed=2"], metrics(0.5))
+    end_of_job(tmp_path, tmp_path / "seed=2", 0.5)
+    assert "failed" in capsys.readouterr().out  # Hydra ends such a sweep with the error, so the table comes here
+    assert [run.state for run in read_runs(tmp_path)] == ["failed", "finished"]
+
+
+def test_a_single_run_is_no_sweep(tmp_path):
+    make_run(tmp_path, 0, ["seed=1"], metrics(0.5))
+    end_of_job(tmp_path, tmp_path, 0.5, RunMode.RUN)
+    assert not (tmp_path / "sweep.csv").exists()

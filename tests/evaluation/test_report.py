@@ -56,9 +56,9 @@ def test_rows_are_all_then_parts_then_kinds_then_numbers_of_images():
 
 
 STEPS = [
-    {"step": 0, "train/loss": 5.0, "lr-AdamW/projector": 1e-4, "lr-AdamW/embedding": 1e-5},
+    {"step": 0, "train/loss": 5.0, "lr/projector": 1e-4, "lr/embedding": 1e-5},
     {"step": 0, "validation/loss": 4.5, "validation/exact_match": 0.0},
-    {"step": 10, "train/loss": 2.0, "lr-AdamW/projector": 2e-4, "lr-AdamW/embedding": 2e-5},
+    {"step": 10, "train/loss": 2.0, "lr/projector": 2e-4, "lr/embedding": 2e-5},
     {"step": 10, "validation/loss": 2.5, "validation/exact_match": 0.4},
 ]
 
@@ -95,6 +95,23 @@ def test_curves_show_loss_exact_match_and_learning_rate(tmp_path, monkeypatch):
         "projector": [[0, 1e-4], [10, 2e-4]],
         "embedding": [[0, 1e-5], [10, 2e-5]],
     }
+
+
+def test_curves_of_each_source(tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    steps = [
+        {"step": 0, "train/loss": 2.0, "train/loss/words": 1.0, "train/loss/pictures": 3.0},
+        {"step": 5, "train/loss": 1.0, "train/loss/words": 1.0},
+        {"step": 5, "validation/exact_match": 0.5, "validation/exact_match/words": 0.25},
+    ]
+    draw_curves(write_metrics(tmp_path / "metrics.csv", steps), tmp_path / "curves.png", "")
+    loss, match, _ = figures[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in loss.lines}
+    assert lines["words"] == [[0, 1.0], [5, 1.0]]
+    assert lines["pictures"] == [[0, 3.0]]
+    assert {line.get_label(): line.get_ydata().tolist() for line in match.lines} == {"all": [0.5], "words": [0.25]}
 
 
 @pytest.mark.parametrize("steps", [STEPS, STEPS[:1]], ids=["whole", "without validation"])

@@ -19,7 +19,7 @@ from transformers import (
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.encoding import IGNORE_INDEX
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.model.loss import answer_loss, answer_rows, language_head
+from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head
 
 COLOURS = ("red", "green", "blue", "white")
 
@@ -117,7 +117,7 @@ def test_loss_is_the_mean_over_answer_tokens_of_plain_cross_entropy(model, proce
 def test_nothing_to_learn_gives_zero_not_nan():
     hidden = torch.randn(2, 5, 8, requires_grad=True)
     rows, targets = answer_rows(hidden, torch.full((2, 5), IGNORE_INDEX))
-    loss = answer_loss(rows @ torch.randn(8, 11), targets)
+    loss = answer_loss(answer_losses(rows @ torch.randn(8, 11), targets))
     loss.backward()
     assert loss.item() == 0.0
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))

@@ -1,4 +1,4 @@
-"""Run by tests in processes of its own: trains the fixed dialogues on some ranks and keeps what each rank saw.
+"""Run by tests in processes of its own: trains the fixed dialogues on some ranks, keeps what each saw and logged.
 
 python ranks.py VISION LANGUAGE FOLDER RANKS BATCH_SIZE
 """
@@ -8,14 +8,18 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from visualchat.data.collate import Collator
 from visualchat.data.datamodule import VisualChatDataModule, token_lengths
+from visualchat.data.mix import Mixture
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.training.callbacks import RunMetrics
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
+from visualchat.training.samples import SampleDialogues
 
 
 def dialogues() -> list[Dialogue]:
@@ -25,6 +29,22 @@ def dialogues() -> list[Dialogue]:
         Dialogue((Turn.ask(f"Number {n}?", [pictures[n]] * (n % 3), "yes " * (1 + 2 * (n % 4))),), id=f"d{n}")
         for n in range(9)
     ]
+
+
+def mixture() -> Mixture:
+    """The same dialogues as two sources, of which the second is in few batches."""
+    return Mixture({"most": dialogues()[:7], "few": dialogues()[7:]})
+
+
+class Rows(CSVLogger):
+    """Keeps what this rank would log, whichever it is."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder)
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append({"step": step, **metrics})
 
 
 class Keep(lightning.Callback):
@@ -54,26 +74,29 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str) -
     processor = VisualChatProcessor.from_backbones(vision, language, image_seq_length=4)
     packed = VisualChatDataModule(processor, dialogues(), dialogues(), batch_size=1, max_length=400, packing=True)
     keep = Keep(packed)
+    rows = Rows(folder)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=int(ranks),
         strategy="ddp" if int(ranks) > 1 else "auto",
         max_epochs=2,
         default_root_dir=folder,
-        logger=False,
+        logger=rows,
+        log_every_n_steps=2,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        callbacks=[keep],
+        callbacks=[keep, RunMetrics(), SampleDialogues(Path(folder) / f"of{ranks}", count=2, max_new_tokens=3)],
     )
     settings = OptimizerSettings(learning_rate=1e-2, betas=(0.9, 0.95))
     module = VisualChatModule(build, settings)
-    data = VisualChatDataModule(processor, dialogues(), dialogues()[:3], batch_size=int(batch_size))
+    data = VisualChatDataModule(processor, mixture(), mixture(), batch_size=int(batch_size))
     trainer.fit(module, data)
     found = {
         "lengths": keep.lengths,
         "refusal": keep.refusal,
+        "rows": rows.rows,
         "seen": keep.questions,
         "projector": module.model.multi_modal_projector.weight.detach(),
     }

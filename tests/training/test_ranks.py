@@ -39,3 +39,24 @@ def test_two_ranks_train_as_one(backbones, processor, tmp_path):
     assert torch.equal(together[0]["projector"], together[1]["projector"])
     # float64; AdamW divides by a root of squared gradients, which enlarges rounding errors of tiny ones
     assert torch.allclose(together[0]["projector"], alone["projector"], rtol=0, atol=1e-9)
+    check_metrics(alone["rows"], together[0]["rows"])
+    pages = [{page.name: page.read_text() for page in (tmp_path / f"of{n}/samples").iterdir()} for n in (1, 2)]
+    assert len(pages[0]) == 2
+    assert pages[0] == pages[1]
+
+
+def check_metrics(alone: list[dict], together: list[dict]) -> None:
+    """What two ranks log together is what one rank logs, but for padding, time and memory."""
+    apart = ("speed/", "memory/", "data/")
+    assert [sorted(row) for row in alone] == [sorted(row) for row in together]
+    assert {name for row in alone for name in row} >= {
+        *("train/loss", "train/loss/most", "train/loss/few", "train/gradient_norm", "lr/embedding"),
+        *("validation/loss", "validation/loss/few", "validation/exact_match", "validation/exact_match/most"),
+    }
+    for ours, theirs in zip(alone, together, strict=True):
+        for name in ours:
+            if not name.startswith(apart):
+                # sums pass through fp32
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-5, abs=1e-6), name
+        if "data/answer_tokens" in ours:
+            assert theirs["data/answer_tokens"] == pytest.approx(ours["data/answer_tokens"], rel=1e-5)

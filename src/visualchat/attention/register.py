@@ -71,6 +71,9 @@ def _attention(
         key_modality = torch.zeros(key.shape[0], key.shape[2], dtype=torch.long, device=key.device)
         if ids["unit_ids"] is None and attention_kind(kind).uses_units:
             ids["unit_ids"] = key_modality - 1
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions leave query and key in fp32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     out = multimodal_attention(
         query,
         key,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from visualchat.model import VisualChatForConditionalGeneration
@@ -17,6 +21,23 @@ _INSTALLED = _PACKAGE / "conf"  # in a wheel
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 
 OUTPUTS = Path("outputs")
+
+
+def run_name() -> str | None:
+    """What was set on the command line, which tells a run from others; None for nothing. `${run_name:}` in YAML."""
+    return HydraConfig.get().job.override_dirname[:128] or None  # W&B takes no longer name
+
+
+def sweep_name() -> str | None:
+    """Date and time of the sweep that this run belongs to; None for a single run. `${sweep_name:}` in YAML."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return None
+    return "/".join(part for part in Path(os.path.relpath(hydra.sweep.dir)).parts[-2:] if part != "..")
+
+
+for _resolver in (run_name, sweep_name):
+    OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
 def quieten() -> None:

@@ -1,15 +1,18 @@
-"""What a Hydra multirun leaves: one table, one file and one picture that compare its runs."""
+"""What a Hydra multirun leaves: one table, one file and one picture that compare its runs, failed ones named."""
 
 from __future__ import annotations
 
 import csv
 import json
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -23,22 +26,37 @@ SHOWN = {
 }
 """Metrics of the table, and how its columns are headed."""
 
+FAILURE = "failed.txt"
+"""In the folder of a run that failed: its error."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep: what was set, and what came of it."""
+    """One run of a sweep: what was set, and what came of it.
+
+    Attributes:
+        overrides: What was set.
+        metrics: Its figures; none where it did not finish.
+        state: `finished`, `failed` (it ended with an error) or `unfinished` (it goes on, or was killed).
+    """
 
     overrides: dict[str, str]
     metrics: dict[str, float]
+    state: str = "finished"
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The finished runs of a sweep, in the order of their jobs."""
+    """The runs of a sweep that have begun, in the order of their jobs."""
     found: list[tuple[int, Run]] = []
-    for path in folder.rglob("metrics.json"):  # a group's name has slashes, and so has the folder named after it
-        hydra = OmegaConf.load(path.parent / ".hydra" / "hydra.yaml").hydra
+    for path in folder.rglob(".hydra/hydra.yaml"):  # a group's name has slashes, and so has the folder named after it
+        hydra = OmegaConf.load(path).hydra
         overrides = dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
-        found.append((int(hydra.job.num), Run(overrides, json.loads(path.read_text()))))
+        figures = path.parents[1] / "metrics.json"
+        if figures.is_file():
+            run = Run(overrides, json.loads(figures.read_text()))
+        else:
+            run = Run(overrides, {}, "failed" if figures.with_name(FAILURE).is_file() else "unfinished")
+        found.append((int(hydra.job.num), run))
     return [run for _, run in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -49,11 +67,13 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 
 def sweep_table(runs: Sequence[Run]) -> Table:
-    """One row a run; a dash where a run has no figure."""
+    """One row a run; a dash where a run has no figure, and its state in place of the first if it did not finish."""
     names = varied(runs)
     table = Table(*(name.rpartition(".")[2] for name in names), *SHOWN.values(), title="sweep (exact match in %)")
     for run in runs:
         cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in SHOWN]
+        if run.state != "finished":
+            cells[0] = run.state
         table.add_row(*(run.overrides.get(name, "") for name in names), *cells)
     return table
 
@@ -63,18 +83,23 @@ def _cell(metric: str, value: float) -> str:
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """All metrics of all runs."""
+    """The state and all metrics of all runs."""
     names = varied(runs)
     metrics = sorted({name for run in runs for name in run.metrics})
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, *metrics])
+        writer.writerow([*names, "state", *metrics])
         for run in runs:
-            writer.writerow([*(run.overrides.get(n, "") for n in names), *(run.metrics.get(m, "") for m in metrics)])
+            values = [run.overrides.get(name, "") for name in names]
+            writer.writerow([*values, run.state, *(run.metrics.get(name, "") for name in metrics)])
 
 
 def draw_sweep(runs: Sequence[Run], path: Path) -> None:
-    """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric."""
+    """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric.
+
+    Runs that did not finish are left out.
+    """
+    runs = [run for run in runs if run.metrics]
     names = varied(runs)
     numeric = [name for name in names if all(_is_number(run.overrides.get(name, "")) for run in runs)]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -108,17 +133,39 @@ def _is_number(text: str) -> bool:
 
 
 class SweepReport(Callback):
-    """Hydra's hook at the end of a multirun: writes `sweep.csv` and `sweep.png` and prints the table."""
+    """Hydra's hook in a multirun: keeps `sweep.csv` and `sweep.png` up to date and prints the table at the end.
+
+    It writes after every run, because Hydra does not come to the end of a multirun that holds a failed run.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Keep the error of a failed run; compare the runs so far."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        if job_return.status is JobStatus.FAILED:
+            error = job_return._return_value
+            folder = Path(config.hydra.runtime.output_dir)
+            (folder / FAILURE).write_text("".join(traceback.format_exception(error)))
+            Console().print(f"this run failed: {error}\nthe rest of the sweep goes on", markup=False, highlight=False)
+        self._compare(Path(config.hydra.sweep.dir), show=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compare the runs that finished."""
-        folder = Path(config.hydra.sweep.dir)
+        """Compare all runs."""
+        self._compare(Path(config.hydra.sweep.dir), show=True)
+
+    def _compare(self, folder: Path, *, show: bool) -> None:
+        """Write the file and, once a run has finished, the picture; print the table if asked or if a run failed."""
         runs = read_runs(folder)
+        show |= any(run.state == "failed" for run in runs)
         console = Console()
-        if not runs:
-            console.print(f"no run of the sweep finished: {folder}/ holds no metrics.json")
-            return
-        console.print(sweep_table(runs))
-        write_csv(runs, folder / "sweep.csv")
-        draw_sweep(runs, folder / "sweep.png")
-        console.print(f"all figures are in {folder}/sweep.csv, the picture in {folder}/sweep.png", highlight=False)
+        if runs:
+            write_csv(runs, folder / "sweep.csv")
+        if runs and show:
+            console.print(sweep_table(runs))
+        if any(run.metrics for run in runs):
+            draw_sweep(runs, folder / "sweep.png")
+            if show:
+                said = f"all figures are in {folder}/sweep.csv, the picture in {folder}/sweep.png"
+                console.print(said, markup=False, highlight=False)
+        elif show:
+            console.print(f"no run of the sweep finished: {folder}/ holds no metrics.json", highlight=False)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from visualchat.cli.config import CONF, quieten
+from visualchat.cli.record import closing_wandb, record_results, record_run
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
@@ -53,8 +54,10 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),
-        callbacks=list(instantiate(config.callbacks).values()),
+        callbacks=[callback for callback in instantiate(config.callbacks).values() if callback],
     )
+    if trainer.is_global_zero:
+        record_run(config, run, trainer.loggers)
     started = time.perf_counter()
     trainer.fit(module, data, ckpt_path=find_checkpoint(config.resume, run))
     seconds = time.perf_counter() - started
@@ -65,7 +68,8 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-    if "csv" in config.logger and trainer.global_step >= config.trainer.log_every_n_steps:
+    record_results(metrics, trainer.loggers, trainer.global_step)
+    if "csv" in config.logger and "metrics" in config.callbacks:
         draw_curves(
             run / "logs" / "csv" / "metrics.csv",
             run / "curves.png",
@@ -147,7 +151,8 @@ def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def main(config: DictConfig) -> Any:
     """The command; its value, exact match over all, is what a sweep compares."""
-    return train(config, Path(HydraConfig.get().runtime.output_dir)).get("exact_match/all")
+    with closing_wandb():
+        return train(config, Path(HydraConfig.get().runtime.output_dir)).get("exact_match/all")
 
 
 if __name__ == "__main__":

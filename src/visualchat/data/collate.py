@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from visualchat.data.facts import Facts, batch_facts, source_names, source_of
 from visualchat.data.limits import BadRows, Losses, cut
 from visualchat.data.schedule import BatchSpec
 from visualchat.dialogue import Caption, Content, Dialogue, ImageInput, Turn
@@ -62,15 +63,29 @@ class Collator:
         return batch
 
 
-class Batch(dict[str, Any]):
-    """The model's inputs, and beside them what the rows lost on the way."""
+class Batch:
+    """The model's inputs by name, and beside them what they hold and what the rows lost on the way.
 
-    def __init__(self, features: Mapping[str, Any], losses: Mapping[int, Losses] | None = None) -> None:
-        super().__init__(features)
+    No dict, though `dict(batch)` and `model(**batch)` work: where weights are not fp32, Lightning rebuilds every dict
+    before anything else sees it, and what stands beside its items would be lost.
+    """
+
+    def __init__(
+        self, features: Mapping[str, Any], losses: Mapping[int, Losses] | None = None, facts: Facts | None = None
+    ) -> None:
+        self.features = dict(features)
         self.losses = dict(losses or {})
+        self.facts = facts
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Batch, (dict(self), self.losses)
+    def keys(self) -> KeysView[str]:
+        """The names of the inputs."""
+        return self.features.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.features[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.features)
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,7 @@ class BatchMaker(Dataset[Batch]):
         self, dialogues: Sequence[Dialogue], collate: Collator, bad_rows: BadRows = "error", packed: bool = False
     ) -> None:
         self.dialogues, self.collate, self.bad_rows, self.packed = dialogues, collate, bad_rows, packed
+        self.sources = max(1, len(source_names(dialogues)))
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
         """The batch.
@@ -124,16 +140,17 @@ class BatchMaker(Dataset[Batch]):
         """
         losses: dict[int, Losses] = {}
         decoded: dict[ImageInput, Image.Image] = {}
-        rows: list[list[Dialogue]] = []
+        rows: list[list[tuple[Dialogue, int]]] = []
         for row in spec.rows:
-            found = [self._read(index, losses, decoded) for index in row]
-            if kept := [dialogue for dialogue in found if dialogue is not None]:
+            found = [(self._read(index, losses, decoded), source_of(self.dialogues, index)) for index in row]
+            if kept := [(dialogue, source) for dialogue, source in found if dialogue is not None]:
                 rows.append(kept)
-        if not rows:
-            return Batch(self.collate.idle(self.packed), losses)
-        dialogues = [dialogue for row in rows for dialogue in row]
-        counts = [len(row) for row in rows] if self.packed else None
-        return Batch(self.collate(dialogues, counts), losses)
+        if rows:
+            counts = [len(row) for row in rows] if self.packed else None
+            features = self.collate([dialogue for row in rows for dialogue, _ in row], counts)
+        else:
+            features = self.collate.idle(self.packed)
+        return Batch(features, losses, batch_facts(features, rows, self.sources))
 
     def _read(self, index: int, losses: dict[int, Losses], decoded: dict[ImageInput, Image.Image]) -> Dialogue | None:
         """Dialogue `index`, cut and with its images decoded; None if it is bad and the policy is to skip it."""

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure
+from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure, with_pictures
 from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
 from visualchat.data.mix import Blend
 from visualchat.data.pack import Packing
@@ -102,6 +102,28 @@ class VisualChatDataModule(lightning.LightningDataModule):
         size = len(self.validation)
         return self._loader(self.validation, self._schedule(rows_of(in_order(size)), size), packed=False)
 
+    def samples(self, count: int) -> list[Dialogue]:
+        """At most `count` validation dialogues, always the same ones, spread evenly over all, cut to the limit.
+
+        Raises:
+            ValueError: One of them is bad and the policy is `error`; with `skip` the next good one takes its place.
+        """
+        size = len(self.validation)
+        chosen: dict[int, Dialogue] = {}
+        for start in sorted({number * size // count for number in range(count)}):
+            for index in range(start, size):
+                if index in chosen:
+                    continue
+                try:
+                    found = measure(self.validation[index], self.processor, self.collate.max_length).dialogue
+                    chosen[index] = with_pictures(found, {})
+                except ValueError:
+                    if self.bad_rows == "error":
+                        raise
+                    continue
+                break
+        return list(chosen.values())
+
     def plan(self) -> Packing:
         """Which training dialogues share a row; made once.
 
@@ -149,12 +171,12 @@ class VisualChatDataModule(lightning.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lightning's hook at each batch that is used: count what its rows lost."""
+        """Lightning's hook at each batch that is used: count what its rows lost, hand its facts on as `facts`."""
         if not isinstance(batch, Batch):
             return batch
         assert self.trainer is not None
         self.reports["train" if self.trainer.training else "validation"].add(batch.losses)
-        return dict(batch)
+        return {**batch.features, "facts": batch.facts}
 
     def teardown(self, stage: str) -> None:
         """Say what was cut and skipped."""

@@ -44,7 +44,7 @@ def _label(metric: str) -> str:
 
 
 def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
-    """Draw what Lightning's CSV logger wrote: loss, exact match and learning rate over the steps, as a PNG.
+    """Draw what the CSV logger wrote, as a PNG: loss and exact match, also by source, and learning rates.
 
     Raises:
         ValueError: The file holds no training loss.
@@ -53,10 +53,14 @@ def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
 
     with metrics_csv.open() as file:
         rows = list(csv.DictReader(file))
+    names = list(rows[0]) if rows else []
 
     def series(name: str) -> tuple[list[int], list[float]]:
         points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         return [p[0] for p in points], [p[1] for p in points]
+
+    def below(prefix: str) -> dict[str, tuple[list[int], list[float]]]:
+        return {name.removeprefix(prefix): series(name) for name in names if name.startswith(prefix)}
 
     steps, losses = series("train/loss")
     if not steps:
@@ -66,14 +70,21 @@ def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
     loss, match, rate = figure.subplots(1, 3)
     loss.plot(steps, losses, color="C0", alpha=0.6, label="training")
     loss.plot(*series("validation/loss"), "o-", color="C1", label="validation")
+    match.plot(*series("validation/exact_match"), "o-", color="C1", label="all")
+    for number, (source, points) in enumerate(below("train/loss/").items(), start=2):
+        loss.plot(*points, color=f"C{number}", linewidth=0.8, alpha=0.8, label=source)
+    for number, (source, points) in enumerate(below("validation/exact_match/").items(), start=2):
+        match.plot(*points, ".-", color=f"C{number}", linewidth=0.8, label=source)
     loss.set(title="loss per answer token", xlabel="step", yscale="log")
-    loss.legend()
-    match.plot(*series("validation/exact_match"), "o-", color="C1")
+    loss.legend(fontsize="small")
     match.set(title="exact match, validation", xlabel="step", ylim=(0, 1), xlim=loss.get_xlim())
-    for name in ("projector", "embedding"):
-        rate.plot(*series(f"lr-AdamW/{name}"), label=name)
+    if len(match.lines) > 1:
+        match.legend(fontsize="small")
+    for name, points in below("lr/").items():
+        rate.plot(*points, label=name)
     rate.set(title="learning rate", xlabel="step")
-    rate.legend()
+    if rate.lines:
+        rate.legend(fontsize="small")
     figure.savefig(picture, dpi=120)
 
 

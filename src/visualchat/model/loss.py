@@ -42,6 +42,11 @@ def language_head(language_model: PreTrainedModel, hidden_states: Tensor) -> Ten
     return logits
 
 
-def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in fp32 over the N answer tokens; exactly 0, with a gradient of 0, where there is none."""
-    return cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
+def answer_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each answer token in fp32, (N,), from (N, V) and (N,)."""
+    return cross_entropy(logits.float(), targets, reduction="none")
+
+
+def answer_loss(losses: Tensor) -> Tensor:
+    """Mean over the N answer tokens; exactly 0, with a gradient of 0, where there is none."""
+    return losses.sum() / max(len(losses), 1)

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from visualchat.attention import Modality, implementation_name
 from visualchat.model.configuration_visualchat import VisualChatConfig
-from visualchat.model.loss import answer_loss, answer_rows, language_head
+from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.vision import load_vision_tower
 
@@ -42,12 +42,14 @@ class VisualChatOutput(ModelOutput):
             token, (answer tokens, V), in reading order.
         past_key_values: The cache.
         image_hidden_states: (N, P, E), the projected images.
+        answer_losses: (answer tokens,), what `loss` is the mean of, in reading order, row by row; only with labels.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     image_hidden_states: Tensor | None = None
+    answer_losses: Tensor | None = None
 
 
 def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
@@ -309,15 +311,16 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             key_modality=key_modality,
             **kwargs,
         )
-        loss = None
+        loss = losses = None
         if labels is not None:
             rows, targets = answer_rows(out.last_hidden_state, labels)
             logits = language_head(self.language_model, rows)
-            loss = answer_loss(logits, targets)
+            losses = answer_losses(logits, targets)
+            loss = answer_loss(losses)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])
-        return VisualChatOutput(loss, logits, out.past_key_values, image_features)
+        return VisualChatOutput(loss, logits, out.past_key_values, image_features, losses)
 
     def prepare_inputs_for_generation(
         self,

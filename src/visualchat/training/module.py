@@ -51,12 +51,10 @@ class VisualChatModule(lightning.LightningModule):
             self.model = self.build_model().train()
             set_trainable(self.model, self.trainable)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The batch's loss: the mean over its answer tokens, those of all ranks together."""
-        loss = self.model(**batch).loss
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
-        return loss * self._weight(batch["labels"])
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The batch's loss: the mean over its answer tokens, those of all ranks together; and each token's own."""
+        out = self.model(**_inputs(batch))
+        return {"loss": out.loss * self._weight(batch["labels"]), "answer_losses": out.answer_losses.detach()}
 
     def _weight(self, labels: Tensor) -> Tensor | float:
         """What this rank's mean counts in the strategy's mean over all ranks: its share of the answer tokens."""
@@ -66,13 +64,14 @@ class VisualChatModule(lightning.LightningModule):
         total = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
         return own * self.trainer.world_size / torch.clamp(torch.as_tensor(total), min=1.0)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Loss and exact match over the batch's answers."""
-        out = self.model(**batch)
-        answers = int((batch["labels"] >= 0).sum())
-        self.log("validation/loss", out.loss, prog_bar=True, batch_size=answers)
-        self.exact_match.update(torch.tensor(correct_answers(out.logits, batch["labels"]), dtype=torch.float))
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Loss and exact match over the answers of all ranks; and each token's loss, each answer's exactness."""
+        out = self.model(**_inputs(batch))
+        self.log("validation/loss", out.loss, prog_bar=True, batch_size=len(out.answer_losses), sync_dist=True)
+        exact = correct_answers(out.logits, batch["labels"])
+        self.exact_match.update(torch.tensor(exact, dtype=torch.float))
         self.log("validation/exact_match", self.exact_match, prog_bar=True)
+        return {"answer_losses": out.answer_losses, "exact": exact}
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
@@ -102,3 +101,8 @@ class VisualChatModule(lightning.LightningModule):
         if set(checkpoint["state_dict"]) != expected:
             odd = sorted(expected ^ set(checkpoint["state_dict"]))
             raise ValueError(f"the checkpoint does not hold exactly what trains; missing or surplus: {', '.join(odd)}")
+
+
+def _inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The part of a batch that the model takes."""
+    return {name: value for name, value in batch.items() if name != "facts"}
