@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from visualchat.attention import Modality, implementation_name
 from visualchat.model.configuration_visualchat import VisualChatConfig
-from visualchat.model.loss import answer_loss, answer_rows, language_head
+from visualchat.model.loss import answer_loss, answer_rows, language_head, training_loss
 from visualchat.model.projector import PROJECTORS
 
 
@@ -38,7 +38,8 @@ class VisualChatOutput(ModelOutput):
     Attributes:
         loss: Mean over the answer tokens; only with labels.
         logits: (B, S, V), or fewer positions by `logits_to_keep`; with labels only the rows that predict a labelled
-            token, (answer tokens, V), in reading order.
+            token, (answer tokens, V), in reading order; None with labels in training mode, where they are never made
+            all at once.
         past_key_values: The cache.
         image_hidden_states: (N, P, E), the projected images.
     """
@@ -273,8 +274,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             rows, targets = answer_rows(out.last_hidden_state, labels)
-            logits = language_head(self.language_model, rows)
-            loss = answer_loss(logits, targets)
+            logits = None if self.training else language_head(self.language_model, rows)
+            loss = training_loss(self.language_model, rows, targets) if logits is None else answer_loss(logits, targets)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])

@@ -47,6 +47,9 @@ def build_optimizer(
             groups["embedding" if id(parameter) in embedded else "projector"].append(parameter)
     if not any(groups.values()):
         raise ValueError("no parameter requires a gradient: there is nothing to train")
+    # One pass over memory on a CPU instead of six. Elsewhere Lightning refuses to clip gradients before a fused step in
+    # fp16.
+    fused = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups.values() for p in group)
     embedding_rate = settings.embedding_learning_rate
     rates = {
         "projector": settings.learning_rate,
@@ -56,6 +59,7 @@ def build_optimizer(
         [{"params": group, "lr": rates[name], "name": name} for name, group in groups.items() if group],
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        fused=fused or None,
     )
 
 
