@@ -151,19 +151,27 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = out.last_hidden_state if layer is None else out.hidden_states[layer]
         return features[:, 1:] if self.config.vision_feature_select_strategy == "default" else features
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Projected images, (N, P, E), from (N, 3, height, width).
+    def get_image_features(self, pixel_values: Tensor | None = None, vision_features: Tensor | None = None) -> Tensor:
+        """Projected images, (N, P, E), from (N, 3, height, width) or from what the encoder made of them, (N, P, D).
 
         Raises:
-            ValueError: The encoder gives another number of tokens than `config.image_seq_length`.
+            ValueError: The encoder gives another number of tokens than `config.image_seq_length`, or there is not
+                exactly one of the two.
         """
-        features = self.vision_features(pixel_values)
+        if (pixel_values is None) == (vision_features is None):
+            found = "neither" if pixel_values is None else "both"
+            raise ValueError(f"expected either pixel_values or vision_features, found {found}")
+        if pixel_values is None:
+            features, source = vision_features, "vision_features bring {} tokens an image"
+        else:
+            features = self.vision_features(pixel_values)
+            source = f"the vision encoder gives {{}} tokens for images of {tuple(pixel_values.shape[2:])} pixels"
+        assert features is not None
         if features.shape[1] != self.config.image_seq_length:
             raise ValueError(
-                f"the vision encoder gives {features.shape[1]} tokens for images of {tuple(pixel_values.shape[2:])} "
-                f"pixels, config.image_seq_length is {self.config.image_seq_length}"
+                f"{source.format(features.shape[1])}, config.image_seq_length is {self.config.image_seq_length}"
             )
-        return self.multi_modal_projector(features)
+        return self.multi_modal_projector(features.to(self.dtype))
 
     def splice(self, inputs_embeds: Tensor, mm_token_type_ids: Tensor, image_features: Tensor) -> Tensor:
         """Put the k-th image's features into the k-th image slots, row by row.
@@ -197,6 +205,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         key_modality: Tensor | None = None,
         segment_ids: Tensor | None = None,
         image_index: Tensor | None = None,
+        vision_features: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -220,6 +229,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 dialogue.
             image_index: (slots,), which entry of `pixel_values` fills each image slot of the batch, row by row; None
                 where every slot has its own.
+            vision_features: (N, P, D), what the vision encoder made of the images, instead of `pixel_values`.
             labels: (B, S) token ids, -100 where nothing is trained.
             use_cache: Whether to return the cache; not with labels unless asked.
             logits_to_keep: Positions from the end (or their indices) to compute logits for, without labels; 0 for all.
@@ -240,7 +250,9 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             key_modality = mm_token_type_ids
 
-        image_features = None if pixel_values is None else self.get_image_features(pixel_values)
+        image_features = None
+        if pixel_values is not None or vision_features is not None:
+            image_features = self.get_image_features(pixel_values, vision_features)
         if image_features is not None:
             filling = image_features if image_index is None else image_features[image_index]
             inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, filling)

@@ -14,6 +14,7 @@ from visualchat.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.freezing import base_fingerprint, freeze_backbones, trainable_state
+from visualchat.training.features import FeatureFiller, open_store
 from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
 
 
@@ -39,6 +40,7 @@ class VisualChatModule(lightning.LightningModule):
         self.settings = optimizer or OptimizerSettings()
         self.base = base
         self.exact_match = MeanMetric()
+        self.features: FeatureFiller | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     def configure_model(self) -> None:
@@ -47,9 +49,27 @@ class VisualChatModule(lightning.LightningModule):
             self.model = self.build_model().train()
             freeze_backbones(self.model)
 
+    def on_fit_start(self) -> None:
+        """Open the cache of vision features, if the data has one, before the loaders start."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "feature_cache", None) is not None:
+            store = open_store(data.feature_cache, self.model, data.processor, str(self.trainer.precision))
+            self.features = FeatureFiller(store)
+            data.use_features(store)
+
+    def _with_features(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the vision features that it lacks, and how many it brought in the log."""
+        if self.features is None or "feature_keys" not in batch:
+            return batch
+        keys = batch["feature_keys"]
+        stage = "train" if self.trainer.training else "validation"
+        share = sum(not key for key in keys) / len(keys)
+        self.log(f"{stage}/features_read", share, on_step=False, on_epoch=True, batch_size=len(keys))
+        return self.features.complete(self.model, batch)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The batch's loss: the mean over its answer tokens, those of all ranks together."""
-        loss = self.model(**batch).loss
+        loss = self.model(**self._with_features(batch)).loss
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
         return loss * self._weight(batch["labels"])
@@ -64,7 +84,7 @@ class VisualChatModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and exact match over the batch's answers."""
-        out = self.model(**batch)
+        out = self.model(**self._with_features(batch))
         answers = int((batch["labels"] >= 0).sum())
         self.log("validation/loss", out.loss, prog_bar=True, batch_size=answers)
         self.exact_match.update(torch.tensor(correct_answers(out.logits, batch["labels"]), dtype=torch.float))
