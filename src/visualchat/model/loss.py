@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -59,6 +58,11 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
 
 
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether only a part of it is here: FSDP2's DTensor, or a parameter of ZeRO-3."""
+    return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id")
+
+
 def training_loss(language_model: PreTrainedModel, rows: Tensor, targets: Tensor) -> Tensor:
     """`answer_loss` of the logits of `rows` (N, E), without ever holding all of them.
 
@@ -67,7 +71,7 @@ def training_loss(language_model: PreTrainedModel, rows: Tensor, targets: Tensor
     """
     head = language_model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a causal language model has a head"
-    if any(p.requires_grad or isinstance(p, DTensor) or hasattr(p, "ds_id") for p in head.parameters()):
+    if any(p.requires_grad or is_sharded(p) for p in head.parameters()):
         return answer_loss(language_head(language_model, rows), targets)
     total: Tensor = _ChunkedLoss.apply(rows, targets, language_model)
     return total / max(len(targets), 1)

@@ -171,7 +171,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"{source.format(features.shape[1])}, config.image_seq_length is {self.config.image_seq_length}"
             )
-        return self.multi_modal_projector(features.to(self.dtype))
+        return self.multi_modal_projector(features)
 
     def splice(self, inputs_embeds: Tensor, mm_token_type_ids: Tensor, image_features: Tensor) -> Tensor:
         """Put the k-th image's features into the k-th image slots, row by row.
