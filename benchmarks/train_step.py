@@ -223,7 +223,7 @@ class Bench:
             self.model.language_model.set_attn_implementation(implementation_name(kind))
         inputs = dict(self.batch(case))
         if how == "cached":
-            features = self.store.lookup(self.pictures).features
+            features = self.store.lookup([picture_key(picture) for picture in self.pictures]).features
             assert features is not None
             inputs["vision_features"] = features.to(self.device)
         else:
@@ -290,6 +290,7 @@ def measure_speed(bench: Bench, chosen: list[str], repeats: int) -> tuple[Runs, 
     for case in times:
         bench.step(case)  # plans, kernels, the optimizer's state
     for name in chosen:
+        print(f"speed: {name}", file=sys.stderr)
         gains[name] = []
         for _ in range(2 * repeats if name == "attention" else repeats):
             before, after = (bench.seconds(case) for case in PAIRS[name])
@@ -345,7 +346,10 @@ def machine(device: str, threads: int, peak: float | None) -> dict[str, Any]:
 def measure(options: argparse.Namespace, size: str) -> dict[str, Any]:
     """All measurements of a run."""
     cases = [case for case in CASES if any(case in PAIRS[name] for name in options.pairs)]
-    held = {case: in_a_process(size, options.device, options.threads, case) for case in cases}
+    held = {}
+    for case in cases:
+        print(f"memory: {case}", file=sys.stderr)
+        held[case] = in_a_process(size, options.device, options.threads, case)
     facts = machine(options.device, options.threads, options.peak)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(SIZES[size], options.device, Path(folder))

@@ -45,12 +45,12 @@ def test_what_is_known_and_what_is_not_stand_in_the_pictures_order(tmp_path):
     pictures = [picture(n) for n in range(4)]
     for number in (3, 1):
         store(tmp_path).write(picture_key(pictures[number]), features(number))
-    found = store(tmp_path).lookup(pictures)
+    found = store(tmp_path).lookup([picture_key(image) for image in pictures])
     assert found.keys == [picture_key(pictures[0]), "", picture_key(pictures[2]), ""]
     nothing = torch.zeros(5, 8)
     assert torch.equal(found.features, torch.stack([nothing, features(1), nothing, features(3)]))
     assert found.damaged == 0
-    assert store(tmp_path).lookup(pictures[:1]).features is None
+    assert store(tmp_path).lookup([picture_key(pictures[0])]).features is None
 
 
 def test_another_encoder_knows_nothing(tmp_path):
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_never_used(tmp_path, name, caplog):
     damage(name, some.path(keys[0]), some.path(keys[1]))
     with pytest.raises(ValueError, match="feature file"):
         some.read(keys[0])
-    found = some.lookup(pictures)
+    found = some.lookup(keys)
     assert (found.keys, found.damaged) == ([keys[0], ""], 1)
     assert "the picture is encoded anew" in caplog.text
     some.write(keys[0], features(0))
@@ -152,6 +152,6 @@ def test_several_processes_share_a_folder(tmp_path):
             found = store(tmp_path).read(picture_key(picture(number)))
             assert found is None or torch.equal(found, features(number))
     assert [process.exitcode for process in processes] == [0, 0]
-    found = store(tmp_path).lookup([picture(number) for number in range(5)])
+    found = store(tmp_path).lookup([picture_key(picture(number)) for number in range(5)])
     assert torch.equal(found.features, torch.stack([features(number) for number in range(5)]))
     assert not [*tmp_path.rglob("*.tmp")]

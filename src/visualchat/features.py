@@ -63,9 +63,9 @@ class FeatureStore:
         """Where the features of the picture of that key are, or would be."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
-    def lookup(self, pictures: Sequence[Image.Image]) -> Lookup:
-        """The features of those pictures that are known; a damaged file is named in the log and counts as unknown."""
-        keys = [picture_key(picture) for picture in pictures]
+    def lookup(self, pictures: Sequence[str]) -> Lookup:
+        """The features of the pictures of those keys, as far as known; a damaged file is named in the log."""
+        keys = [*pictures]
         known: dict[int, Tensor] = {}
         damaged = 0
         for place, key in enumerate(keys):

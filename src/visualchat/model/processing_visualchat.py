@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -116,17 +115,15 @@ class VisualChatProcessor(ProcessorMixin):
         if not images:
             return {}
         found: dict[str, Any] = {}
+        names = [picture_key(image) for image in images] if share_images or store is not None else []
         if share_images:
-            distinct: dict[str, Image.Image] = {}
-            names = [picture_key(image) for image in images]
-            for name, image in zip(names, images, strict=True):
-                distinct.setdefault(name, image)
+            distinct = dict(zip(names, images, strict=True))
             if len(distinct) < len(images):
                 places = {name: place for place, name in enumerate(distinct)}
                 found["image_index"] = torch.tensor([places[name] for name in names])
-            images = [*distinct.values()]
+            names, images = [*distinct], [*distinct.values()]
         if store is not None:
-            known = store.lookup(images)
+            known = store.lookup(names)
             images = [image for image, key in zip(images, known.keys, strict=True) if key]
             found |= {"feature_keys": known.keys, "features_damaged": known.damaged}
             if known.features is not None:
