@@ -63,6 +63,7 @@ def is_sharded(parameter: Tensor) -> bool:
     return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id")
 
 
+@torch.compiler.disable
 def training_loss(language_model: PreTrainedModel, rows: Tensor, targets: Tensor) -> Tensor:
     """`answer_loss` of the logits of `rows` (N, E), without ever holding all of them.
 
@@ -83,7 +84,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, targets: Tensor, language_model: PreTrainedModel) -> Tensor:
         size = max(1, CHUNK // language_model.config.get_text_config().vocab_size)
-        gradient = torch.empty_like(rows) if rows.requires_grad else None
+        wide = torch.promote_types(rows.dtype, torch.float32)  # where fp16's loss scale comes later, nothing is lost
+        gradient = torch.empty_like(rows, dtype=wide) if rows.requires_grad else None
         total = torch.zeros((), dtype=torch.float32, device=rows.device)
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
@@ -97,12 +99,13 @@ class _ChunkedLoss(torch.autograd.Function):
             found.exp_().mul_(GRADIENT_SCALE)  # of log-softmax: the probabilities, less 1 at the target
             found[torch.arange(len(found), device=found.device), targets[chunk]] -= GRADIENT_SCALE
             (scaled,) = torch.autograd.grad(logits, part, found.to(logits.dtype))
-            gradient[chunk] = scaled.float() / GRADIENT_SCALE
+            gradient[chunk] = scaled.to(wide) / GRADIENT_SCALE
         ctx.save_for_backward(gradient)
+        ctx.dtype = rows.dtype
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient.float() * upstream).to(gradient.dtype), None, None
+        return (gradient * upstream).to(ctx.dtype), None, None
