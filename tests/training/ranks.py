@@ -1,6 +1,6 @@
 """Run by tests in processes of its own: trains the fixed dialogues on some ranks, keeps what each saw and logged.
 
-python ranks.py VISION LANGUAGE FOLDER RANKS BATCH_SIZE
+python ranks.py VISION LANGUAGE FOLDER RANKS BATCH_SIZE [FEATURE_CACHE]
 """
 
 import sys
@@ -63,7 +63,7 @@ class Keep(lightning.Callback):
         self.questions += [row[batch["attention_mask"][n] > 0].tolist() for n, row in enumerate(batch["input_ids"])]
 
 
-def main(vision: str, language: str, folder: str, ranks: str, batch_size: str) -> None:
+def main(vision: str, language: str, folder: str, ranks: str, batch_size: str, cache: str | None = None) -> None:
     def build():
         torch.manual_seed(0)
         return VisualChatForConditionalGeneration.from_backbones(
@@ -91,13 +91,14 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str) -
     )
     settings = OptimizerSettings(learning_rate=1e-2, betas=(0.9, 0.95))
     module = VisualChatModule(build, settings)
-    data = VisualChatDataModule(processor, mixture(), mixture(), batch_size=int(batch_size))
+    data = VisualChatDataModule(processor, mixture(), mixture(), batch_size=int(batch_size), feature_cache=cache)
     trainer.fit(module, data)
     found = {
         "lengths": keep.lengths,
         "refusal": keep.refusal,
         "rows": rows.rows,
         "seen": keep.questions,
+        "features": data.feature_counts,
         "projector": module.model.multi_modal_projector.weight.detach(),
     }
     torch.save(found, Path(folder) / f"ranks{ranks}-{trainer.global_rank}.pt")

@@ -12,8 +12,8 @@ import torch
 SCRIPT = Path(__file__).with_name("ranks.py")
 
 
-def train(backbones, folder: Path, ranks: int, batch_size: int) -> list[dict]:
-    arguments = [str(backbones.vision), str(backbones.language), str(folder), str(ranks), str(batch_size)]
+def train(backbones, folder: Path, ranks: int, batch_size: int, *cache: str) -> list[dict]:
+    arguments = [str(backbones.vision), str(backbones.language), str(folder), str(ranks), str(batch_size), *cache]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300
@@ -60,3 +60,15 @@ def check_metrics(alone: list[dict], together: list[dict]) -> None:
                 assert theirs[name] == pytest.approx(ours[name], rel=1e-5, abs=1e-6), name
         if "data/answer_tokens" in ours:
             assert theirs["data/answer_tokens"] == pytest.approx(ours["data/answer_tokens"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_ranks_share_one_feature_cache(backbones, processor, tmp_path):
+    """Six pictures: what one rank encoded the other reads, and training is the same."""
+    cache = tmp_path / "cache"
+    first, second = (train(backbones, tmp_path, 2, 1, str(cache)) for _ in range(2))
+    assert all(torch.equal(rank["projector"], first[0]["projector"]) for rank in first + second)
+    files = len([*cache.rglob("*.safetensors")])
+    assert files == 6  # of dialogues 1, 2, 4, 5, 7, 8
+    assert sum(rank["features"]["encoded"] for rank in first) >= files  # validation shows some of them, on both ranks
+    assert all(rank["features"]["encoded"] == 0 < rank["features"]["read"] for rank in second)

@@ -15,6 +15,7 @@ from visualchat.data.limits import BadRows, Losses, cut
 from visualchat.data.schedule import BatchSpec
 from visualchat.dialogue import Caption, Content, Dialogue, ImageInput, Turn
 from visualchat.encoding import IGNORE_INDEX, Encoding
+from visualchat.features import FeatureStore
 from visualchat.images import decode_image
 
 
@@ -31,6 +32,7 @@ class BatchingProcessor(Protocol):
         max_length: int | None = None,
         rows: Sequence[int] | None = None,
         share_images: bool = False,
+        features: FeatureStore | None = None,
     ) -> Any:
         """Several dialogues as one padded batch of tensors."""
 
@@ -42,10 +44,12 @@ class Collator:
     Attributes:
         processor: Encodes and pads.
         max_length: The most tokens a row may have; a longer one is an error.
+        features: A store of vision features, in which pictures are looked up; None for none.
     """
 
     processor: BatchingProcessor
     max_length: int | None = None
+    features: FeatureStore | None = None
 
     def __call__(self, dialogues: Sequence[Dialogue], rows: Sequence[int] | None = None) -> dict[str, Any]:
         """The batch; `rows` says how many of the dialogues share each row, None for one a row. An image is there once.
@@ -54,7 +58,8 @@ class Collator:
             ValueError: A dialogue lacks an answer or a row is too long, or an image cannot be read; it is named.
         """
         answered = [dialogue.require_answers() for dialogue in dialogues]
-        return dict(self.processor.batch(answered, max_length=self.max_length, rows=rows, share_images=True))
+        shared = {"share_images": True, "features": self.features} if self.features else {"share_images": True}
+        return dict(self.processor.batch(answered, max_length=self.max_length, rows=rows, **shared))
 
     def idle(self, packed: bool) -> dict[str, Any]:
         """A batch that trains nothing: a few tokens of text, none of them labelled."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -17,6 +19,7 @@ from visualchat.data.mix import Blend
 from visualchat.data.pack import Packing
 from visualchat.data.schedule import Rows, Schedule, in_order, rows_of, shuffled
 from visualchat.dialogue import Dialogue
+from visualchat.features import FeatureStore
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
             without decoding its images.
         bad_rows: `error` ends the run at a row that cannot be trained on; `skip` leaves it out: a batch is then smaller
             by it. Both what is cut and what is skipped stand in `reports` and are logged at the end.
+        feature_cache: A folder in which what the frozen vision encoder makes of each picture is kept; None for none.
 
     Raises:
         ValueError: There is no dialogue, the policy is unknown, or packing has no `max_length`.
@@ -68,6 +72,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         seed: int = 0,
         packing: bool = False,
         bad_rows: str = "error",
+        feature_cache: str | Path | None = None,
     ) -> None:
         super().__init__()
         for name, dialogues in (("train", train), ("validation", validation)):
@@ -78,6 +83,8 @@ class VisualChatDataModule(lightning.LightningDataModule):
         self.processor, self.train, self.validation = processor, train, validation
         self.batch_size, self.num_workers, self.seed, self.packing = batch_size, num_workers, seed, packing
         self.bad_rows = bad_rows_policy(bad_rows)
+        self.feature_cache = feature_cache
+        self.feature_counts = {"read": 0, "encoded": 0, "damaged": 0}
         self.collate = Collator(processor, max_length)
         self.reports = {"train": LoadReport(), "validation": LoadReport()}
         self._packing: Packing | None = None
@@ -87,6 +94,10 @@ class VisualChatDataModule(lightning.LightningDataModule):
     def from_blend(cls, processor: BatchingProcessor, blend: Blend, **settings: Any) -> VisualChatDataModule:
         """Both sides of a blend of corpora; `settings` are the other arguments."""
         return cls(processor, blend.train, blend.validation, **settings)
+
+    def use_features(self, store: FeatureStore) -> None:
+        """Look the pictures of all batches up in a store; to be called before the loaders are made."""
+        self.collate = replace(self.collate, features=store)
 
     def train_batches(self) -> int:
         """Batches of an epoch on each rank."""
@@ -176,7 +187,13 @@ class VisualChatDataModule(lightning.LightningDataModule):
             return batch
         assert self.trainer is not None
         self.reports["train" if self.trainer.training else "validation"].add(batch.losses)
-        return {**batch.features, "facts": batch.facts}
+        features = {**batch.features, "facts": batch.facts}
+        if "feature_keys" in features:
+            encoded = sum(map(bool, features["feature_keys"]))
+            self.feature_counts["encoded"] += encoded
+            self.feature_counts["read"] += len(features["feature_keys"]) - encoded
+            self.feature_counts["damaged"] += features.pop("features_damaged")
+        return features
 
     def teardown(self, stage: str) -> None:
         """Say what was cut and skipped."""
@@ -185,6 +202,9 @@ class VisualChatDataModule(lightning.LightningDataModule):
         for name, report in self.reports.items():
             if summary := report.summary():
                 log.warning("%s%s: %s", name, where, summary)
+        if any(self.feature_counts.values()):
+            counts = "%(read)d pictures read from the feature cache, %(encoded)d encoded, %(damaged)d damaged files"
+            log.info("%s%s", counts % self.feature_counts, where)
 
     def _settings(self) -> dict[str, Any]:
         """All that the order of the batches depends on."""

@@ -1,18 +1,29 @@
 """Answer-only loss (arXiv 2309.14327, section 4.2), computed on answer rows selected before the language head.
 
 Only a fifth or so of all positions predicts an answer token; the head's logits, the largest tensor of a step, are never
-made for the others.
+made for the others. In training they are made a chunk of rows at a time and followed at once by their gradient, so that
+they never stand in memory together.
 
 Shapes: B batch, S sequence, E hidden size, N positions that predict an answer token, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from visualchat.encoding import IGNORE_INDEX
+
+CHUNK = 1 << 23
+"""Logits made at once in training: 32 MB in fp32, as much again for their probabilities. Fewer would read the head too
+often."""
+GRADIENT_SCALE = 1024.0
+"""On the logits' gradient, so that small probabilities survive in fp16; a power of two, so exact elsewhere."""
 
 
 def answer_rows(hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,3 +61,60 @@ def answer_losses(logits: Tensor, targets: Tensor) -> Tensor:
 def answer_loss(losses: Tensor) -> Tensor:
     """Mean over the N answer tokens; exactly 0, with a gradient of 0, where there is none."""
     return losses.sum() / max(len(losses), 1)
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether only a part of it is here: FSDP2's DTensor, or a parameter of ZeRO-3."""
+    return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id")
+
+
+@torch.compiler.disable
+def training_loss(language_model: PreTrainedModel, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`answer_loss` and `answer_losses` of the logits of `rows` (N, E), without ever holding all of them.
+
+    The latter have a gradient only where all logits are made.
+
+    Needs a frozen head that lies whole on this device; where it trains or is sharded (FSDP2, ZeRO-3), all logits are
+    made.
+    """
+    head = language_model.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a causal language model has a head"
+    if any(p.requires_grad or is_sharded(p) for p in head.parameters()):
+        losses = answer_losses(language_head(language_model, rows), targets)
+        return answer_loss(losses), losses
+    total, losses = _ChunkedLoss.apply(rows, targets, language_model)
+    return total / max(len(targets), 1), losses
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """The sum of all rows' cross-entropies, and each; the rows' gradient is made on the way, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, targets: Tensor, language_model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+        size = max(1, CHUNK // language_model.config.get_text_config().vocab_size)
+        wide = torch.promote_types(rows.dtype, torch.float32)  # where fp16's loss scale comes later, nothing is lost
+        gradient = torch.empty_like(rows, dtype=wide) if rows.requires_grad else None
+        losses = torch.zeros(len(rows), dtype=torch.float32, device=rows.device)
+        for start in range(0, len(rows), size):
+            chunk = slice(start, start + size)
+            with torch.set_grad_enabled(gradient is not None):
+                part = rows[chunk].detach().requires_grad_(gradient is not None)
+                logits = language_head(language_model, part)
+            found = logits.detach().float().log_softmax(-1)
+            losses[chunk] = -found.gather(1, targets[chunk, None])[:, 0]
+            if gradient is None:
+                continue
+            found.exp_().mul_(GRADIENT_SCALE)  # of log-softmax: the probabilities, less 1 at the target
+            found[torch.arange(len(found), device=found.device), targets[chunk]] -= GRADIENT_SCALE
+            (scaled,) = torch.autograd.grad(logits, part, found.to(logits.dtype))
+            gradient[chunk] = scaled.to(wide) / GRADIENT_SCALE
+        ctx.save_for_backward(gradient)
+        ctx.dtype = rows.dtype
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream).to(ctx.dtype), None, None

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput
 
 from visualchat.attention import Modality, implementation_name
 from visualchat.model.configuration_visualchat import VisualChatConfig
-from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head
+from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.vision import load_vision_tower
 
@@ -39,7 +39,8 @@ class VisualChatOutput(ModelOutput):
     Attributes:
         loss: Mean over the answer tokens; only with labels.
         logits: (B, S, V), or fewer positions by `logits_to_keep`; with labels only the rows that predict a labelled
-            token, (answer tokens, V), in reading order.
+            token, (answer tokens, V), in reading order; None with labels in training mode, where they are never made
+            all at once.
         past_key_values: The cache.
         image_hidden_states: (N, P, E), the projected images.
         answer_losses: (answer tokens,), what `loss` is the mean of, in reading order, row by row; only with labels.
@@ -189,17 +190,25 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = out.last_hidden_state if layer is None else out.hidden_states[layer]
         return features[:, 1:] if self.config.vision_feature_select_strategy == "default" else features
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Projected images, (N, P, E), from (N, 3, height, width).
+    def get_image_features(self, pixel_values: Tensor | None = None, vision_features: Tensor | None = None) -> Tensor:
+        """Projected images, (N, P, E), from (N, 3, height, width) or from what the encoder made of them, (N, P, D).
 
         Raises:
-            ValueError: The encoder's tokens do not make `config.image_seq_length` ones.
+            ValueError: The encoder's tokens do not make `config.image_seq_length` ones, or there is not exactly one of
+                the two.
         """
-        features = self.vision_features(pixel_values)
+        if (pixel_values is None) == (vision_features is None):
+            found = "neither" if pixel_values is None else "both"
+            raise ValueError(f"expected either pixel_values or vision_features, found {found}")
+        if pixel_values is None:
+            features, source = vision_features, "vision_features bring {} tokens an image"
+        else:
+            features = self.vision_features(pixel_values)
+            source = f"the vision encoder gives {{}} tokens for images of {tuple(pixel_values.shape[2:])} pixels"
+        assert features is not None
         if self.multi_modal_projector.tokens(features.shape[1]) != self.config.image_seq_length:
             raise ValueError(
-                f"the vision encoder gives {features.shape[1]} tokens for images of {tuple(pixel_values.shape[2:])} "
-                f"pixels, config.image_seq_length is {self.config.image_seq_length}"
+                f"{source.format(features.shape[1])}, config.image_seq_length is {self.config.image_seq_length}"
             )
         return self.multi_modal_projector(features)
 
@@ -235,6 +244,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         key_modality: Tensor | None = None,
         segment_ids: Tensor | None = None,
         image_index: Tensor | None = None,
+        vision_features: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -258,6 +268,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 dialogue.
             image_index: (slots,), which entry of `pixel_values` fills each image slot of the batch, row by row; None
                 where every slot has its own.
+            vision_features: (N, P, D), what the vision encoder made of the images, instead of `pixel_values`.
             labels: (B, S) token ids, -100 where nothing is trained.
             use_cache: Whether to return the cache; not with labels unless asked.
             logits_to_keep: Positions from the end (or their indices) to compute logits for, without labels; 0 for all.
@@ -278,7 +289,9 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
             key_modality = mm_token_type_ids
 
-        image_features = None if pixel_values is None else self.get_image_features(pixel_values)
+        image_features = None
+        if pixel_values is not None or vision_features is not None:
+            image_features = self.get_image_features(pixel_values, vision_features)
         if image_features is not None:
             filling = image_features if image_index is None else image_features[image_index]
             inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, filling)
@@ -314,9 +327,12 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss = losses = None
         if labels is not None:
             rows, targets = answer_rows(out.last_hidden_state, labels)
-            logits = language_head(self.language_model, rows)
-            losses = answer_losses(logits, targets)
-            loss = answer_loss(losses)
+            if self.training:
+                logits, (loss, losses) = None, training_loss(self.language_model, rows, targets)
+            else:
+                logits = language_head(self.language_model, rows)
+                losses = answer_losses(logits, targets)
+                loss = answer_loss(losses)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])

@@ -7,15 +7,12 @@ Shapes: B rows of one dialogue each, or of several with packing; S tokens of the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -23,6 +20,7 @@ from visualchat.attention import Modality
 from visualchat.chat_format import chat_format
 from visualchat.dialogue import Dialogue, ImageInput, Turn
 from visualchat.encoding import IGNORE_INDEX, Encoding, encode_segments, end_token_ids, filler_token_id
+from visualchat.features import FeatureStore, picture_key
 from visualchat.images import decode_image
 from visualchat.messages import dialogue_from_messages
 from visualchat.model.vision import load_image_processor
@@ -117,6 +115,7 @@ class VisualChatProcessor(ProcessorMixin):
         max_length: int | None = None,
         rows: Sequence[int] | None = None,
         share_images: bool = False,
+        features: FeatureStore | None = None,
     ) -> BatchFeature:
         """Several dialogues, with or without images, as one padded batch.
 
@@ -126,6 +125,9 @@ class VisualChatProcessor(ProcessorMixin):
             max_length: The most tokens a row may have; None for no limit.
             rows: How many of the dialogues, in order, share each row (packing); None for one a row.
             share_images: Whether pictures that are equal pixel for pixel stand in `pixel_values` only once.
+            features: A store of vision features. Pictures that are in it are not prepared: `pixel_values` hold the
+                others, `vision_features` (N, P, D) what is known, 0 at the others, `feature_keys` a key for each of the
+                others and "" for those that are known, and `features_damaged` says how many files were damaged.
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels`, each (B, S), and, where there is an image,
@@ -142,14 +144,16 @@ class VisualChatProcessor(ProcessorMixin):
         packed = [[next(waiting) for _ in range(count)] for count in counts]
         if max_length is not None:
             _check_lengths(packed, dialogues, max_length)
-        features = _columns(packed, filler_token_id(self.tokenizer), padding_side)
+        columns = _columns(packed, filler_token_id(self.tokenizer), padding_side)
         if rows is None:
-            del features["position_ids"], features["segment_ids"]
-        features |= self._pictures(dialogues, share_images)
-        return BatchFeature(features)
+            del columns["position_ids"], columns["segment_ids"]
+        columns |= self._pictures(dialogues, share_images, features)
+        return BatchFeature(columns)
 
-    def _pictures(self, dialogues: Sequence[Dialogue], share_images: bool) -> dict[str, Tensor]:
-        """`pixel_values` of all images in order, if there are any, and `image_index` where some are shared."""
+    def _pictures(
+        self, dialogues: Sequence[Dialogue], share_images: bool, store: FeatureStore | None
+    ) -> dict[str, Any]:
+        """The images in order, if there are any, and `image_index` where some are shared; see `batch`."""
         images = [
             decode_image(image, f"{dialogue.id}, image {number}")
             for dialogue in dialogues
@@ -157,21 +161,23 @@ class VisualChatProcessor(ProcessorMixin):
         ]
         if not images:
             return {}
-        index: list[int] = []
+        found: dict[str, Any] = {}
+        names = [picture_key(image) for image in images] if share_images or store is not None else []
         if share_images:
-            places: dict[tuple[tuple[int, int], bytes], int] = {}
-            distinct: list[Image.Image] = []
-            for image in images:
-                name = (image.size, hashlib.sha256(image.tobytes()).digest())
-                if name not in places:
-                    places[name] = len(distinct)
-                    distinct.append(image)
-                index.append(places[name])
-            shared, images = len(distinct) < len(images), distinct
-        pixels: dict[str, Tensor] = {
-            "pixel_values": self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        }
-        return {**pixels, "image_index": torch.tensor(index)} if share_images and shared else pixels
+            distinct = dict(zip(names, images, strict=True))
+            if len(distinct) < len(images):
+                places = {name: place for place, name in enumerate(distinct)}
+                found["image_index"] = torch.tensor([places[name] for name in names])
+            names, images = [*distinct], [*distinct.values()]
+        if store is not None:
+            known = store.lookup(names)
+            images = [image for image, key in zip(images, known.keys, strict=True) if key]
+            found |= {"feature_keys": known.keys, "features_damaged": known.damaged}
+            if known.features is not None:
+                found["vision_features"] = known.features
+        if images:
+            found["pixel_values"] = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        return found
 
     def prompt(self, dialogues: Sequence[Dialogue]) -> BatchFeature:
         """What `generate` takes to answer the open last turn of each dialogue: a left-padded batch without labels."""

@@ -15,6 +15,7 @@ from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.freezing import base_fingerprint, trainable_state
 from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.training.features import FeatureFiller, open_store
 from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
 
 
@@ -43,6 +44,7 @@ class VisualChatModule(lightning.LightningModule):
         self.trainable = trainable or Trainable()
         self.base = base
         self.exact_match = MeanMetric()
+        self.features: FeatureFiller | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     def configure_model(self) -> None:
@@ -51,9 +53,28 @@ class VisualChatModule(lightning.LightningModule):
             self.model = self.build_model().train()
             set_trainable(self.model, self.trainable)
 
+    def on_fit_start(self) -> None:
+        """Open the cache of vision features, if the data has one, before the loaders start."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if getattr(data, "feature_cache", None) is not None:
+            store = open_store(data.feature_cache, self.model, data.processor, str(self.trainer.precision))
+            self.features = FeatureFiller(store)
+            data.use_features(store)
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What the model takes of a batch, with the vision features that it lacks; how many it brought is logged."""
+        batch = {name: value for name, value in batch.items() if name != "facts"}
+        if self.features is None or "feature_keys" not in batch:
+            return batch
+        keys = batch["feature_keys"]
+        stage = "train" if self.trainer.training else "validation"
+        share = sum(not key for key in keys) / len(keys)
+        self.log(f"{stage}/features_read", share, on_step=False, on_epoch=True, batch_size=len(keys))
+        return self.features.complete(self.model, batch)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The batch's loss: the mean over its answer tokens, those of all ranks together; and each token's own."""
-        out = self.model(**_inputs(batch))
+        out = self.model(**self._inputs(batch))
         return {"loss": out.loss * self._weight(batch["labels"]), "answer_losses": out.answer_losses.detach()}
 
     def _weight(self, labels: Tensor) -> Tensor | float:
@@ -66,7 +87,7 @@ class VisualChatModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Loss and exact match over the answers of all ranks; and each token's loss, each answer's exactness."""
-        out = self.model(**_inputs(batch))
+        out = self.model(**self._inputs(batch))
         self.log("validation/loss", out.loss, prog_bar=True, batch_size=len(out.answer_losses), sync_dist=True)
         exact = correct_answers(out.logits, batch["labels"])
         self.exact_match.update(torch.tensor(exact, dtype=torch.float))
@@ -101,8 +122,3 @@ class VisualChatModule(lightning.LightningModule):
         if set(checkpoint["state_dict"]) != expected:
             odd = sorted(expected ^ set(checkpoint["state_dict"]))
             raise ValueError(f"the checkpoint does not hold exactly what trains; missing or surplus: {', '.join(odd)}")
-
-
-def _inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
-    """The part of a batch that the model takes."""
-    return {name: value for name, value in batch.items() if name != "facts"}

@@ -54,6 +54,9 @@ def build_optimizer(settings: OptimizerSettings, model: VisualChatForConditional
     if not any(groups.values()):
         raise ValueError("no parameter requires a gradient: there is nothing to train")
     rates = {"embedding": settings.embedding_learning_rate, "backbone": settings.backbone_learning_rate}
+    # One pass over memory on a CPU instead of six. Elsewhere Lightning refuses to clip gradients before a fused step in
+    # fp16.
+    fused = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups.values() for p in group)
     return AdamW(
         [
             {"params": group, "lr": settings.learning_rate if rates.get(name) is None else rates[name], "name": name}
@@ -62,6 +65,7 @@ def build_optimizer(settings: OptimizerSettings, model: VisualChatForConditional
         ],
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        fused=fused or None,
     )
 
 
