@@ -46,7 +46,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
-    build_model = partial(instantiate(config.build_model), vocab_size=len(processor.tokenizer))
+    build_model = instantiate(config.build_model, vocab_size=len(processor.tokenizer))
     data = instantiate(config.data, processor=processor)
     module = VisualChatModule(
         build_model, instantiate(config.optimizer), instantiate(config.model.trainable), base=_base_name(config)
