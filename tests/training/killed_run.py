@@ -22,6 +22,7 @@ from visualchat.model import VisualChatForConditionalGeneration, VisualChatProce
 from visualchat.training import checkpoints
 from visualchat.training.checkpoints import Checkpoints
 from visualchat.training.logs import ContinuedCSVLogger
+from visualchat.training.callbacks import RunMetrics
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.resume import find_checkpoint
@@ -137,7 +138,7 @@ def train(plan: Plan) -> None:
         accelerator="cpu",
         default_root_dir=plan.folder,
         logger=ContinuedCSVLogger(plan.folder, name="logs", version="csv"),
-        callbacks=[Watch(plan), keep, LearningRateMonitor("step")],
+        callbacks=[Watch(plan), RunMetrics(), keep],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -161,4 +162,4 @@ def losses(folder: Path) -> list[tuple[str, str, str]]:
 def rows(folder: Path) -> list[dict[str, str]]:
     """The log, without the token count of an epoch, which Lightning begins anew in a process."""
     with (folder / "logs" / "csv" / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name != "train/tokens"} for row in csv.DictReader(file)]
+        return [{name: value for name, value in row.items() if not name.startswith(("speed/", "memory/"))} for row in csv.DictReader(file)]

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.training.checkpoints import Checkpoints, random_state, set_random_state
 from visualchat.training.logs import ContinuedCSVLogger, CSVRows, forget_from
+from visualchat.training.callbacks import RunMetrics
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.resume import damage, find_checkpoint
@@ -105,7 +106,7 @@ def fit(make_model, processor, folder, *, resume=None, loggers=(), **trainer):
         accelerator="cpu",
         default_root_dir=folder,
         logger=list(loggers),
-        callbacks=[Checkpoints(folder / "checkpoints", "validation/loss", "min", every_n_steps=2)],
+        callbacks=[RunMetrics(), Checkpoints(folder / "checkpoints", "validation/loss", "min", every_n_steps=2)],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
