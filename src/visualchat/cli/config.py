@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -23,6 +26,34 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the tiny world needs none
     if not sys.stderr.isatty():
         disable_progress_bar()
+
+
+def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence[int], num_nodes: int) -> int:
+    """How many batches make one optimizer step of so many rows; `${accumulation:...}` in configurations.
+
+    Args:
+        rows: Of one step, over all devices.
+        batch_size: Rows of a batch on each device.
+        devices: Of each node, in any form that Lightning's Trainer takes.
+        num_nodes: Machines.
+
+    Raises:
+        ValueError: The rows cannot be dealt out evenly.
+    """
+    if devices in ("auto", -1, "-1"):
+        count = max(1, torch.cuda.device_count())
+    else:
+        count = int(devices) if isinstance(devices, int | str) else len(devices)
+    at_once = batch_size * count * num_nodes
+    if rows % at_once:
+        raise ValueError(
+            f"a step of {rows} rows cannot be made of batches of {batch_size} rows on each of {count * num_nodes} devices: "
+            f"choose data.batch_size so that {batch_size} x {count * num_nodes} divides rows_per_step={rows}"
+        )
+    return rows // at_once
+
+
+OmegaConf.register_new_resolver("accumulation", rows_to_accumulate, replace=True)
 
 
 def saved_model(folder: str | None) -> Path:

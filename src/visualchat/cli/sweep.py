@@ -19,9 +19,10 @@ SHOWN = {
     "exact_match/all": "all",
     "seen/exact_match/all": "seen",
     "unseen/exact_match/all": "unseen",
+    "validation/exact_match": "validation",
     "train/seconds": "seconds",
 }
-"""Metrics of the table, and how its columns are headed."""
+"""Metrics of the table, and how its columns are headed; one that no run has is left out."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def varied(runs: Sequence[Run]) -> list[str]:
 def sweep_table(runs: Sequence[Run]) -> Table:
     """One row a run; a dash where a run has no figure."""
     names = varied(runs)
-    table = Table(*(name.rpartition(".")[2] for name in names), *SHOWN.values(), title="sweep (exact match in %)")
+    shown = {metric: head for metric, head in SHOWN.items() if any(metric in run.metrics for run in runs)}
+    table = Table(*(name.rpartition(".")[2] for name in names), *shown.values(), title="sweep (exact match in %)")
     for run in runs:
-        cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in SHOWN]
+        cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in shown]
         table.add_row(*(run.overrides.get(name, "") for name in names), *cells)
     return table
 
@@ -74,7 +76,11 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
 
 
 def draw_sweep(runs: Sequence[Run], path: Path) -> None:
-    """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric."""
+    """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric.
+
+    Without an evaluation after training it is the one of the validation part.
+    """
+    score = "exact_match/all" if all("exact_match/all" in run.metrics for run in runs) else "validation/exact_match"
     names = varied(runs)
     numeric = [name for name in names if all(_is_number(run.overrides.get(name, "")) for run in runs)]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -85,7 +91,7 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for run in runs:
             label = ", ".join(f"{n}={run.overrides.get(n, '')}" for n in names if n != along)
-            point = (float(run.overrides[along]), 100 * run.metrics["exact_match/all"])
+            point = (float(run.overrides[along]), 100 * run.metrics[score])
             lines.setdefault(label, []).append(point)
         for label, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
@@ -94,7 +100,7 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
             axes.legend()
     else:
         labels = ["\n".join(f"{n}={run.overrides.get(n, '')}" for n in names) for run in runs]
-        axes.bar(labels, [100 * run.metrics["exact_match/all"] for run in runs])
+        axes.bar(labels, [100 * run.metrics[score] for run in runs])
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
