@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from visualchat.attention import implementation_name
 from visualchat.model.projector import PROJECTORS
+from visualchat.model.vision import QwenVLVisionConfig
 
 
 class VisualChatConfig(PreTrainedConfig):
@@ -28,7 +29,7 @@ class VisualChatConfig(PreTrainedConfig):
             one.
 
     Raises:
-        ValueError: A name is unknown.
+        ValueError: A name is unknown, or tokens of Qwen-VL's encoder are chosen that it does not have.
     """
 
     model_type = "visualchat"
@@ -52,3 +53,11 @@ class VisualChatConfig(PreTrainedConfig):
         implementation_name(self.attention_kind, self.attention_implementation)
         if self.projector_type not in PROJECTORS:
             raise ValueError(f"unknown projector {self.projector_type!r}, expected one of {', '.join(PROJECTORS)}")
+        if isinstance(self.vision_config, QwenVLVisionConfig) and (
+            self.vision_feature_layer is not None or self.vision_feature_select_strategy != "full"
+        ):
+            raise ValueError(
+                "Qwen-VL's encoder gives its resampled tokens only, none of them a class token: expected "
+                "vision_feature_layer null and vision_feature_select_strategy 'full', found "
+                f"{self.vision_feature_layer!r} and {self.vision_feature_select_strategy!r}"
+            )

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     Cache,
@@ -28,7 +27,8 @@ from transformers.utils import ModelOutput
 from visualchat.attention import Modality, implementation_name
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.loss import answer_loss, answer_rows, language_head
-from visualchat.model.projector import PROJECTORS
+from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
+from visualchat.model.vision import load_vision_tower
 
 
 @dataclass
@@ -73,9 +73,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention = implementation_name(config.attention_kind, config.attention_implementation)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config, attn_implementation=attention)
-        self.multi_modal_projector = PROJECTORS[config.projector_type](
-            self.vision_tower.config.hidden_size, self.language_model.config.hidden_size
-        )
+        self.multi_modal_projector = self._new_projector()
         self.post_init()
 
     @classmethod
@@ -94,14 +92,12 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         scale of words.
 
         Args:
-            vision: Folder or Hub name of a vision encoder, or of a model that contains one (CLIP).
+            vision: A vision encoder, as in `visualchat.model.vision.load_vision_tower`.
             language: Folder or Hub name of a causal language model.
             dtype: Of all weights.
             **config: Further fields of `VisualChatConfig`.
         """
-        vision_config = AutoConfig.from_pretrained(vision)
-        vision_config = getattr(vision_config, "vision_config", vision_config)
-        vision_tower = AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
+        vision_tower = load_vision_tower(vision, dtype)
         language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
         untie_head(language_model)
         for backbone in (vision_tower, language_model):
@@ -115,15 +111,15 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language_model.set_attn_implementation(
             implementation_name(joint.attention_kind, joint.attention_implementation)
         )
-        model.multi_modal_projector = PROJECTORS[joint.projector_type](
-            vision_tower.config.hidden_size, language_model.config.hidden_size
-        ).to(dtype)
-        spread = model.get_input_embeddings().weight.float().std().item()
-        for module in model.multi_modal_projector.modules():
-            if isinstance(module, nn.LayerNorm):
-                nn.init.constant_(module.weight, spread)
+        model.multi_modal_projector = model._new_projector().to(dtype)
+        if (norm := model.multi_modal_projector.last_norm) is not None:
+            nn.init.constant_(norm.weight, model.get_input_embeddings().weight.float().std().item())
         model.generation_config = language_model.generation_config
         return model.eval()
+
+    def _new_projector(self) -> Projector:
+        sizes = self.vision_tower.config.hidden_size, self.language_model.config.hidden_size
+        return PROJECTORS[self.config.projector_type](ProjectorShape(*sizes, self.config.image_seq_length))
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The language model's token embedding."""
@@ -154,10 +150,10 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Projected images, (N, P, E), from (N, 3, height, width).
 
         Raises:
-            ValueError: The encoder gives another number of tokens than `config.image_seq_length`.
+            ValueError: The encoder's tokens do not make `config.image_seq_length` ones.
         """
         features = self.vision_features(pixel_values)
-        if features.shape[1] != self.config.image_seq_length:
+        if self.multi_modal_projector.tokens(features.shape[1]) != self.config.image_seq_length:
             raise ValueError(
                 f"the vision encoder gives {features.shape[1]} tokens for images of {tuple(pixel_values.shape[2:])} "
                 f"pixels, config.image_seq_length is {self.config.image_seq_length}"
@@ -248,7 +244,9 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
         elif self.training:
             # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever.
-            inputs_embeds = inputs_embeds + 0.0 * self.get_image_features(self.blank_image()).sum()
+            inputs_embeds = (
+                inputs_embeds + 0.0 * self.multi_modal_projector(self.vision_features(self.blank_image())).sum()
+            )
 
         if segment_ids is not None:
             if position_ids is None or past_key_values is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from visualchat.attention import Modality
@@ -23,6 +23,7 @@ from visualchat.dialogue import Dialogue, ImageInput, Turn
 from visualchat.encoding import IGNORE_INDEX, Encoding, encode_segments, filler_token_id
 from visualchat.images import decode_image
 from visualchat.messages import dialogue_from_messages
+from visualchat.model.vision import load_image_processor
 from visualchat.template import PAPER_SYSTEM, TextSegment, render
 
 
@@ -54,7 +55,7 @@ class VisualChatProcessor(ProcessorMixin):
         cls, vision: str | Path, language: str | Path, *, image_seq_length: int, system: str = PAPER_SYSTEM
     ) -> VisualChatProcessor:
         """The processor of `VisualChatForConditionalGeneration.from_backbones` with the same backbones."""
-        image_processor = AutoImageProcessor.from_pretrained(vision)
+        image_processor = load_image_processor(vision)
         return cls(image_processor, AutoTokenizer.from_pretrained(language), image_seq_length, system)
 
     def encode(self, dialogue: Dialogue) -> Encoding:
