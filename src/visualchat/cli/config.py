@@ -47,8 +47,8 @@ def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence
     at_once = batch_size * count * num_nodes
     if rows % at_once:
         raise ValueError(
-            f"a step of {rows} rows cannot be made of batches of {batch_size} rows on each of {count * num_nodes} devices: "
-            f"choose data.batch_size so that {batch_size} x {count * num_nodes} divides rows_per_step={rows}"
+            f"a step of rows_per_step={rows} cannot be made of batches of data.batch_size={batch_size} rows on each of "
+            f"{count * num_nodes} devices: {batch_size} x {count * num_nodes} must divide {rows}"
         )
     return rows // at_once
 

@@ -1,4 +1,4 @@
-"""`visualchat-plan`: parameters, memory, tokens, steps and days of a run of `visualchat-train`, before it is paid for."""
+"""`visualchat-plan`: parameters, memory, tokens, steps and days of a run, before it is paid for."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ class Plan:
         machine: What is rented.
         workload: Of an epoch.
         configured: The configured strategy, without and with checkpointing.
+        checkpointing: Which of the two is configured.
         options: The other ways to run it, the preferred first.
         rows_per_step: Rows of an optimizer step.
         epochs: Epochs, and `steps` of the optimizer over all of them.
@@ -104,6 +105,7 @@ class Plan:
     machine: Machine
     workload: Workload
     configured: tuple[Choice, Choice]
+    checkpointing: bool
     options: tuple[Choice, ...]
     rows_per_step: int
     epochs: int
@@ -122,17 +124,20 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
     strategy = choices["trainer/strategy"]
     if strategy not in STRATEGIES:
         raise ValueError(f"trainer/strategy={strategy} cannot be planned; known are {', '.join(STRATEGIES)}")
-    if config.base_bits not in (None, 8, 4):
-        raise ValueError(f"base_bits is 8, 4 or null, found {config.base_bits}")
+    if config.base_bits is not None and (config.base_bits not in (8, 4) or "weights" in STRATEGIES[strategy].shards):
+        raise ValueError(
+            f"base_bits is null, or 8 or 4 with a strategy that keeps whole weights ({', '.join(usable(4, 2))}): found "
+            f"base_bits={config.base_bits} with trainer/strategy={strategy}"
+        )
     if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
         raise ValueError(f"a plan needs the number of epochs, found trainer.max_epochs={config.trainer.max_epochs}")
     sizes = sizes_of(build_without_weights(config))
     workload = find_workload(config, choices.get("data/blend"))
     data, accumulate = config.data, config.trainer.accumulate_grad_batches
     step = full_step(sizes, workload, data)
-    configured = tuple(
+    configured = [
         assess(sizes, machine, strategy, replace(step, checkpointing=on), config.base_bits) for on in (False, True)
-    )
+    ]
     rows_per_step = data.batch_size * accumulate * machine.gpus
     fitting = batch_sizes(rows_per_step, machine.gpus)
     options = tuple(
@@ -142,13 +147,23 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
     )
     rows = packed_rows(workload, sizes.image_tokens, data.max_length) if data.packing else workload.dialogues
     epochs, kind = config.trainer.max_epochs, config.attention.kind
-    total = tuple(
+    total = [
         epochs * workload.dialogues * operations(sizes, workload, kind, checkpointing=on).total for on in (False, True)
-    )
-    steps = optimizer_steps(rows, data.batch_size, machine.gpus, accumulate, epochs)
-    title = choices.get("experiment") or "no experiment: the tiny world"
+    ]
     return Plan(
-        title, kind, sizes, machine, workload, configured, options, rows_per_step, epochs, steps, total, gpu  # type: ignore[arg-type]
+        title=choices.get("experiment") or "no experiment: the tiny world",
+        kind=kind,
+        sizes=sizes,
+        machine=machine,
+        workload=workload,
+        configured=(configured[0], configured[1]),
+        checkpointing=bool(config.get("gradient_checkpointing", False)),
+        options=options,
+        rows_per_step=rows_per_step,
+        epochs=epochs,
+        steps=optimizer_steps(rows, data.batch_size, machine.gpus, accumulate, epochs),
+        operations=(total[0], total[1]),
+        gpu=gpu,
     )
 
 
@@ -160,7 +175,7 @@ def _machine(config: DictConfig) -> tuple[Machine, tuple[str, float, float]]:
         )
     if config.gpu not in PEAK_TFLOPS and None in (config.gpu_memory, config.peak_tflops):
         raise ValueError(
-            f"unknown gpu {config.gpu!r}: known are {', '.join(PEAK_TFLOPS)}; for another give gpu_memory and peak_tflops"
+            f"unknown gpu {config.gpu!r}: known are {', '.join(PEAK_TFLOPS)}; else give gpu_memory and peak_tflops"
         )
     memory = config.gpu_memory or GPU_MEMORY[config.gpu]
     peak = config.peak_tflops or PEAK_TFLOPS[config.gpu]
@@ -243,9 +258,12 @@ def run_table(plan: Plan) -> Table:
     table.add_row("dialogues an epoch", f"{load.dialogues:,}")
     table.add_row(
         "a dialogue",
-        f"{load.text:.0f} text tokens ({load.answers:.0f} of answers), {load.images:.1f} images of {sizes.image_tokens}",
+        f"{load.text:.0f} text tokens, {load.answers:.0f} of them answers; {load.images:.1f} images of "
+        f"{sizes.image_tokens}",
     )
-    table.add_row("tokens an epoch", f"{tokens / 1e6:,.1f} million, {load.images * load.dialogues / 1e3:,.1f} thousand images")
+    table.add_row(
+        "tokens an epoch", f"{tokens / 1e6:,.1f} million, {load.images * load.dialogues / 1e3:,.1f} thousand images"
+    )
     table.add_row("epochs, optimizer steps", f"{plan.epochs}, {plan.steps:,} of {plan.rows_per_step} rows")
     for label, amount in zip(("as it is", "with checkpointing"), plan.operations, strict=True):
         spent = days(amount, plan.machine.gpus, peak, utilisation)
@@ -259,11 +277,11 @@ def run_table(plan: Plan) -> Table:
 
 def verdict(plan: Plan) -> str:
     """One sentence: does it fit, and what to do if not."""
-    fitting = [choice for choice in plan.configured if choice.fits]
+    configured = plan.configured[plan.checkpointing]
     taken = best(plan.options)
-    if fitting:
-        how = "" if not fitting[0].step.checkpointing else " with gradient checkpointing"
-        return f"As configured ({fitting[0].strategy}, data.batch_size={fitting[0].step.rows}) it fits{how}."
+    if configured.fits:
+        how = ", gradient checkpointing" if plan.checkpointing else ""
+        return f"As configured it fits: {configured.strategy}, data.batch_size={configured.step.rows}{how}."
     if taken is None:
         return "It does not fit, under no strategy: take more or larger GPUs, or base_bits=4."
     how = " and gradient checkpointing" if taken.step.checkpointing else ""

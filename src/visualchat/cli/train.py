@@ -55,7 +55,9 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     model.save_pretrained(run / "model")
     processor.save_pretrained(run / "model")
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
-    metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
+    metrics |= {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
+    }
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     if "csv" in config.logger and trainer.global_step >= config.trainer.log_every_n_steps:

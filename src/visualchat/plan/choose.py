@@ -43,9 +43,7 @@ class Choice:
 
 def assess(sizes: Sizes, machine: Machine, strategy: str, step: Step, base_bits: int | None = None) -> Choice:
     """One strategy with one batch."""
-    found = estimate(
-        sizes, STRATEGIES[strategy], machine.gpus, step, base_bits=base_bits, reserve=machine.reserve
-    )
+    found = estimate(sizes, STRATEGIES[strategy], machine.gpus, step, base_bits=base_bits, reserve=machine.reserve)
     return Choice(strategy, step, found, found.total <= machine.memory)
 
 
@@ -66,15 +64,18 @@ def batch_sizes(rows_per_step: int, gpus: int) -> list[int]:
 
 
 def usable(base_bits: int | None, gpus: int) -> list[str]:
-    """Strategies worth comparing, in the order of preference: one GPU shares nothing, ZeRO deals out no quantised base."""
-    names = [name for name in STRATEGIES if name != "auto"]
-    if base_bits is not None:
-        return [name for name in names if "weights" not in STRATEGIES[name].shards]
-    if gpus == 1:
-        return [name for name in names if name in ("ddp", "zero3_offload", "zero3_nvme")]
-    return names
+    """Strategies worth comparing, in the order of preference.
+
+    A quantised base is kept whole; one GPU has nobody to share with.
+    """
+    names = ["auto", "zero3_offload", "zero3_nvme"] if gpus == 1 else [name for name in STRATEGIES if name != "auto"]
+    return [name for name in names if base_bits is None or "weights" not in STRATEGIES[name].shards]
 
 
 def best(choices: Sequence[Choice]) -> Choice | None:
-    """The first that fits, in the order given."""
-    return next((choice for choice in choices if choice.fits), None)
+    """The first that fits, in the order given; of one that fetches its weights for every batch, the largest batch."""
+    first = next((choice for choice in choices if choice.fits), None)
+    if first is None or STRATEGIES[first.strategy].weights_on == "gpu":
+        return first
+    same = [choice for choice in choices if choice.fits and choice.strategy == first.strategy]
+    return max(same, key=lambda choice: choice.step.rows)

@@ -99,7 +99,7 @@ def layer_activations(sizes: Sizes) -> int:
 def kept_activations(sizes: Sizes, step: Step) -> int:
     """Bytes that the language model keeps from its forward pass; every layer's input alone with checkpointing.
 
-    A gated cross-attention layer keeps, beside an attention, an MLP of width 4E with the inputs of its maps, which train.
+    A gated cross-attention layer keeps an attention and an MLP of width 4E with the inputs of its maps, which train.
     """
     tokens = step.rows * step.tokens
     last_norm = tokens * (4 * sizes.hidden + 4)

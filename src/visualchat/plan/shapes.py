@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -56,7 +57,7 @@ def meta_model(
         vision_config=getattr(vision_config, "vision_config", vision_config), text_config=text_config, **config
     )
     with torch.device("meta"):
-        return VisualChatForConditionalGeneration(joint).to(dtype)
+        return VisualChatForConditionalGeneration(joint).to(dtype)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Sizes:
 
 def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
     """The sizes of a model, on any device; LoRA and gated cross-attention included."""
-    text, vision = model.config.text_config, model.vision_tower.config
+    text, vision = model.language_model.config, model.vision_tower.config
     layers = model.language_model.get_decoder().layers
     linear, linear_trained = _linear(layers, without="gated_cross_attention")
     every, _ = _linear(layers)
@@ -219,7 +220,8 @@ def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
 
 def vision_operations(model: VisualChatForConditionalGeneration) -> int:
     """Floating-point operations of the vision encoder for one image, forward; counted, also on the meta device."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # the plain form of attention, which the counter knows on every device
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.vision_features(model.blank_image())
     return counter.get_total_flops()
 

@@ -110,7 +110,7 @@ def attention_pairs(kind: str, text: float, images: float, image_tokens: int) ->
     For `mmca` and its like an image token computes none; one that sees its own image or unit counts that square.
     """
     total = text + images * image_tokens
-    before = text * image_tokens * (images + 1) / 2  # the k-th image is seen by the text after it
+    before = text * image_tokens * images * (images + 1) / (2 * max(images, 1.0))  # the text after an image sees it
     if kind == "cross":
         return text * text / 2
     if kind not in KINDS or KINDS[kind].image_context in ("all", "text"):

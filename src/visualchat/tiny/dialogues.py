@@ -86,9 +86,7 @@ class TinyDialogues:
         ValueError: The split is unknown, the size is negative, or the share is not between 0 and 1.
     """
 
-    def __init__(
-        self, split: Split, size: int, seed: int = 0, captions: bool = False, shuffled: float = 0.0
-    ) -> None:
+    def __init__(self, split: Split, size: int, seed: int = 0, captions: bool = False, shuffled: float = 0.0) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
         if size < 0:
