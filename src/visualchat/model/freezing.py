@@ -7,11 +7,12 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from visualchat.attention import GatedCrossAttention
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
 
 
 def freeze_backbones(model: VisualChatForConditionalGeneration) -> None:
-    """Let only the projector and the token embedding require gradients.
+    """Let only the projector, the token embedding and, where there are any, gated cross-attention layers train.
 
     Raises:
         ValueError: Embedding and language head share one weight, so that training one would move the other.
@@ -25,6 +26,9 @@ def freeze_backbones(model: VisualChatForConditionalGeneration) -> None:
     model.requires_grad_(False)
     embedding.requires_grad_(True)
     model.multi_modal_projector.requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, GatedCrossAttention):
+            module.requires_grad_(True)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
