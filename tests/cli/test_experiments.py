@@ -7,7 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_commands import run
 
-from visualchat.cli.config import CONF, rows_to_accumulate
+from visualchat.cli.config import CONF, folder_name, rows_to_accumulate
 from visualchat.cli.plan import build_without_weights
 from visualchat.plan.shapes import sizes_of
 
@@ -69,6 +69,13 @@ def test_all_devices_are_counted(monkeypatch):
 def test_a_step_that_cannot_be_dealt_out_is_refused():
     with pytest.raises(ValueError, match=r"data.batch_size=4 rows on each of 3 devices: 4 x 3 must divide 128"):
         rows_to_accumulate(128, 4, 3, 1)
+
+
+def test_a_long_list_of_overrides_makes_a_short_name():
+    assert folder_name("attention=mmca,seed=1", 3) == "attention=mmca,seed=1"
+    long = ",".join(f"data.train.size{n}=16" for n in range(20))
+    assert len(folder_name(long, 3)) < 100
+    assert folder_name(long, 3) != folder_name(long, 4)
 
 
 @pytest.mark.slow

@@ -18,6 +18,9 @@ CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 
 OUTPUTS = Path("outputs")
 
+LONGEST_NAME = 240
+"""Bytes of a folder's name; 255 is the limit of common file systems."""
+
 
 def quieten() -> None:
     """Keep other libraries' advertisements and notes to their own developers off people's screens."""
@@ -53,7 +56,13 @@ def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence
     return rows // at_once
 
 
+def folder_name(overrides: str, number: int) -> str:
+    """The folder of a sweep's run: its overrides, or their start and its number where file systems refuse the length."""
+    return overrides if len(overrides.encode()) <= LONGEST_NAME else f"{overrides[: LONGEST_NAME // 4]}...{number}"
+
+
 OmegaConf.register_new_resolver("accumulation", rows_to_accumulate, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 def saved_model(folder: str | None) -> Path:
