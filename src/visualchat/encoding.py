@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from visualchat.attention import Modality
-from visualchat.template import ImageSegment, Segment
+from visualchat.template import PAPER, ImageSegment, Segment, Template
 
 IGNORE_INDEX = -100
 """The label of a token that is not trained (torch's `cross_entropy` leaves it out)."""
@@ -34,41 +34,60 @@ class Encoding:
         return len(self.input_ids)
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of plain text; spelled-out special tokens in it stay plain text and gain no power."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
+    """Token ids of a text; special tokens spelled in it are plain text, without power, unless `special`."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: Template = PAPER) -> list[int]:
+    """What ends an answer, at least one token; the last of them is where generation stops.
+
+    Raises:
+        ValueError: The tokenizer has no end-of-sequence token, so that an answer could not end.
+    """
+    if template.end is not None:
+        word = encode_text(tokenizer, "a")
+        whole = encode_text(tokenizer, f"a{template.end}", special=True)  # a tokenizer may begin any text with a blank
+        return whole[len(word) :] if whole[: len(word)] == word else encode_text(tokenizer, template.end, special=True)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token (eos_token); an answer could not end"
+        )
+    return [tokenizer.eos_token_id]
 
 
 def filler_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that fills padding and image slots, never looked up there: the padding token's, else the end token's.
 
     Raises:
-        ValueError: The tokenizer has no end-of-sequence token, so that an answer could not end.
+        ValueError: The tokenizer has neither.
     """
-    if tokenizer.eos_token_id is None:
-        raise ValueError(
-            f"tokenizer {tokenizer.name_or_path!r} has no end-of-sequence token (eos_token); an answer could not end"
-        )
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return end_token_ids(tokenizer)[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def encode_segments(
-    segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase, *, image_seq_length: int, start: bool = True
+    segments: Sequence[Segment],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_seq_length: int,
+    template: Template = PAPER,
+    start: bool = True,
 ) -> Encoding:
     """Encode each segment on its own, so that a prompt's tokens never depend on the answer that follows.
 
     Args:
         segments: What `visualchat.template.render` gave.
-        tokenizer: Any tokenizer of transformers with an end-of-sequence token; its beginning-of-sequence token, where
-            it has one, opens the dialogue.
+        tokenizer: Any tokenizer of transformers in which an answer can end.
         image_seq_length: Tokens an image takes.
+        template: What they were rendered with.
         start: Whether the segments open the dialogue; False for the later part of one.
 
     Raises:
-        ValueError: The tokenizer has no end-of-sequence token.
+        ValueError: The tokenizer has no end-of-sequence token, and the template no end of its own.
     """
-    filler = filler_token_id(tokenizer)
-    input_ids: list[int] = [tokenizer.bos_token_id] if start and tokenizer.bos_token_id is not None else []
+    end, filler = end_token_ids(tokenizer, template), filler_token_id(tokenizer)
+    begins = start and template.begins and tokenizer.bos_token_id is not None
+    input_ids: list[int] = [tokenizer.bos_token_id] if begins else []
     labels: list[int] = [IGNORE_INDEX] * len(input_ids)
     modality: list[int] = [Modality.TEXT] * len(input_ids)
     spans: list[tuple[int, int]] = []
@@ -77,10 +96,10 @@ def encode_segments(
             ids = [filler] * image_seq_length
             supervised, kind = False, Modality.IMAGE
         else:
-            ids = encode_text(tokenizer, segment.text)
+            ids = encode_text(tokenizer, segment.text, segment.special)
             supervised, kind = segment.supervised, Modality.TEXT
         if supervised:
-            ids = [*ids, tokenizer.eos_token_id]
+            ids = [*ids, *end]
             spans.append((len(input_ids), len(input_ids) + len(ids)))
         input_ids += ids
         labels += ids if supervised else [IGNORE_INDEX] * len(ids)

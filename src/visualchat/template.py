@@ -1,4 +1,4 @@
-"""Dialogue -> segments: the prompt of the paper's figure 3 (arXiv 2309.14327, section 4.1).
+"""Dialogue -> segments: the prompt of the paper's figure 3 (arXiv 2309.14327, section 4.1), or a chat model's own.
 
     <system>
 
@@ -13,16 +13,16 @@
     ### Answer:
     <answer><end of sequence>
 
-Plain strings, no new special tokens (section 4.3). Images are numbered through the whole dialogue, from 1; an image
-slot is structure, never text, so nothing that a user types can open one. A round's rendering depends on earlier rounds
-only, so the rendering of k rounds is a prefix of that of k + 1.
+Images are numbered through the whole dialogue, from 1; an image slot is structure, never text, so nothing that a user
+types can open one. A round's rendering depends on earlier rounds only, so the rendering of k rounds is a prefix of that
+of k + 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visualchat.dialogue import Caption, Dialogue
+from visualchat.dialogue import Caption, Content, Dialogue
 
 PAPER_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -32,10 +32,18 @@ PAPER_SYSTEM = (
 
 @dataclass(frozen=True)
 class TextSegment:
-    """A stretch of text; `supervised` marks an answer, which is trained and followed by the end token."""
+    """A stretch of text.
+
+    Attributes:
+        text: As it stands.
+        supervised: Whether it is an answer, which is trained and followed by the end of an answer.
+        special: Whether special tokens of the tokenizer spelled in it count: it is the template's own text, nobody's
+            words.
+    """
 
     text: str
     supervised: bool = False
+    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,42 +56,141 @@ class ImageSegment:
 Segment = TextSegment | ImageSegment
 
 
-def render(dialogue: Dialogue, system: str = PAPER_SYSTEM) -> tuple[Segment, ...]:
-    """The dialogue as the paper's prompt; an open last turn ends with its "### Answer:" line.
+@dataclass(frozen=True)
+class Template:
+    """The fixed texts of a prompt. The defaults are figure 3's: plain strings, no new special tokens (section 4.3).
+
+    Attributes:
+        special: Whether special tokens count in the fixed texts; never in anybody's words.
+        tokens: Strings that the tokenizer must know as special tokens.
+        opening: Stands before the system text; `bare_opening` where there is no system text.
+        after_system: Follows the system text.
+        bare_opening: Opens a dialogue without system text.
+        turn: Opens every turn but the first, before its images.
+        question: Stands before the first word of a turn, after the images above it.
+        answer: Stands before an answer.
+        lead: Belongs to an answer, before its first word.
+        end: Ends an answer, trained with it; None for the tokenizer's end token.
+        begins: Whether the tokenizer's beginning-of-sequence token, where it has one, opens the dialogue.
+        strip: Whether blanks round a turn's words and round an answer are left out.
+        joins: Whether the tokenizer itself begins any text with a blank (as LLaMA 2's does), so that a blank between
+            fixed text and words is left out; elsewhere the blank before a word belongs to the word.
+    """
+
+    special: bool = False
+    tokens: tuple[str, ...] = ()
+    opening: str = ""
+    after_system: str = "\n\n"
+    bare_opening: str = ""
+    turn: str = ""
+    question: str = "### Question:\n"
+    answer: str = "\n\n### Answer:\n"
+    lead: str = ""
+    end: str | None = None
+    begins: bool = True
+    strip: bool = False
+    joins: bool = False
+
+
+PAPER = Template()
+SPECIAL = Template(special=True, tokens=("### Image", "### Question:", "### Answer:"))
+"""Figure 3 with its headings as new special tokens, the variant that section 4.3 tried and found worse."""
+
+
+class _Writer:
+    """Collects text, and closes a segment where its kind changes."""
+
+    def __init__(self, template: Template) -> None:
+        self.segments: list[Segment] = []
+        self._special, self._joins = template.special, template.joins
+        self._text, self._counts = "", False
+
+    def fixed(self, text: str) -> None:
+        """The template's own text."""
+        self._add(text, self._special)
+
+    def words(self, text: str) -> None:
+        """Somebody's words."""
+        if self._special and self._counts and self._text.endswith(" "):
+            self._text = self._text[:-1]
+            text = text if self._joins else f" {text}"
+        self._add(text, False)
+
+    def _add(self, text: str, special: bool) -> None:
+        if text and special != self._counts:
+            if self._joins and self._text:
+                text = text.removeprefix(" ")
+            self._close()
+            self._counts = special
+        self._text += text
+
+    def _close(self) -> None:
+        if self._text:
+            self.segments.append(TextSegment(self._text, special=self._counts))
+            self._text = ""
+
+    def segment(self, segment: Segment) -> None:
+        """A segment of its own."""
+        self._close()
+        self.segments.append(segment)
+
+    def close(self) -> tuple[Segment, ...]:
+        """All segments."""
+        self._close()
+        return tuple(self.segments)
+
+
+def render(dialogue: Dialogue, system: str = PAPER_SYSTEM, template: Template = PAPER) -> tuple[Segment, ...]:
+    """The dialogue as a prompt; an open last turn ends where its answer would begin.
 
     Images before the first word of a turn stand above the question, as in figure 3; an image between words stands, with
     its own label, where the user put it. `system` stands before the first turn unless the dialogue brings its own.
     """
-    segments: list[Segment] = []
+    out = _Writer(template)
     system = system if dialogue.system is None else dialogue.system
-    text = f"{system}\n\n" if system else ""
+    if system:
+        out.fixed(template.opening)
+        out.words(system)
+        out.fixed(template.after_system)
+    else:
+        out.fixed(template.bare_opening)
     image, label = 0, 0
-    for turn in dialogue.turns:
-        asked = False  # whether "### Question:" of this turn is written
+    for number, turn in enumerate(dialogue.turns):
+        if number:
+            out.fixed(template.turn)
+        asked = False  # whether a word of this turn is written
         opened = False  # whether an image of this turn stands right before
-        for item in turn.content:
+        for item in _stripped(turn.content) if template.strip else turn.content:
             if isinstance(item, str):
                 if not asked and not item.strip():
                     continue  # blank text before the first word, as message formats bring it
                 if not asked:
-                    text += "\n\n### Question:\n" if opened else "### Question:\n"
+                    out.fixed("\n\n" + template.question if opened else template.question)
                 elif opened:
-                    text += "\n"
-                text += item
+                    out.fixed("\n")
+                out.words(item)
                 asked, opened = True, False
                 continue
-            text += "\n" if opened or asked else ""
             label += 1
-            segments.append(TextSegment(f"{text}### Image {label}:\n"))
-            text = ""
+            out.fixed(("\n" if opened or asked else "") + f"### Image {label}:\n")
             if isinstance(item, Caption):
-                segments.append(TextSegment(item.text))
+                out.segment(TextSegment(item.text))
             else:
-                segments.append(ImageSegment(image))
+                out.segment(ImageSegment(image))
                 image += 1
             opened = True
-        segments.append(TextSegment(f"{text}\n\n### Answer:\n"))
-        text = ""
+        out.fixed(template.answer)
         if turn.answer is not None:
-            segments.append(TextSegment(turn.answer, supervised=True))
-    return tuple(segments)
+            answer = turn.answer.strip() if template.strip else turn.answer
+            out.segment(TextSegment(template.lead + answer, supervised=True))
+    return out.close()
+
+
+def _stripped(content: tuple[Content, ...]) -> list[Content]:
+    """The items of a turn without blanks at its beginning and end."""
+    items = list(content)
+    if isinstance(items[0], str):
+        items[0] = items[0].lstrip()
+    if isinstance(items[-1], str):
+        items[-1] = items[-1].rstrip()
+    return items

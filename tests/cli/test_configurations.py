@@ -124,3 +124,10 @@ def test_a_target_that_does_not_take_its_argument_is_found():
     config = composed("train", "+optimizer.momentum=0.9")
     with pytest.raises(AssertionError, match=r"OptimizerSettings takes no \{'momentum'\}"):
         check_targets(config)
+
+
+@pytest.mark.parametrize(("projector", "tokens"), [("linear", 257), ("perceiver", 256)])
+def test_the_projector_decides_how_many_tokens_an_image_takes(projector, tokens):
+    config = composed("train", "model/vision=clip_large", f"model/projector={projector}")
+    assert config.model.projector == {"type": projector}
+    assert config.processor.image_seq_length == config.build_model.image_seq_length == tokens

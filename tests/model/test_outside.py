@@ -8,7 +8,8 @@ from visualchat.attention import GatedCrossAttention, Modality
 from visualchat.chat.session import ChatSession
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.model.freezing import freeze_backbones, trainable_state
+from visualchat.model.freezing import trainable_state
+from visualchat.model.trainable import Trainable, set_trainable
 
 
 def gates(model):
@@ -120,7 +121,7 @@ def test_a_chat_equals_recomputing_every_round(model, processor):
 
 
 def test_new_layers_train_beside_projector_and_embedding(model):
-    freeze_backbones(model)
+    set_trainable(model)
     own = {name for name, _ in model.named_parameters() if "gated_cross_attention" in name}
     assert len(own) == sum(len([*layer.parameters()]) for layer in gates(model)) > 0
     others = {name.partition(".")[0] for name in trainable_state(model).keys() - own}
@@ -128,10 +129,18 @@ def test_new_layers_train_beside_projector_and_embedding(model):
     assert others == {"multi_modal_projector", "language_model"}
 
 
+def test_adapters_leave_the_new_layers_alone(model):
+    set_trainable(model, Trainable(language="lora", lora_rank=2))
+    adapters = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    assert adapters
+    assert not [name for name in adapters if "gated_cross_attention" in name]
+    assert all(p.requires_grad for layer in gates(model) for p in layer.parameters())
+
+
 def test_a_training_batch_of_text_touches_all_that_trains_and_changes_nothing(model, processor):
     batch = processor.batch([dialogues("Yes.")[2]])
     quiet = model.eval()(**batch).loss
-    freeze_backbones(model)
+    set_trainable(model)
     loss = model.train()(**batch).loss
     loss.backward()
     assert loss.item() == pytest.approx(quiet.item(), abs=1e-6)
@@ -139,7 +148,7 @@ def test_a_training_batch_of_text_touches_all_that_trains_and_changes_nothing(mo
 
 
 def test_gradients_reach_gates_layers_and_projector(model, processor):
-    freeze_backbones(model)
+    set_trainable(model)
     model.train()(**processor.batch(dialogues("Yes."))).loss.backward()
     assert all(p.grad.abs().sum() > 0 for layer in gates(model) for p in layer.parameters())
     assert all(p.grad.abs().sum() > 0 for p in model.multi_modal_projector.parameters())

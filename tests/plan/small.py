@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig
 
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
-from visualchat.model.freezing import freeze_backbones
+from visualchat.model.trainable import set_trainable
 
 VISION = {
     "model_type": "clip_vision_model",
@@ -31,5 +31,5 @@ def build(dtype=torch.float32, kind="causal"):
         vision_feature_select_strategy="default",
     )
     model = VisualChatForConditionalGeneration(config).to(dtype)
-    freeze_backbones(model)
+    set_trainable(model)
     return model.train()

@@ -103,6 +103,6 @@ def test_what_leaves_the_gpu_arrives_elsewhere(name, place):
 
 def test_a_quantised_base():
     sizes = sizes_of(build(torch.bfloat16))
-    layers = next(part for part in sizes.parts if part.name == "language layers")
+    layers = next(part for part in sizes.parts if part.name == "language model")
     assert weight_bytes(sizes, None) - weight_bytes(sizes, 8) == layers.parameters
     assert weight_bytes(sizes, 8) - weight_bytes(sizes, 4) == layers.parameters * 3.5 / 8

@@ -10,7 +10,8 @@ import lightning
 import torch
 from PIL import Image
 
-from visualchat.data.datamodule import VisualChatDataModule
+from visualchat.data.collate import Collator
+from visualchat.data.datamodule import VisualChatDataModule, token_lengths
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.training.module import VisualChatModule
@@ -27,8 +28,16 @@ def dialogues() -> list[Dialogue]:
 
 
 class Keep(lightning.Callback):
-    def __init__(self):
-        self.questions = []
+    def __init__(self, packed):
+        self.questions, self.packed = [], packed
+
+    def on_train_start(self, trainer, pl_module):
+        self.lengths = self.packed.plan().lengths
+        self.packed.collate = Collator(self.packed.processor, 203)  # too short for all but dialogue 0
+        try:
+            token_lengths(self.packed.train, self.packed.collate)
+        except ValueError as error:
+            self.refusal = str(error)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.questions += [row[batch["attention_mask"][n] > 0].tolist() for n, row in enumerate(batch["input_ids"])]
@@ -43,7 +52,8 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str) -
 
     torch.set_num_threads(1)
     processor = VisualChatProcessor.from_backbones(vision, language, image_seq_length=4)
-    keep = Keep()
+    packed = VisualChatDataModule(processor, dialogues(), dialogues(), batch_size=1, max_length=400, packing=True)
+    keep = Keep(packed)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=int(ranks),
@@ -61,7 +71,12 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str) -
     module = VisualChatModule(build, settings)
     data = VisualChatDataModule(processor, dialogues(), dialogues()[:3], batch_size=int(batch_size))
     trainer.fit(module, data)
-    found = {"seen": keep.questions, "projector": module.model.multi_modal_projector.weight.detach()}
+    found = {
+        "lengths": keep.lengths,
+        "refusal": keep.refusal,
+        "seen": keep.questions,
+        "projector": module.model.multi_modal_projector.weight.detach(),
+    }
     torch.save(found, Path(folder) / f"ranks{ranks}-{trainer.global_rank}.pt")
 
 

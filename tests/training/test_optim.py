@@ -6,37 +6,35 @@ import pytest
 import torch
 from torch import nn
 
+from visualchat.model.trainable import Trainable, set_trainable
 from visualchat.training.optim import OptimizerSettings, build_optimizer, warmup_cosine
 
 
-def parts() -> tuple[nn.Embedding, nn.ModuleDict]:
-    embedding = nn.Embedding(3, 2)
-    return embedding, nn.ModuleDict({"embedding": embedding, "projector": nn.Linear(2, 2), "frozen": nn.Linear(2, 2)})
-
-
-def test_groups_and_rates():
-    embedding, model = parts()
-    model["frozen"].requires_grad_(False)
-    settings = OptimizerSettings(learning_rate=0.1, embedding_learning_rate=0.01)
-    optimizer = build_optimizer(settings, embedding, model.named_parameters())
+def test_groups_and_rates(model):
+    set_trainable(model, Trainable(vision="full", language="lora", lora_rank=2))
+    settings = OptimizerSettings(learning_rate=0.1, embedding_learning_rate=0.01, backbone_learning_rate=0.001)
+    optimizer = build_optimizer(settings, model)
     groups = {group["name"]: group for group in optimizer.param_groups}
-    assert {id(p) for p in groups["projector"]["params"]} == {id(p) for p in model["projector"].parameters()}
-    assert [id(p) for p in groups["embedding"]["params"]] == [id(embedding.weight)]
-    assert (groups["projector"]["lr"], groups["embedding"]["lr"]) == (0.1, 0.01)
+    adapters = [p for name, p in model.named_parameters() if "lora" in name]
+    assert {id(p) for p in groups["new"]["params"]} == {
+        id(p) for p in [*model.multi_modal_projector.parameters(), *adapters]
+    }
+    assert [id(p) for p in groups["embedding"]["params"]] == [id(model.get_input_embeddings().weight)]
+    assert {id(p) for p in groups["backbone"]["params"]} == {id(p) for p in model.vision_tower.parameters()}
+    assert [groups[name]["lr"] for name in ("new", "embedding", "backbone")] == [0.1, 0.01, 0.001]
     assert optimizer.defaults["betas"] == (0.0, 0.95)
 
 
-def test_one_rate_for_all_unless_asked():
-    embedding, model = parts()
-    optimizer = build_optimizer(OptimizerSettings(learning_rate=0.1), embedding, model.named_parameters())
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
+def test_one_rate_for_all_unless_asked(model):
+    set_trainable(model, Trainable(language="full"))
+    optimizer = build_optimizer(OptimizerSettings(learning_rate=0.1), model)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1]
 
 
-def test_nothing_to_train_is_an_error():
-    embedding, model = parts()
+def test_nothing_to_train_is_an_error(model):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
-        build_optimizer(OptimizerSettings(), embedding, model.named_parameters())
+        build_optimizer(OptimizerSettings(), model)
 
 
 def test_warm_up_then_cosine():

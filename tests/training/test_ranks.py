@@ -27,6 +27,10 @@ def test_two_ranks_train_as_one(backbones, processor, tmp_path):
     """Nine dialogues on two ranks: in the last step one rank is idle."""
     (alone,) = train(backbones, tmp_path, ranks=1, batch_size=2)
     together = train(backbones, tmp_path, ranks=2, batch_size=1)
+    for rank in together:  # each reads half of the dialogues for the plan of packed rows, and knows of all
+        assert list(rank["lengths"].items()) == list(alone["lengths"].items())
+        assert rank["refusal"] == together[0]["refusal"]
+        assert "the first turn alone has" in rank["refusal"]
     idle = sum(1 for rank in together for tokens in rank["seen"] if len(tokens) < 20)
     assert idle == 2  # once an epoch
     seen = Counter(tuple(tokens) for rank in together for tokens in rank["seen"] if len(tokens) >= 20)

@@ -14,10 +14,8 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 
 from visualchat.attention import Modality
 from visualchat.dialogue import Dialogue, ImageInput, Turn
-from visualchat.encoding import encode_segments
 from visualchat.images import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.template import render
 
 
 class ChatSession:
@@ -88,11 +86,7 @@ class ChatSession:
 
     def _encode(self, turn: Turn) -> tuple[list[int], list[int], torch.Tensor | None]:
         """Token ids and modality of the whole conversation with this turn open, and the turn's images."""
-        done = len(render(Dialogue(self.turns), self.processor.system)) if self.turns else 0
-        new = render(Dialogue((*self.turns, turn)), self.processor.system)[done:]
-        encoding = encode_segments(
-            new, self.processor.tokenizer, image_seq_length=self.processor.image_seq_length, start=not self.turns
-        )
+        encoding = self.processor.encode(Dialogue((*self.turns, turn)), done=len(self.turns))
         pixel_values = None
         if turn.images:
             pixel_values = self.processor.image_processor(images=list(turn.images), return_tensors="pt")["pixel_values"]
@@ -151,7 +145,7 @@ class ChatSession:
             **sampling,
             past_key_values=self.cache,
             max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.processor.tokenizer.eos_token_id,
+            eos_token_id=self.processor.end_token_ids[-1],
             pad_token_id=self.processor.tokenizer.pad_token_id,
             streamer=streamer,
             stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
@@ -160,10 +154,10 @@ class ChatSession:
 
     def _close_turn(self, turn: Turn, ids: list[int], modality: list[int]) -> None:
         """Take the answered round into the conversation; an answer that was cut short gets its end token."""
-        tokenizer = self.processor.tokenizer
+        tokenizer, end = self.processor.tokenizer, self.processor.end_token_ids
         answer = tokenizer.decode(ids[len(modality) :], skip_special_tokens=True)
-        if ids[-1] != tokenizer.eos_token_id:
-            ids = [*ids, tokenizer.eos_token_id]
+        if ids[-1] != end[-1]:
+            ids = [*ids, *end]
         self.turns = (*self.turns, Turn(turn.content, answer))
         self.ids, self.modality = ids, modality + [int(Modality.TEXT)] * (len(ids) - len(modality))
 

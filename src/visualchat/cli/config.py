@@ -57,7 +57,7 @@ def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence
 
 
 def folder_name(overrides: str, number: int) -> str:
-    """The folder of a sweep's run: its overrides, or their start and its number where file systems refuse the length."""
+    """The folder of a sweep's run: its overrides, or their start and its number where that is too long for a name."""
     return overrides if len(overrides.encode()) <= LONGEST_NAME else f"{overrides[: LONGEST_NAME // 4]}...{number}"
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from visualchat.cli.config import CONF, quieten
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
-from visualchat.model.freezing import freeze_backbones
+from visualchat.model.trainable import set_trainable
 from visualchat.plan.choose import Choice, Machine, assess, batch_sizes, best, largest, usable
 from visualchat.plan.memory import STRATEGIES, Step
 from visualchat.plan.shapes import Architecture, Sizes, meta_model, sizes_of
@@ -54,7 +54,7 @@ def build_without_weights(config: DictConfig) -> VisualChatForConditionalGenerat
     known = {field: value for field, value in config.build_model.items() if field in VisualChatConfig.__annotations__}
     dtype = getattr(torch, config.dtype)
     model = meta_model(architecture(config.model.vision), architecture(config.model.language), dtype, **known)
-    freeze_backbones(model)
+    set_trainable(model, instantiate(config.model.trainable))
     return model
 
 
@@ -124,10 +124,11 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
     strategy = choices["trainer/strategy"]
     if strategy not in STRATEGIES:
         raise ValueError(f"trainer/strategy={strategy} cannot be planned; known are {', '.join(STRATEGIES)}")
-    if config.base_bits is not None and (config.base_bits not in (8, 4) or "weights" in STRATEGIES[strategy].shards):
+    bits = config.model.quantization.bits
+    if bits is not None and "weights" in STRATEGIES[strategy].shards:
         raise ValueError(
-            f"base_bits is null, or 8 or 4 with a strategy that keeps whole weights ({', '.join(usable(4, 2))}): found "
-            f"base_bits={config.base_bits} with trainer/strategy={strategy}"
+            f"a quantized base is kept whole on each GPU: trainer/strategy must be one of "
+            f"{', '.join(usable(bits, 2))}, found {strategy}"
         )
     if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
         raise ValueError(f"a plan needs the number of epochs, found trainer.max_epochs={config.trainer.max_epochs}")
@@ -135,14 +136,12 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
     workload = find_workload(config, choices.get("data/blend"))
     data, accumulate = config.data, config.trainer.accumulate_grad_batches
     step = full_step(sizes, workload, data)
-    configured = [
-        assess(sizes, machine, strategy, replace(step, checkpointing=on), config.base_bits) for on in (False, True)
-    ]
+    configured = [assess(sizes, machine, strategy, replace(step, checkpointing=on), bits) for on in (False, True)]
     rows_per_step = data.batch_size * accumulate * machine.gpus
     fitting = batch_sizes(rows_per_step, machine.gpus)
     options = tuple(
-        largest(sizes, machine, name, replace(step, checkpointing=on), fitting, config.base_bits)
-        for name in usable(config.base_bits, machine.gpus)
+        largest(sizes, machine, name, replace(step, checkpointing=on), fitting, bits)
+        for name in usable(bits, machine.gpus)
         for on in (False, True)
     )
     rows = packed_rows(workload, sizes.image_tokens, data.max_length) if data.packing else workload.dialogues
@@ -198,7 +197,7 @@ def parameters_table(sizes: Sizes) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for part in sizes.parts:
-        trained = f"{part.trained:,}" if part.trained else "-"
+        trained = f"{part.trainable:,}" if part.trainable else "-"
         table.add_row(part.name, f"{part.parameters:,}", trained, ", ".join(part.dtypes), gib(part.bytes))
     table.add_section()
     table.add_row("all", f"{sizes.parameters:,}", f"{sizes.trained:,}", "", gib(sizes.weights))
@@ -283,7 +282,7 @@ def verdict(plan: Plan) -> str:
         how = ", gradient checkpointing" if plan.checkpointing else ""
         return f"As configured it fits: {configured.strategy}, data.batch_size={configured.step.rows}{how}."
     if taken is None:
-        return "It does not fit, under no strategy: take more or larger GPUs, or base_bits=4."
+        return "It does not fit, under no strategy: take more or larger GPUs, or model/quantization=nf4."
     how = " and gradient checkpointing" if taken.step.checkpointing else ""
     return (
         f"As configured it does not fit; trainer/strategy={taken.strategy} with data.batch_size={taken.step.rows}{how} "

@@ -38,9 +38,11 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if config.threads:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
-    build_model = instantiate(config.build_model)
+    build_model = partial(instantiate(config.build_model), vocab_size=len(processor.tokenizer))
     data = instantiate(config.data, processor=processor)
-    module = VisualChatModule(build_model, instantiate(config.optimizer), base=_base_name(config))
+    module = VisualChatModule(
+        build_model, instantiate(config.optimizer), instantiate(config.model.trainable), base=_base_name(config)
+    )
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
 from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure
@@ -230,22 +231,40 @@ def token_lengths(
 ) -> tuple[dict[int, int], dict[int, Losses]]:
     """The tokens of every good dialogue, cut to the limit, and what dialogues lost, both by their numbers.
 
+    Where several ranks run, each reads its share and all learn of all.
+
     Args:
         dialogues: All.
         collate: Knows processor and limit.
         skip: Whether a bad row is left out; else it is an error.
-        num_workers: Processes that share the work.
+        num_workers: Processes that share the work of a rank.
 
     Raises:
         ValueError: A row is bad and `skip` is False.
     """
+    rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    own = range(rank, len(dialogues), ranks)
     loader = DataLoader(
         _Lengths(dialogues, collate, skip),
+        sampler=own,
         batch_size=256,
         num_workers=num_workers,
         collate_fn=list,
         generator=torch.Generator(),
     )
-    found = [item for chunk in loader for item in chunk]
-    lengths = {index: length for index, (length, losses) in enumerate(found) if losses is None or not losses.reason}
-    return lengths, {index: losses for index, (_, losses) in enumerate(found) if losses is not None}
+    read: list[tuple[int, Losses | None]] = []
+    failure: ValueError | None = None
+    try:
+        read = [item for chunk in loader for item in chunk]
+    except ValueError as error:  # told to all ranks first, or they would wait for this one for ever
+        failure = error
+    shares = [(read, failure)]
+    if ranks > 1:
+        shares = [(read, failure)] * ranks
+        distributed.all_gather_object(shares, (read, failure))
+    for _, told in shares:
+        if told is not None:
+            raise told
+    ordered = [(number, *shares[number % ranks][0][number // ranks]) for number in range(len(dialogues))]
+    lengths = {number: length for number, length, losses in ordered if losses is None or not losses.reason}
+    return lengths, {number: losses for number, _, losses in ordered if losses is not None}

@@ -72,7 +72,7 @@ def answer_turns(
             **features,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=processor.tokenizer.eos_token_id,
+            eos_token_id=processor.end_token_ids[-1],
             pad_token_id=filler_token_id(processor.tokenizer),
         )
         texts += processor.tokenizer.batch_decode(out[:, features["input_ids"].shape[1] :], skip_special_tokens=True)

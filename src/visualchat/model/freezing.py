@@ -1,4 +1,4 @@
-"""What trains: projector and token embedding; both backbones stay as they are (arXiv 2309.14327, section 4.1)."""
+"""What a checkpoint holds: the parameters that train, and a hash of those that do not."""
 
 from __future__ import annotations
 
@@ -6,29 +6,6 @@ import hashlib
 
 import torch
 from torch import Tensor, nn
-
-from visualchat.attention import GatedCrossAttention
-from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
-
-
-def freeze_backbones(model: VisualChatForConditionalGeneration) -> None:
-    """Let only the projector, the token embedding and, where there are any, gated cross-attention layers train.
-
-    Raises:
-        ValueError: Embedding and language head share one weight, so that training one would move the other.
-    """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if embedding.weight is head.weight:
-        raise ValueError(
-            "token embedding and language head are tied: the frozen head would move with the trained embedding; "
-            "assemble the model with VisualChatForConditionalGeneration.from_backbones, which unties them"
-        )
-    model.requires_grad_(False)
-    embedding.requires_grad_(True)
-    model.multi_modal_projector.requires_grad_(True)
-    for module in model.modules():
-        if isinstance(module, GatedCrossAttention):
-            module.requires_grad_(True)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
@@ -46,6 +23,7 @@ def base_fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
             continue
+        name = name.replace(".base_layer", "")  # a layer with an adapter beside it is the same layer
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         values = parameter.detach().flatten()
         chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()

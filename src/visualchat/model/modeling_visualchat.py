@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     Cache,
     GenerationMixin,
     PreTrainedModel,
@@ -48,6 +49,35 @@ class VisualChatOutput(ModelOutput):
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     image_hidden_states: Tensor | None = None
+
+
+def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of transformers' `from_pretrained` for weights of 8 bits or 4 (NF4); none for None.
+
+    Raises:
+        ValueError: Another number of bits.
+    """
+    if bits is None:
+        return {}
+    if bits not in (4, 8):
+        raise ValueError(f"language_bits={bits}, expected 8, 4 or None")
+    settings = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
+    """Give embedding and head at least `size` rows; each new one is the mean of the old, so it depends on no chance."""
+    old = len(language_model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if size <= old:
+        return
+    language_model.resize_token_embeddings(size, mean_resizing=False)
+    for part in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        with torch.no_grad():
+            for weight in part.parameters():  # a head may have a bias
+                weight[old:] = weight[:old].mean(dim=0)
 
 
 def untie_head(language_model: PreTrainedModel) -> None:
@@ -86,6 +116,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         language: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
+        vocab_size: int = 0,
+        language_bits: int | None = None,
         **config: Any,
     ) -> VisualChatForConditionalGeneration:
         """Join two pretrained backbones by a fresh projector.
@@ -98,10 +130,19 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             vision: A vision encoder, as in `visualchat.model.vision.load_vision_tower`.
             language: Folder or Hub name of a causal language model.
             dtype: Of all weights.
+            vocab_size: The least number of token embeddings: `len(processor.tokenizer)` where the template adds tokens.
+            language_bits: 8 or 4 to hold the language model's linear layers but its head in so many bits, frozen; needs
+                bitsandbytes. None for `dtype`.
             **config: Further fields of `VisualChatConfig`.
+
+        Raises:
+            ValueError: `language_bits` is neither 8 nor 4.
         """
         vision_tower = load_vision_tower(vision, dtype)
-        language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+        language_model = AutoModelForCausalLM.from_pretrained(
+            language, dtype=dtype, **quantized_loading(language_bits, dtype)
+        )
+        grow_vocabulary(language_model, vocab_size)
         untie_head(language_model)
         for backbone in (vision_tower, language_model):
             backbone.config.name_or_path = ""  # a saved model carries no paths of the machine that made it

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,41 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.image_processing_utils import BaseImageProcessor
 
 from visualchat.attention import Modality
+from visualchat.chat_format import chat_format
 from visualchat.dialogue import Dialogue, ImageInput, Turn
-from visualchat.encoding import IGNORE_INDEX, Encoding, encode_segments, filler_token_id
+from visualchat.encoding import IGNORE_INDEX, Encoding, encode_segments, end_token_ids, filler_token_id
 from visualchat.images import decode_image
 from visualchat.messages import dialogue_from_messages
 from visualchat.model.vision import load_image_processor
-from visualchat.template import PAPER_SYSTEM, TextSegment, render
+from visualchat.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, TextSegment, render
+
+
+def prompt_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """`paper`: figure 3; `special`: its headings as special tokens; `chat`: the tokenizer's own chat format.
+
+    Raises:
+        ValueError: The name is unknown, or the tokenizer has no usable chat format.
+    """
+    if name == "chat":
+        return chat_format(tokenizer)
+    templates = {"paper": PAPER, "special": SPECIAL}
+    if name not in templates:
+        raise ValueError(f"unknown template {name!r}, expected one of paper, special, chat")
+    return templates[name]
 
 
 class VisualChatProcessor(ProcessorMixin):
-    """Tokenizer, image processor and the paper's template as one.
+    """Tokenizer, image processor and template as one.
 
     Args:
         image_processor: Of the vision encoder.
         tokenizer: Of the language model.
         image_seq_length: Tokens an image takes, as in the model's configuration.
         system: The text before the first turn.
-        chat_template: Unused; the template is `visualchat.template.render`.
+        template: What stands around system text, questions and answers: a name of `prompt_template`. Special tokens
+            that it needs are added to the tokenizer; the model's vocabulary must have room for them (`vocab_size` of
+            `VisualChatForConditionalGeneration.from_backbones`).
+        chat_template: Unused; the tokenizer's own is what `template="chat"` reads.
     """
 
     def __init__(
@@ -44,24 +63,51 @@ class VisualChatProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         image_seq_length: int = 256,
         system: str = PAPER_SYSTEM,
+        template: str = "paper",
         chat_template: str | None = None,
     ) -> None:
         self.image_seq_length = image_seq_length
         self.system = system
+        self.template = template
+        self._texts = PAPER
+        if tokenizer is not None:
+            self._texts = prompt_template(template, tokenizer)
+            tokenizer.add_tokens([*self._texts.tokens], special_tokens=True)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
     def from_backbones(
-        cls, vision: str | Path, language: str | Path, *, image_seq_length: int, system: str = PAPER_SYSTEM
+        cls,
+        vision: str | Path,
+        language: str | Path,
+        *,
+        image_seq_length: int,
+        system: str = PAPER_SYSTEM,
+        template: str = "paper",
     ) -> VisualChatProcessor:
         """The processor of `VisualChatForConditionalGeneration.from_backbones` with the same backbones."""
         image_processor = load_image_processor(vision)
-        return cls(image_processor, AutoTokenizer.from_pretrained(language), image_seq_length, system)
+        return cls(image_processor, AutoTokenizer.from_pretrained(language), image_seq_length, system, template)
 
-    def encode(self, dialogue: Dialogue) -> Encoding:
-        """One dialogue as token ids, labels and modality ids."""
-        segments = render(dialogue, self.system)
-        return encode_segments(segments, self.tokenizer, image_seq_length=self.image_seq_length)
+    @property
+    def end_token_ids(self) -> list[int]:
+        """What ends an answer; generation stops at the last of them."""
+        return end_token_ids(self.tokenizer, self._texts)
+
+    def render(self, dialogue: Dialogue) -> tuple[Segment, ...]:
+        """One dialogue as segments."""
+        return render(dialogue, self.system, self._texts)
+
+    def encode(self, dialogue: Dialogue, done: int = 0) -> Encoding:
+        """One dialogue as token ids, labels and modality ids, from its turn `done` on."""
+        before = len(self.render(replace(dialogue, turns=dialogue.turns[:done]))) if done else 0
+        return encode_segments(
+            self.render(dialogue)[before:],
+            self.tokenizer,
+            image_seq_length=self.image_seq_length,
+            template=self._texts,
+            start=not done,
+        )
 
     def batch(
         self,
@@ -174,8 +220,7 @@ class VisualChatProcessor(ProcessorMixin):
         dialogues = [dialogue_from_messages(c, f"conversation {n}") for n, c in enumerate(conversations, start=1)]
         if not tokenize:
             texts = [
-                "".join(s.text if isinstance(s, TextSegment) else "<image>" for s in render(d, self.system))
-                for d in dialogues
+                "".join(s.text if isinstance(s, TextSegment) else "<image>" for s in self.render(d)) for d in dialogues
             ]
             return texts if several else texts[0]
         features = self.prompt(dialogues)

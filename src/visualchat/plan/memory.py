@@ -133,7 +133,7 @@ def weight_bytes(sizes: Sizes, base_bits: int | None) -> float:
     """Bytes of all weights, the frozen language layers quantised to so many bits if asked."""
     if base_bits is None:
         return sizes.weights
-    frozen = sum((part.bytes for part in sizes.parts if part.name == "language layers" and not part.trained), 0)
+    frozen = sum(part.bytes - part.trainable_bytes for part in sizes.parts if part.name == "language model")
     return sizes.weights - frozen + frozen / sizes.element * QUANTISED_BITS[base_bits] / 8
 
 

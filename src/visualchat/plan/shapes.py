@@ -16,13 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
+from visualchat.attention.cross import NAME as CROSS_ATTENTION
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
+from visualchat.model.trainable import Part, parts
 
 Architecture = Mapping[str, Any] | str | Path
 """The values of a config.json with its `model_type`, or a folder or Hub name that holds one."""
-
-MARKS = {"gated_cross_attention": "cross-attention", "lora_": "LoRA"}
-"""What in a parameter's name says that it was put into a backbone."""
 
 
 def backbone_config(architecture: Architecture) -> PreTrainedConfig:
@@ -58,59 +57,6 @@ def meta_model(
     )
     with torch.device("meta"):
         return VisualChatForConditionalGeneration(joint).to(dtype)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some parameters of a model.
-
-    Attributes:
-        name: What they are.
-        parameters: How many.
-        trained: How many of them train.
-        bytes: What they take.
-        trained_bytes: What those take that train.
-        dtypes: Their types.
-    """
-
-    name: str
-    parameters: int
-    trained: int
-    bytes: int
-    trained_bytes: int
-    dtypes: tuple[str, ...]
-
-
-def parts_of(model: VisualChatForConditionalGeneration) -> list[Part]:
-    """The model's parameters by part, each counted once, in the order of the data's way through them."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    order = ("vision encoder", "projector", "token embedding", "language layers", *MARKS.values(), "language head")
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in order}
-    for name, parameter in model.named_parameters():
-        marked = [part for mark, part in MARKS.items() if mark in name]
-        if marked:
-            found[marked[0]].append(parameter)
-        elif parameter is embedding:
-            found["token embedding"].append(parameter)
-        elif parameter is head:
-            found["language head"].append(parameter)
-        elif name.startswith("vision_tower."):
-            found["vision encoder"].append(parameter)
-        else:
-            found["projector" if name.startswith("multi_modal_projector.") else "language layers"].append(parameter)
-    return [_part(name, parameters) for name, parameters in found.items() if parameters]
-
-
-def _part(name: str, parameters: list[nn.Parameter]) -> Part:
-    trained = [p for p in parameters if p.requires_grad]
-    return Part(
-        name,
-        sum(p.numel() for p in parameters),
-        sum(p.numel() for p in trained),
-        sum(p.nbytes for p in parameters),
-        sum(p.nbytes for p in trained),
-        tuple(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
-    )
 
 
 @dataclass(frozen=True)
@@ -177,23 +123,23 @@ class Sizes:
     @property
     def trained(self) -> int:
         """How many parameters train."""
-        return sum(part.trained for part in self.parts)
+        return sum(part.trainable for part in self.parts)
 
     @property
     def trained_bytes(self) -> int:
-        return sum(part.trained_bytes for part in self.parts)
+        return sum(part.trainable_bytes for part in self.parts)
 
 
 def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
     """The sizes of a model, on any device; LoRA and gated cross-attention included."""
     text, vision = model.language_model.config, model.vision_tower.config
     layers = model.language_model.get_decoder().layers
-    linear, linear_trained = _linear(layers, without="gated_cross_attention")
+    linear, linear_trained = _linear(layers, without=CROSS_ATTENTION)
     every, _ = _linear(layers)
     heads = text.num_attention_heads
     side = vision.image_size if isinstance(vision.image_size, int) else max(vision.image_size)
     return Sizes(
-        parts=tuple(parts_of(model)),
+        parts=tuple(parts(model)),
         element=model.get_output_embeddings().weight.element_size(),
         hidden=text.hidden_size,
         layers=len(layers),
@@ -206,7 +152,7 @@ def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
         linear=linear,
         linear_trained=linear_trained,
         cross_linear=every - linear,
-        cross_layers=sum(hasattr(layer, "gated_cross_attention") for layer in layers),
+        cross_layers=sum(hasattr(layer, CROSS_ATTENTION) for layer in layers),
         vision_operations=vision_operations(model),
         vision_trained=_linear(model.vision_tower)[1],
         vision_layers=vision.num_hidden_layers,

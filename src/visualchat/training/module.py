@@ -13,16 +13,18 @@ from torchmetrics import MeanMetric
 from visualchat.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.freezing import base_fingerprint, freeze_backbones, trainable_state
+from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.trainable import Trainable, set_trainable
 from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
 
 
 class VisualChatModule(lightning.LightningModule):
-    """Visual instruction tuning: projector and token embedding train, both backbones are frozen.
+    """Visual instruction tuning of what `trainable` names.
 
     Args:
         build_model: Makes the model; called in `configure_model`, so that a strategy can shard it at birth.
         optimizer: How the trained parts move.
+        trainable: What trains; projector and token embedding if None.
         base: What the frozen backbones are called in error messages.
     """
 
@@ -32,20 +34,22 @@ class VisualChatModule(lightning.LightningModule):
         self,
         build_model: Callable[[], VisualChatForConditionalGeneration],
         optimizer: OptimizerSettings | None = None,
+        trainable: Trainable | None = None,
         base: str = "the frozen backbones",
     ) -> None:
         super().__init__()
         self.build_model = build_model
         self.settings = optimizer or OptimizerSettings()
+        self.trainable = trainable or Trainable()
         self.base = base
         self.exact_match = MeanMetric()
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     def configure_model(self) -> None:
-        """Build the model and freeze its backbones, once."""
+        """Build the model and say what of it trains, once."""
         if not hasattr(self, "model"):
             self.model = self.build_model().train()
-            freeze_backbones(self.model)
+            set_trainable(self.model, self.trainable)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The batch's loss: the mean over its answer tokens, those of all ranks together."""
@@ -73,7 +77,7 @@ class VisualChatModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
         steps = optimizer_steps(self.trainer, self.trainer.datamodule.train_batches())  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self.settings, self.model.get_input_embeddings(), self.model.named_parameters())
+        optimizer = build_optimizer(self.settings, self.model)
         schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import lightning
@@ -11,14 +10,17 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from visualchat.model import VisualChatForConditionalGeneration
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """How the trained parts move.
 
     Attributes:
-        learning_rate: Peak of the projector.
+        learning_rate: Peak of all that is new: projector and adapters.
         embedding_learning_rate: Peak of the token embedding; as `learning_rate` if None.
+        backbone_learning_rate: Peak of a backbone that trains as a whole; as `learning_rate` if None.
         betas: AdamW's; (0.0, 0.95) in the paper.
         weight_decay: AdamW's.
         warmup_fraction: Share of all steps over which the rate rises from 0 in a line; it falls to 0 by a cosine after
@@ -27,33 +29,37 @@ class OptimizerSettings:
 
     learning_rate: float = 1e-3
     embedding_learning_rate: float | None = None
+    backbone_learning_rate: float | None = None
     betas: tuple[float, float] = (0.0, 0.95)
     weight_decay: float = 0.0
     warmup_fraction: float = 0.1
 
 
-def build_optimizer(
-    settings: OptimizerSettings, embedding: nn.Module, parameters: Iterable[tuple[str, nn.Parameter]]
-) -> AdamW:
-    """AdamW over the parameters that require gradients, the embedding's in a group of its own.
+def build_optimizer(settings: OptimizerSettings, model: VisualChatForConditionalGeneration) -> AdamW:
+    """AdamW over the parameters that require gradients, in a group each: `new`, `embedding`, `backbone`.
 
     Raises:
         ValueError: Nothing trains.
     """
-    embedded = {id(p) for p in embedding.parameters()}
-    groups: dict[str, list[nn.Parameter]] = {"projector": [], "embedding": []}
-    for _, parameter in parameters:
-        if parameter.requires_grad:
-            groups["embedding" if id(parameter) in embedded else "projector"].append(parameter)
+    embedded = {id(p) for p in model.get_input_embeddings().parameters()}
+    backbones = {id(p) for part in (model.vision_tower, model.language_model) for p in part.parameters()}
+    groups: dict[str, list[nn.Parameter]] = {"new": [], "embedding": [], "backbone": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in embedded:
+            groups["embedding"].append(parameter)
+        else:
+            groups["backbone" if id(parameter) in backbones and ".lora_" not in name else "new"].append(parameter)
     if not any(groups.values()):
         raise ValueError("no parameter requires a gradient: there is nothing to train")
-    embedding_rate = settings.embedding_learning_rate
-    rates = {
-        "projector": settings.learning_rate,
-        "embedding": settings.learning_rate if embedding_rate is None else embedding_rate,
-    }
+    rates = {"embedding": settings.embedding_learning_rate, "backbone": settings.backbone_learning_rate}
     return AdamW(
-        [{"params": group, "lr": rates[name], "name": name} for name, group in groups.items() if group],
+        [
+            {"params": group, "lr": settings.learning_rate if rates.get(name) is None else rates[name], "name": name}
+            for name, group in groups.items()
+            if group
+        ],
         betas=settings.betas,
         weight_decay=settings.weight_decay,
     )

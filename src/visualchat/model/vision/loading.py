@@ -62,7 +62,9 @@ def load_vision_tower(
     found, is_qwen_layout = (config, True) if config is not None else _config(path)
     if is_qwen_layout:
         assert isinstance(found, QwenVLVisionConfig)
-        return assign_weights(found, read_encoder(path, expected_shapes(found)), dtype)
+        qwen_vl = assign_weights(found, read_encoder(path, expected_shapes(found)), dtype)
+        qwen_vl.config.name_or_path = str(path)
+        return qwen_vl
     tower, report = AutoModel.from_pretrained(path, config=found, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(

@@ -1,0 +1,167 @@
+"""What trains is what was asked for; adapters start as nothing and merge into the very same model; quantized bases."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from visualchat.cli.config import CONF
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.trainable import Trainable, merge_adapters, parts, set_trainable
+
+RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+DIALOGUE = Dialogue((Turn.ask("Which is red?", [RED, BLUE], "The first."), Turn.ask("And now?", answer="Still.")))
+EMBEDDING = "language_model.model.embed_tokens.weight"
+CHOICES = sorted(path.stem for path in Path(CONF, "model", "trainable").glob("*.yaml"))
+
+
+def choice(name) -> Trainable:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = instantiate(compose("train", [f"model/trainable={name}"]).model.trainable)
+    assert isinstance(found, Trainable)
+    return found
+
+
+def expected_to_move(name, parameter):
+    """The meaning of each choice in words of parameter names."""
+    part = parameter.partition(".")[0]
+    adapter = ".lora_" in parameter
+    if part == "multi_modal_projector":
+        return True
+    if parameter == EMBEDDING:
+        return name != "projector"
+    if part == "vision_tower":
+        return name in ("all", "vision") or (adapter and name in ("lora_vision", "lora_both"))
+    return name == "all" or (adapter and name in ("lora_language", "lora_both"))
+
+
+def step(model, batch, rate=0.1):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
+    loss = model.train()(**batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_exactly_what_was_chosen_moves(name, model, processor):
+    set_trainable(model, choice(name))
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if expected_to_move(name, n)
+    }
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    batch = processor.batch([DIALOGUE])
+    for _ in range(2):  # half of an adapter starts at zero, so that the other half has no gradient in the first step
+        step(model, batch)
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    allowed = {n for n in before if expected_to_move(name, n)}
+    assert moved <= allowed
+    unused = {n for n in allowed - moved if n.startswith("vision_tower.")}  # such as the pooler, which nothing reads
+    assert allowed - moved == unused
+    assert unused < allowed
+
+
+@pytest.mark.parametrize("name", ["lora_language", "lora_vision", "lora_both"])
+def test_adapters_start_as_nothing_and_merge_into_the_same_model(name, make_model, processor, tmp_path):
+    plain, model = make_model(), make_model()
+    set_trainable(model, choice(name))
+    batch = processor.batch([DIALOGUE])
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**batch).logits, plain(**batch).logits)
+    for _ in range(3):
+        step(model, batch)
+    with torch.no_grad():
+        tuned = model.eval()(**batch).logits
+    assert not torch.allclose(tuned, plain(**batch).logits, atol=1e-3)
+    merged = merge_adapters(model)
+    assert {n for n, _ in merged.named_parameters()} == {n for n, _ in plain.named_parameters()}
+    with torch.no_grad():  # the sum of two products becomes a product with a sum
+        assert torch.allclose(merged(**batch).logits, tuned, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, merged(**batch).logits)
+
+
+def test_adapters_leave_the_base_the_base(make_model):
+    plain, model = make_model(), make_model()
+    set_trainable(plain)
+    set_trainable(model, Trainable(vision="lora", language="lora", lora_rank=2))
+    assert base_fingerprint(model) == base_fingerprint(plain)
+    assert sum(".lora_" in name for name in trainable_state(model)) > 0
+
+
+def test_the_trained_embedding_is_the_one_that_generates(model, processor):
+    """Moving a row of the embedding changes what is generated after that token, as it changes the loss."""
+    set_trainable(model)
+    prompt = processor.prompt([Dialogue((Turn.ask("Which?", [RED]),))])
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    before = model.eval().generate(**prompt, **settings)
+    first = before.sequences[0, prompt["input_ids"].shape[1]]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[first] += 1.0
+    after = model.generate(**prompt, **settings)
+    assert torch.equal(before.logits[0], after.logits[0]) == (first not in prompt["input_ids"])
+    assert not torch.equal(before.logits[1], after.logits[1])
+
+
+@pytest.mark.parametrize(("bits", "stored"), [(8, "int8"), (4, "nf4")])
+def test_a_quantized_base_trains_its_adapters(make_model, processor, bits, stored):
+    plain, model = make_model(), make_model(language_bits=bits)
+    set_trainable(model, Trainable(language="lora", lora_rank=4))
+    batch = processor.batch([DIALOGUE])
+    with torch.no_grad():
+        close, exact = model.eval()(**batch).logits, plain(**batch).logits
+    # what rounding to 8 or 4 bits costs: logits point the same way, further apart with fewer bits
+    assert torch.cosine_similarity(close.flatten(), exact.flatten(), dim=0) > (0.99 if bits == 8 else 0.9)
+    assert not torch.equal(close, exact)
+    fingerprint = base_fingerprint(model)
+    losses = [step(model, batch, rate=0.02) for _ in range(8)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert base_fingerprint(model) == fingerprint
+    counted = {part.name: part for part in parts(model)}
+    exactly = {part.name: part for part in parts(plain)}
+    assert stored in counted["language model"].dtypes
+    assert counted["language model"].parameters == exactly["language model"].parameters
+
+
+def test_the_table_of_parts(model):
+    set_trainable(model, Trainable(language="lora", lora_rank=2))
+    found = {part.name: (part.parameters, part.trainable) for part in parts(model)}
+    adapters = sum(p.numel() for n, p in model.named_parameters() if "lora" in n)
+    projector = sum(p.numel() for p in model.multi_modal_projector.parameters())
+    embedding, head = model.get_input_embeddings().weight.numel(), model.get_output_embeddings().weight.numel()
+    vision = sum(p.numel() for p in model.vision_tower.parameters())
+    assert found["adapters"] == (adapters, adapters)
+    assert found["projector"] == (projector, projector)
+    assert found["token embedding"] == (embedding, embedding)
+    assert found["language head"] == (head, 0)
+    assert found["vision encoder"] == (vision, 0)
+    assert sum(n for n, _ in found.values()) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vision": "half"}, "trainable.vision='half', expected one of frozen, lora, full"),
+        ({"projector": False, "embedding": False}, "nothing trains"),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Trainable(**settings)
+
+
+def test_a_quantized_model_cannot_train_as_a_whole(make_model):
+    with pytest.raises(ValueError, match="a quantized language model is frozen"):
+        set_trainable(make_model(language_bits=8), Trainable(language="full"))
+
+
+def test_another_number_of_bits_is_refused(make_model):
+    with pytest.raises(ValueError, match="language_bits=3, expected 8, 4 or None"):
+        make_model(language_bits=3)
