@@ -1,5 +1,6 @@
 """Every file under conf/ composes, every `_target_` exists and takes what it is given, experiments say how to run."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ def test_experiments_open_with_their_command():
         assert first == f"# visualchat-train {several}experiment={path.stem}"
 
 
+@functools.cache
 def points(experiment: str) -> list[list[str]]:
     """The overrides of each run of an experiment's own sweep; one run without any if it has none."""
     sweeper = composed("train", f"experiment={experiment}").hydra.sweeper
@@ -116,7 +118,9 @@ def test_an_experiments_own_values_win():
 
 
 def test_an_unknown_name_is_named_with_the_known_ones():
-    with pytest.raises(MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*causal\n\s*mmca"):
+    with pytest.raises(
+        MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*cross\n\s*mmca"
+    ):
         composed("train", "attention=mcma")
 
 
