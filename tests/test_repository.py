@@ -117,9 +117,10 @@ def pins() -> dict[str, str]:
 
 
 def declared() -> list[Requirement]:
-    """All requirements of pyproject.toml, those of the extras included."""
+    """All requirements of pyproject.toml on others, those of the extras included."""
     extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(text) for group in (PROJECT["dependencies"], *extras) for text in group]
+    found = [Requirement(text) for group in (PROJECT["dependencies"], *extras) for text in group]
+    return [requirement for requirement in found if requirement.name != PROJECT["name"]]
 
 
 def test_no_machine_paths():

@@ -61,6 +61,21 @@ def test_shards_of_the_language_model_need_not_be_there(broken):
     assert same_weights(load_vision_tower(broken, torch.float32))
 
 
+def test_of_a_hub_repository_only_the_needed_files_are_fetched(sharded, monkeypatch):
+    fetched = []
+
+    def cached_file(repository, name, **_):
+        assert repository == "Qwen/Qwen-VL-Chat"
+        if not (sharded / name).is_file():
+            return None
+        fetched.append(name)
+        return str(sharded / name)
+
+    monkeypatch.setattr("visualchat.model.vision.checkpoint.cached_file", cached_file)
+    assert read_encoder("Qwen/Qwen-VL-Chat", expected_shapes(CONFIG)).keys() == WEIGHTS.keys() - {"proj"}
+    assert set(fetched) == {"pytorch_model.bin.index.json", THIRD, THIRD.replace("3", "4")}
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_a_checkpoint_in_one_file(name, tmp_path):
     write_checkpoint(tmp_path, WEIGHTS)

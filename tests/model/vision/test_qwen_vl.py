@@ -84,6 +84,20 @@ def test_gradient_checkpointing_changes_no_gradient(encoder):
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+def test_every_linear_layer_is_called_as_a_module(encoder):
+    """Adapters, quantized layers and ZeRO-3 live in a layer's own call; a weight that is read past it escapes them."""
+    called = set()
+    hooks = [
+        layer.register_forward_hook(lambda layer, *_: called.add(layer))
+        for layer in encoder.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    encoder(torch.zeros(1, 3, 56, 56, dtype=torch.float64))
+    for hook in hooks:
+        hook.remove()
+    assert len(called) == len(hooks) == 2 * 4 + 2
+
+
 def test_published_sizes():
     """Qwen-VL's paper, table 1: 1.9B with a resampler of 0.08B."""
     with torch.device("meta"):
