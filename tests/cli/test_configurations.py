@@ -1,6 +1,8 @@
 """Every file under conf/ composes, every `_target_` exists and takes what it is given, experiments say how to run."""
 
+import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from visualchat.cli.config import CONF
 
 ROOT = Path(CONF)
-COMMANDS = ("train", "evaluate", "chat", "data_tool", "convert")
+COMMANDS = ("train", "evaluate", "chat", "data_tool", "convert", "plan")
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
 NEEDED = {"data_tool": ["action=check"], "convert": ["action=to_published", "file=file", "folder=folder"]}
 EVALUATE_RUN = {"evaluate", "chat"}  # the folder rules of the other two commands
@@ -77,11 +79,47 @@ def test_each_file_says_what_it_is(path):
 
 def test_experiments_open_with_their_command():
     for path in (ROOT / "experiment").glob("*.yaml"):
-        assert f"visualchat-train experiment={path.stem}" in path.read_text().split("\n", 2)[1]
+        several = "-m " if points(path.stem) != [[]] else ""
+        first = path.read_text().splitlines()[1].partition(":")[0]
+        assert first == f"# visualchat-train {several}experiment={path.stem}"
+
+
+@functools.cache
+def points(experiment: str) -> list[list[str]]:
+    """The overrides of each run of an experiment's own sweep; one run without any if it has none."""
+    sweeper = composed("train", f"experiment={experiment}").hydra.sweeper
+    axes = [[f"{name}={value}" for value in str(values).split(",")] for name, values in (sweeper.params or {}).items()]
+    return [[*point] for point in itertools.product(*axes)]
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml")))
+def test_each_run_of_an_experiments_sweep_composes(experiment):
+    for point in points(experiment):
+        config = composed("train", f"experiment={experiment}", *point)
+        assert check_targets(config)
+        for override in point:
+            name, value = override.split("=")
+            if name not in config.hydra.runtime.choices:
+                assert OmegaConf.select(config, name) == OmegaConf.from_dotlist([f"v={value}"]).v
+
+
+def test_every_experiment_of_the_paper_has_a_twin_that_varies_the_same():
+    names = {path.stem for path in (ROOT / "experiment").glob("*.yaml")}
+    for name in sorted(name for name in names if name.startswith("paper_")):
+        twin = name.replace("paper", "tiny", 1)
+        assert twin in names, f"{name} has no twin"
+        assert composed("train", f"experiment={twin}").trainer.accelerator == "cpu"
+        assert len(points(twin)) == len(points(name))
+
+
+def test_an_experiments_own_values_win():
+    config = composed("train", "experiment=paper")
+    assert (config.dtype, config.trainer.precision, config.seed) == ("bfloat16", "bf16-true", 1234)
+    assert composed("train", "experiment=paper", "dtype=float16").dtype == "float16"
 
 
 def test_an_unknown_name_is_named_with_the_known_ones():
-    with pytest.raises(MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*causal\n\s*mmca"):
+    with pytest.raises(MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*cross\n\s*mmca"):
         composed("train", "attention=mcma")
 
 

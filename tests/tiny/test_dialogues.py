@@ -178,3 +178,23 @@ def test_captions_stand_where_images_would():
     text = "".join(segment.text for segment in caption_segments(sketch))
     assert text.startswith(f"{SYSTEM}\n\n### Image 1:\n{sketch.scenes[0].caption}\n")
     assert f"### Image 2:\n{sketch.scenes[1].caption}\n\n### Question:\n" in text
+
+
+def test_shuffled_numbers_point_at_the_same_pictures():
+    """A foreign picture stands between the dialogue's own; words that name later ones count one up."""
+    plain, shuffled = (TinyDialogues("train", 200, shuffled=share) for share in (0.0, 1.0))
+    changed = [(a, b) for a, b in zip(plain, shuffled, strict=True) if len(a.images) != len(b.images)]
+    assert len(changed) > 10
+    for before, after in changed:
+        own, now = ([image.tobytes() for image in dialogue.images] for dialogue in (before, after))
+        place = next(n for n, (old, new) in enumerate(zip([*own, b""], now, strict=True)) if old != new)
+        assert place >= 1
+        assert now[:place] + now[place + 1 :] == own
+        assert [turn.answer is None for turn in after.turns] == [turn.answer is None for turn in before.turns]
+    kept = [(a, b) for a, b in zip(plain, shuffled, strict=True) if len(a.images) == len(b.images)]
+    assert all(a == b for a, b in kept if len(a.images) < 2)
+
+
+def test_a_share_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 1, found 2"):
+        TinyDialogues("train", 1, shuffled=2)

@@ -12,7 +12,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
 from PIL import Image
 from torch.nn.functional import dropout
 
@@ -20,9 +19,9 @@ from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.training import checkpoints
+from visualchat.training.callbacks import RunMetrics
 from visualchat.training.checkpoints import Checkpoints
 from visualchat.training.logs import ContinuedCSVLogger
-from visualchat.training.callbacks import RunMetrics
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.resume import find_checkpoint
@@ -162,4 +161,7 @@ def losses(folder: Path) -> list[tuple[str, str, str]]:
 def rows(folder: Path) -> list[dict[str, str]]:
     """The log, without the token count of an epoch, which Lightning begins anew in a process."""
     with (folder / "logs" / "csv" / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if not name.startswith(("speed/", "memory/"))} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if not name.startswith(("speed/", "memory/"))}
+            for row in csv.DictReader(file)
+        ]

@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -21,6 +23,9 @@ _INSTALLED = _PACKAGE / "conf"  # in a wheel
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
 
 OUTPUTS = Path("outputs")
+
+LONGEST_NAME = 240
+"""Bytes of a folder's name; 255 is the limit of common file systems."""
 
 
 def run_name() -> str | None:
@@ -47,6 +52,40 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the tiny world needs none
     if not sys.stderr.isatty():
         disable_progress_bar()
+
+
+def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence[int], num_nodes: int) -> int:
+    """How many batches make one optimizer step of so many rows; `${accumulation:...}` in configurations.
+
+    Args:
+        rows: Of one step, over all devices.
+        batch_size: Rows of a batch on each device.
+        devices: Of each node, in any form that Lightning's Trainer takes.
+        num_nodes: Machines.
+
+    Raises:
+        ValueError: The rows cannot be dealt out evenly.
+    """
+    if devices in ("auto", -1, "-1"):
+        count = max(1, torch.cuda.device_count())
+    else:
+        count = int(devices) if isinstance(devices, int | str) else len(devices)
+    at_once = batch_size * count * num_nodes
+    if rows % at_once:
+        raise ValueError(
+            f"a step of rows_per_step={rows} cannot be made of batches of data.batch_size={batch_size} rows on each of "
+            f"{count * num_nodes} devices: {batch_size} x {count * num_nodes} must divide {rows}"
+        )
+    return rows // at_once
+
+
+def folder_name(overrides: str, number: int) -> str:
+    """The folder of a sweep's run: its overrides, or their start and its number where that is too long for a name."""
+    return overrides if len(overrides.encode()) <= LONGEST_NAME else f"{overrides[: LONGEST_NAME // 4]}...{number}"
+
+
+OmegaConf.register_new_resolver("accumulation", rows_to_accumulate, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 def saved_model(folder: str | None) -> Path:

@@ -22,9 +22,10 @@ SHOWN = {
     "exact_match/all": "all",
     "seen/exact_match/all": "seen",
     "unseen/exact_match/all": "unseen",
+    "validation/exact_match": "validation",
     "train/seconds": "seconds",
 }
-"""Metrics of the table, and how its columns are headed."""
+"""Metrics of the table, and how its columns are headed; one that no run has is left out."""
 
 FAILURE = "failed.txt"
 """In the folder of a run that failed: its error."""
@@ -69,9 +70,11 @@ def varied(runs: Sequence[Run]) -> list[str]:
 def sweep_table(runs: Sequence[Run]) -> Table:
     """One row a run; a dash where a run has no figure, and its state in place of the first if it did not finish."""
     names = varied(runs)
-    table = Table(*(name.rpartition(".")[2] for name in names), *SHOWN.values(), title="sweep (exact match in %)")
+    shown = {metric: head for metric, head in SHOWN.items() if any(metric in run.metrics for run in runs)}
+    shown = shown or {"exact_match/all": "all"}  # no run finished: a column for how they ended
+    table = Table(*(name.rpartition(".")[2] for name in names), *shown.values(), title="sweep (exact match in %)")
     for run in runs:
-        cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in SHOWN]
+        cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in shown]
         if run.state != "finished":
             cells[0] = run.state
         table.add_row(*(run.overrides.get(name, "") for name in names), *cells)
@@ -97,9 +100,10 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
 def draw_sweep(runs: Sequence[Run], path: Path) -> None:
     """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric.
 
-    Runs that did not finish are left out.
+    Without an evaluation after training it is the one of the validation part. Runs that did not finish are left out.
     """
     runs = [run for run in runs if run.metrics]
+    score = "exact_match/all" if all("exact_match/all" in run.metrics for run in runs) else "validation/exact_match"
     names = varied(runs)
     numeric = [name for name in names if all(_is_number(run.overrides.get(name, "")) for run in runs)]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -110,7 +114,7 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for run in runs:
             label = ", ".join(f"{n}={run.overrides.get(n, '')}" for n in names if n != along)
-            point = (float(run.overrides[along]), 100 * run.metrics["exact_match/all"])
+            point = (float(run.overrides[along]), 100 * run.metrics[score])
             lines.setdefault(label, []).append(point)
         for label, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
@@ -119,7 +123,7 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
             axes.legend()
     else:
         labels = ["\n".join(f"{n}={run.overrides.get(n, '')}" for n in names) for run in runs]
-        axes.bar(labels, [100 * run.metrics["exact_match/all"] for run in runs])
+        axes.bar(labels, [100 * run.metrics[score] for run in runs])
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

@@ -66,6 +66,9 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     model = module.model.eval()
     _save(config.save, model, build_model, processor, module.trainable, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
+    metrics |= {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
+    }
     metrics |= _evaluate(config, model, build_model, processor, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     record_results(metrics, trainer.loggers, trainer.global_step)
@@ -113,8 +116,13 @@ def _evaluate(
     processor: VisualChatProcessor,
     run: Path,
 ) -> dict[str, float]:
-    """The tuned model beside the untrained one, the blind one and the language model reading captions."""
+    """The tuned model beside the untrained one, the blind one and the language model reading captions.
+
+    Nothing where the evaluation has no dialogues.
+    """
     settings = config.evaluation
+    if not settings.dialogues:
+        return {}
     score = partial(evaluate_parts, processor=processor, apart=settings.apart, batch_size=settings.batch_size)
     parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
     untrained = build_model()
@@ -144,7 +152,8 @@ def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
         ("samples.html", "sample dialogues with their images"),
         (f"{model}/", "the model; chat with it: make chat, or"),
     ):
-        console.print(f"  {name:13} {what}", highlight=False)
+        if (run / name).exists():
+            console.print(f"  {name:13} {what}", highlight=False)
     console.print(f"                visualchat-chat folder={folder}/{model}", highlight=False)
 
 

@@ -18,8 +18,10 @@ class VisualChatConfig(PreTrainedConfig):
     Args:
         vision_config: Configuration of any vision encoder of transformers; CLIP's by default.
         text_config: Configuration of any causal language model of transformers; LLaMA's by default.
-        attention_kind: How image and text tokens attend in the language model: a name in `visualchat.attention.KINDS`.
+        attention_kind: How image and text tokens attend in the language model: a name in `visualchat.attention.KINDS`,
+            or `cross` for causal attention over text and gated cross-attention to images outside the sequence.
         attention_implementation: `auto`, `sdpa`, `eager` or `flex`, as in `visualchat.attention.multimodal_attention`.
+        cross_attention_every: With `cross`: a gated layer stands before n-th layer, n this number.
         projector_type: A name in `visualchat.model.projector.PROJECTORS`.
         image_seq_length: Tokens an image takes in the language model. Image slots are known by `mm_token_type_ids`
             alone, so the vocabulary needs no image token.
@@ -42,6 +44,7 @@ class VisualChatConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     attention_kind: str = "mmca"
     attention_implementation: str = "auto"
+    cross_attention_every: int = 4
     projector_type: str = "linear"
     image_seq_length: int = 256
     vision_feature_layer: int | None = None
@@ -50,7 +53,7 @@ class VisualChatConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        implementation_name(self.attention_kind, self.attention_implementation)
+        _ = self.decoder_attention  # raises where a name is unknown
         if self.projector_type not in PROJECTORS:
             raise ValueError(f"unknown projector {self.projector_type!r}, expected one of {', '.join(PROJECTORS)}")
         if isinstance(self.vision_config, QwenVLVisionConfig) and (
@@ -61,3 +64,14 @@ class VisualChatConfig(PreTrainedConfig):
                 "vision_feature_layer null and vision_feature_select_strategy 'full', found "
                 f"{self.vision_feature_layer!r} and {self.vision_feature_select_strategy!r}"
             )
+
+    @property
+    def images_outside(self) -> bool:
+        """Whether images stand outside the sequence, where gated cross-attention layers read them."""
+        return self.attention_kind == "cross"
+
+    @property
+    def decoder_attention(self) -> str:
+        """The language model's `attn_implementation`; its own layers are causal where images stand outside."""
+        kind = "causal" if self.images_outside else self.attention_kind
+        return implementation_name(kind, self.attention_implementation)

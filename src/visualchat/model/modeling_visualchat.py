@@ -25,9 +25,10 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from visualchat.attention import Modality, implementation_name
+from visualchat.attention import Modality, add_cross_attention
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
+from visualchat.model.outside import hold, outside_sequence, unseen_image
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.vision import load_vision_tower
 
@@ -103,9 +104,11 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: VisualChatConfig) -> None:
         """Build with random weights; see `from_pretrained` and `from_backbones` for real ones."""
         super().__init__(config)
-        attention = implementation_name(config.attention_kind, config.attention_implementation)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config, attn_implementation=attention)
+        self.language_model = AutoModelForCausalLM.from_config(
+            config.text_config, attn_implementation=config.decoder_attention
+        )
+        self._add_cross_attention()
         self.multi_modal_projector = self._new_projector()
         self.post_init()
 
@@ -152,14 +155,19 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             model = cls(joint)
         model.vision_tower = vision_tower
         model.language_model = language_model
-        language_model.set_attn_implementation(
-            implementation_name(joint.attention_kind, joint.attention_implementation)
-        )
+        language_model.set_attn_implementation(joint.decoder_attention)
+        model._add_cross_attention()
         model.multi_modal_projector = model._new_projector().to(dtype)
         if (norm := model.multi_modal_projector.last_norm) is not None:
             nn.init.constant_(norm.weight, model.get_input_embeddings().weight.float().std().item())
         model.generation_config = language_model.generation_config
         return model.eval()
+
+    def _add_cross_attention(self) -> None:
+        """Where images stand outside the sequence: the layers that read them."""
+        if self.config.images_outside:
+            size = self.language_model.config.hidden_size
+            add_cross_attention(self.language_model, every=self.config.cross_attention_every, image_size=size)
 
     def _new_projector(self) -> Projector:
         sizes = self.vision_tower.config.hidden_size, self.language_model.config.hidden_size
@@ -292,8 +300,17 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features = None
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features)
-        if image_features is not None:
-            filling = image_features if image_index is None else image_features[image_index]
+        filling = image_features if image_index is None or image_features is None else image_features[image_index]
+        if self.config.images_outside:
+            if segment_ids is not None:
+                raise ValueError("attention kind 'cross' takes one dialogue a row, found packed rows (segment_ids)")
+            outside = outside_sequence(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
+            attention_mask, position_ids = outside.pop("attention_mask"), outside.pop("position_ids")
+            if not outside and self.training:  # as below
+                blank = self.multi_modal_projector(self.vision_features(self.blank_image()))
+                outside = unseen_image(blank, len(inputs_embeds))
+            kwargs |= outside
+        elif filling is not None:
             inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, filling)
         elif (mm_token_type_ids == Modality.IMAGE).any():
             found = int((mm_token_type_ids == Modality.IMAGE).sum())
@@ -324,6 +341,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             key_modality=key_modality,
             **kwargs,
         )
+        hold(out.past_key_values, kwargs)
         loss = losses = None
         if labels is not None:
             rows, targets = answer_rows(out.last_hidden_state, labels)

@@ -12,6 +12,8 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from visualchat.attention import GatedCrossAttention
+from visualchat.attention.cross import NAME as CROSS_ATTENTION
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
 
 Backbone = Literal["frozen", "lora", "full"]
@@ -53,6 +55,8 @@ class Trainable:
 def set_trainable(model: VisualChatForConditionalGeneration, trainable: Trainable | None = None) -> None:
     """Let exactly what `trainable` says require gradients; adapters are added where it asks for them.
 
+    Gated cross-attention layers, which no base brings, train in any case.
+
     Raises:
         ValueError: Embedding and language head share one weight, so that training one would move the other; or a
             quantized language model is to train as a whole.
@@ -74,17 +78,22 @@ def set_trainable(model: VisualChatForConditionalGeneration, trainable: Trainabl
             part.requires_grad_(True)
     model.multi_modal_projector.requires_grad_(trainable.projector)
     embedding.requires_grad_(trainable.embedding or trainable.language == "full")
+    for module in model.modules():
+        if isinstance(module, GatedCrossAttention):  # new in the model, so always
+            module.requires_grad_(True)
 
 
 def _add_adapters(part: nn.Module, trainable: Trainable) -> None:
     """Give every linear layer of a backbone but the head a low-rank adapter, which alone requires gradients."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    crossing = any(isinstance(module, GatedCrossAttention) for module in part.modules())
     settings = LoraConfig(
         r=trainable.lora_rank,
         lora_alpha=trainable.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=trainable.lora_dropout,
         target_modules="all-linear",
+        exclude_modules=rf".*\.{CROSS_ATTENTION}\..*" if crossing else None,  # they train themselves
     )
     inject_adapter_in_model(settings, part)
 
@@ -108,12 +117,16 @@ class Part:
         parameters: How many it has.
         trainable: How many of them train.
         dtypes: In which its parameters are held.
+        bytes: What they take.
+        trainable_bytes: What those take that train.
     """
 
     name: str
     parameters: int
     trainable: int
     dtypes: tuple[str, ...]
+    bytes: int = 0
+    trainable_bytes: int = 0
 
 
 def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
@@ -128,6 +141,8 @@ def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
         top = name.partition(".")[0]
         if ".lora_" in name:
             found["adapters"].append(parameter)
+        elif f".{CROSS_ATTENTION}." in name:
+            found["cross-attention"].append(parameter)
         elif id(parameter) in embedding:
             found["token embedding"].append(parameter)
         elif id(parameter) in heads:
@@ -140,6 +155,8 @@ def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
             sum(map(count, own)),
             sum(count(p) for p in own if p.requires_grad),
             tuple(sorted({_dtype(p) for p in own})),
+            sum(p.nbytes for p in own),
+            sum(p.nbytes for p in own if p.requires_grad),
         )
         for title, own in found.items()
     ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from visualchat.data.renumber import insert_image
 from visualchat.dialogue import Caption, Content, Dialogue, Turn
 from visualchat.template import Segment, render
 from visualchat.tiny.questions import Context, Question, ask
@@ -78,24 +79,33 @@ class TinyDialogues:
         size: Number of dialogues.
         seed: Another seed gives other dialogues; no seed of one split gives a picture of another.
         captions: Whether captions stand where the pictures would be.
+        shuffled: In how many of the dialogues with two or more images a foreign picture is slipped in between, so that
+            image numbers are not 1, 2, ... (arXiv 2309.14327, section 5.2.4); references in the words are rewritten.
 
     Raises:
-        ValueError: The split is unknown or the size is negative.
+        ValueError: The split is unknown, the size is negative, or the share is not between 0 and 1.
     """
 
-    def __init__(self, split: Split, size: int, seed: int = 0, captions: bool = False) -> None:
+    def __init__(self, split: Split, size: int, seed: int = 0, captions: bool = False, shuffled: float = 0.0) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
         if size < 0:
             raise ValueError(f"a data set's size cannot be negative, found {size}")
-        self.split, self.size, self.seed, self.captions = split, size, seed, captions
+        if not 0.0 <= shuffled <= 1.0:
+            raise ValueError(f"shuffled is a share between 0 and 1, found {shuffled}")
+        self.split, self.size, self.seed, self.captions, self.shuffled = split, size, seed, captions, shuffled
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Dialogue:
         sketch = self.sketch(index)
-        return sketch.captioned() if self.captions else sketch.dialogue()
+        dialogue = sketch.captioned() if self.captions else sketch.dialogue()
+        rng = random.Random(f"shuffled {self.seed} {index % self.size}")
+        if rng.random() >= self.shuffled or len(dialogue.images) < 2:
+            return dialogue
+        foreign = draw(sample_scene(rng, SEEN))
+        return insert_image(dialogue, foreign, rng.randrange(1, len(dialogue.images))) or dialogue
 
     def sketch(self, index: int) -> Sketch:
         """Dialogue `index` before it is drawn.
