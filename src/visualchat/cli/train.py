@@ -18,10 +18,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from visualchat.cli.config import CONF, quieten
+from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
 
 console = Console()
@@ -40,7 +42,12 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     processor: VisualChatProcessor = instantiate(config.processor)
     build_model = instantiate(config.build_model)
     data = instantiate(config.data, processor=processor)
-    module = VisualChatModule(build_model, instantiate(config.optimizer), base=_base_name(config))
+    module = VisualChatModule(
+        build_model,
+        instantiate(config.optimizer),
+        base=_base_name(config),
+        gradient_checkpointing=config.gradient_checkpointing,
+    )
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),
@@ -49,6 +56,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     started = time.perf_counter()
     trainer.fit(module, data, ckpt_path=config.resume)
     seconds = time.perf_counter() - started
+    gather_model(module, trainer)
     if not trainer.is_global_zero:
         return {}
     model = module.model.eval()
@@ -118,7 +126,13 @@ def _say_what_is_where(run: Path, seconds: float) -> None:
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def main(config: DictConfig) -> Any:
     """The command; its value, exact match over all, is what a sweep compares."""
-    return train(config, Path(HydraConfig.get().runtime.output_dir)).get("exact_match/all")
+    run = Path(HydraConfig.get().runtime.output_dir)
+    if needs_own_processes(config):
+        run_job("visualchat.cli.train", run)
+        metrics = json.loads((run / "metrics.json").read_text())
+    else:
+        metrics = train(config, run)
+    return metrics.get("exact_match/all")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+from visualchat.model.sharding import gathered, whole_state
 
 
 def freeze_backbones(model: VisualChatForConditionalGeneration) -> None:
@@ -28,8 +29,8 @@ def freeze_backbones(model: VisualChatForConditionalGeneration) -> None:
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name, detached."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    """The parameters that train, by name, detached; in one piece; all ranks must call it together."""
+    return whole_state((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -42,8 +43,9 @@ def base_fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if parameter.requires_grad:
             continue
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = parameter.detach().flatten()
-        chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()
-        digest.update(values[chosen.to(values.device)].float().cpu().numpy().tobytes())
+        with gathered(parameter) as whole:
+            digest.update(f"{name}{tuple(whole.shape)}".encode())
+            values = whole.flatten()
+            chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()
+            digest.update(values[chosen.to(values.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -29,6 +29,7 @@ from visualchat.attention import Modality, implementation_name
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.loss import answer_loss, answer_rows, language_head
 from visualchat.model.projector import PROJECTORS
+from visualchat.model.sharding import gathered, is_split, shapes_only
 
 
 @dataclass
@@ -53,7 +54,8 @@ def untie_head(language_model: PreTrainedModel) -> None:
     """Give the language head a weight of its own, if it shares the token embedding's; the logits stay the same."""
     if language_model.config.tie_word_embeddings:
         head = language_model.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        with gathered(head.weight) as weight:
+            head.weight = nn.Parameter(weight.clone())
         language_model.config.tie_word_embeddings = False
 
 
@@ -108,7 +110,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             backbone.config.name_or_path = ""  # a saved model carries no paths of the machine that made it
         joint = VisualChatConfig(vision_config=vision_tower.config, text_config=language_model.config, **config)
 
-        with torch.device("meta"):  # the backbones come with their weights: make none for them
+        with shapes_only():  # the backbones come with their weights: make none for them
             model = cls(joint)
         model.vision_tower = vision_tower
         model.language_model = language_model
@@ -118,7 +120,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.multi_modal_projector = PROJECTORS[joint.projector_type](
             vision_tower.config.hidden_size, language_model.config.hidden_size
         ).to(dtype)
-        spread = model.get_input_embeddings().weight.float().std().item()
+        with gathered(model.get_input_embeddings().weight) as embedding:
+            spread = embedding.float().std().item()
         for module in model.multi_modal_projector.modules():
             if isinstance(module, nn.LayerNorm):
                 nn.init.constant_(module.weight, spread)
@@ -136,6 +139,9 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Linear:
         """The language model's head."""
         return self.language_model.get_output_embeddings()
+
+    def _is_split(self) -> bool:
+        return is_split(next(self.multi_modal_projector.parameters()))
 
     def blank_image(self) -> Tensor:
         """A grey picture of the encoder's size, (1, 3, height, width)."""
@@ -246,8 +252,9 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif (mm_token_type_ids == Modality.IMAGE).any():
             found = int((mm_token_type_ids == Modality.IMAGE).sum())
             raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
-        elif self.training:
-            # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever.
+        elif self.training or (self._is_split() and (past_key_values is None or not past_key_values.get_seq_length())):
+            # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever;
+            # a split model's in evaluation too, but not in the steps of `generate` that follow the prompt's.
             inputs_embeds = inputs_embeds + 0.0 * self.get_image_features(self.blank_image()).sum()
 
         if segment_ids is not None:

@@ -14,6 +14,7 @@ from visualchat.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.freezing import base_fingerprint, freeze_backbones, trainable_state
+from visualchat.training.fsdp import Fsdp2Strategy, split_layers
 from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
 
 
@@ -24,6 +25,8 @@ class VisualChatModule(lightning.LightningModule):
         build_model: Makes the model; called in `configure_model`, so that a strategy can shard it at birth.
         optimizer: How the trained parts move.
         base: What the frozen backbones are called in error messages.
+        gradient_checkpointing: Whether the language model's layers keep only their inputs and compute the rest again
+            in the backward pass.
     """
 
     model: VisualChatForConditionalGeneration
@@ -33,25 +36,39 @@ class VisualChatModule(lightning.LightningModule):
         build_model: Callable[[], VisualChatForConditionalGeneration],
         optimizer: OptimizerSettings | None = None,
         base: str = "the frozen backbones",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.build_model = build_model
         self.settings = optimizer or OptimizerSettings()
         self.base = base
+        self.gradient_checkpointing = gradient_checkpointing
         self.exact_match = MeanMetric()
+        self._base_fingerprint: str | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     def configure_model(self) -> None:
-        """Build the model and freeze its backbones, once."""
+        """Build the model, once, and split it where the strategy wants that."""
         if not hasattr(self, "model"):
-            self.model = self.build_model().train()
-            freeze_backbones(self.model)
+            self.model = self.assemble()
+            if isinstance(self.trainer.strategy, Fsdp2Strategy):
+                assert self.device_mesh is not None
+                split_layers(self.model, self.device_mesh["data_parallel"])
+
+    def assemble(self) -> VisualChatForConditionalGeneration:
+        """A new model with frozen backbones, ready to train."""
+        model = self.build_model().train()
+        freeze_backbones(model)
+        if self.gradient_checkpointing:
+            # not the reentrant way, which needs an input that requires gradients
+            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The batch's loss: the mean over its answer tokens, those of all ranks together."""
         loss = self.model(**batch).loss
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
+        self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True, sync_dist=True)
         return loss * self._weight(batch["labels"])
 
     def _weight(self, labels: Tensor) -> Tensor | float:
@@ -66,7 +83,7 @@ class VisualChatModule(lightning.LightningModule):
         """Loss and exact match over the batch's answers."""
         out = self.model(**batch)
         answers = int((batch["labels"] >= 0).sum())
-        self.log("validation/loss", out.loss, prog_bar=True, batch_size=answers)
+        self.log("validation/loss", out.loss, prog_bar=True, batch_size=answers, sync_dist=True)
         self.exact_match.update(torch.tensor(correct_answers(out.logits, batch["labels"]), dtype=torch.float))
         self.log("validation/exact_match", self.exact_match, prog_bar=True)
 
@@ -80,7 +97,14 @@ class VisualChatModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains, bound to the base that it was trained with."""
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in trainable_state(self.model).items()}
-        checkpoint["base"] = {"name": self.base, "fingerprint": base_fingerprint(self.model)}
+        checkpoint["trained"] = [*checkpoint["state_dict"]]  # ZeRO keeps the values elsewhere in the checkpoint
+        checkpoint["base"] = {"name": self.base, "fingerprint": self._fingerprint()}
+
+    def _fingerprint(self) -> str:
+        """The base's, computed once: it is frozen, and under ZeRO-3 all of it travels to be read."""
+        if self._base_fingerprint is None:
+            self._base_fingerprint = base_fingerprint(self.model)
+        return self._base_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base, or one that lacks a trained part.
@@ -89,12 +113,13 @@ class VisualChatModule(lightning.LightningModule):
             ValueError: It does not fit.
         """
         base = checkpoint.get("base", {"name": "an unknown base", "fingerprint": None})
-        if base["fingerprint"] != base_fingerprint(self.model):
+        if base["fingerprint"] != self._fingerprint():
             raise ValueError(
                 f"the checkpoint belongs to another base: it was trained on {base['name']}, "
                 f"this model stands on {self.base}"
             )
-        expected = {f"model.{name}" for name in trainable_state(self.model)}
-        if set(checkpoint["state_dict"]) != expected:
-            odd = sorted(expected ^ set(checkpoint["state_dict"]))
+        expected = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+        found = set(checkpoint["trained"])
+        if found != expected:
+            odd = sorted(expected ^ found)
             raise ValueError(f"the checkpoint does not hold exactly what trains; missing or surplus: {', '.join(odd)}")
