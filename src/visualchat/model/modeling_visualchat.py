@@ -29,7 +29,7 @@ from visualchat.attention import Modality, implementation_name
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.loss import answer_loss, answer_rows, language_head
 from visualchat.model.projector import PROJECTORS
-from visualchat.model.sharding import gathered, is_split, shapes_only
+from visualchat.model.sharding import gathered, is_split_model, shapes_only
 
 
 @dataclass
@@ -140,9 +140,6 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The language model's head."""
         return self.language_model.get_output_embeddings()
 
-    def _is_split(self) -> bool:
-        return is_split(next(self.multi_modal_projector.parameters()))
-
     def blank_image(self) -> Tensor:
         """A grey picture of the encoder's size, (1, 3, height, width)."""
         size = self.vision_tower.config.image_size
@@ -252,7 +249,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif (mm_token_type_ids == Modality.IMAGE).any():
             found = int((mm_token_type_ids == Modality.IMAGE).sum())
             raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
-        elif self.training or (self._is_split() and (past_key_values is None or not past_key_values.get_seq_length())):
+        elif self.training or (is_split_model(self) and not (past_key_values and past_key_values.get_seq_length())):
             # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever;
             # a split model's in evaluation too, but not in the steps of `generate` that follow the prompt's.
             inputs_embeds = inputs_embeds + 0.0 * self.get_image_features(self.blank_image()).sum()
@@ -286,6 +283,13 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])
         return VisualChatOutput(loss, logits, out.past_key_values, image_features)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own. If the model is split over processes, each of them must call it, and goes on until all
+        have their answers (`synced_gpus`, which transformers itself sets for ZeRO-3 only)."""
+        if is_split_model(self):
+            kwargs.setdefault("synced_gpus", True)
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import set_zero3_state
 
@@ -17,6 +18,11 @@ from transformers.modeling_utils import set_zero3_state
 def is_split(parameter: nn.Parameter) -> bool:
     """Whether the ranks share the parameter's values: ZeRO-3 marks those, FSDP2's are distributed tensors."""
     return hasattr(parameter, "ds_id") or isinstance(parameter, DTensor)
+
+
+def is_split_model(model: nn.Module) -> bool:
+    """The same of a model's parameters, inside its forward pass too, when FSDP2's are whole for a moment."""
+    return isinstance(model, FSDPModule) or any(is_split(parameter) for parameter in model.parameters())
 
 
 @contextmanager

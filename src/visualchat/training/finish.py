@@ -6,7 +6,7 @@ import lightning
 import torch
 
 from visualchat.model.freezing import trainable_state
-from visualchat.model.sharding import is_split
+from visualchat.model.sharding import is_split_model
 from visualchat.training.module import VisualChatModule
 
 
@@ -16,7 +16,7 @@ def gather_model(module: VisualChatModule, trainer: lightning.Trainer) -> None:
     A model that was split over the ranks is built anew from its base, with the trained parameters filled in: only those
     ever travel. On the other ranks `module.model` is of no use afterwards.
     """
-    if any(is_split(parameter) for parameter in module.model.parameters()):
+    if is_split_model(module.model):
         trained = trainable_state(module.model)
         del module.model
         if trainer.is_global_zero:

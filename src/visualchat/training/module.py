@@ -44,6 +44,7 @@ class VisualChatModule(lightning.LightningModule):
         self.base = base
         self.gradient_checkpointing = gradient_checkpointing
         self.exact_match = MeanMetric()
+        self.validation_loss = MeanMetric()  # Lightning's own mean over ranks rounds their weights (2.6)
         self._base_fingerprint: str | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
@@ -61,7 +62,7 @@ class VisualChatModule(lightning.LightningModule):
         freeze_backbones(model)
         if self.gradient_checkpointing:
             # not the reentrant way, which needs an input that requires gradients
-            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         return model
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -82,8 +83,8 @@ class VisualChatModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Loss and exact match over the batch's answers."""
         out = self.model(**batch)
-        answers = int((batch["labels"] >= 0).sum())
-        self.log("validation/loss", out.loss, prog_bar=True, batch_size=answers, sync_dist=True)
+        self.validation_loss.update(out.loss, weight=(batch["labels"] >= 0).sum())
+        self.log("validation/loss", self.validation_loss, prog_bar=True)
         self.exact_match.update(torch.tensor(correct_answers(out.logits, batch["labels"]), dtype=torch.float))
         self.log("validation/exact_match", self.exact_match, prog_bar=True)
 
