@@ -16,11 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.strategies.deepspeed import _format_precision_config
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
+
+from visualchat.model.sharding import is_split
+
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""DeepSpeed's sections on precision, and what weights are under them; fp32 without."""
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -123,6 +130,18 @@ class ZeroStrategy(DeepSpeedStrategy):
 
             self._transformers_config = HfDeepSpeedConfig(self.config)
         yield
+
+    def setup(self, trainer: lightning.Trainer) -> None:
+        """Lightning's; under ZeRO-3 the parts that DeepSpeed has not yet split take the precision of those it has."""
+        self._init_config_if_needed()
+        if self.zero_stage_3:
+            assert isinstance(self.config, dict)
+            assert self.lightning_module is not None
+            dtype = next((d for d in _DTYPES if self.config.get(d, {}).get("enabled")), None)
+            for parameter in self.lightning_module.parameters():
+                if not is_split(parameter):
+                    parameter.data = parameter.data.to(_DTYPES[dtype] if dtype else torch.float32)
+        super().setup(trainer)
 
     def teardown(self) -> None:
         """Lightning's; models made after it are ordinary ones."""
