@@ -1,8 +1,8 @@
 """Jobs of a sweep that need processes of their own.
 
-Lightning starts the other ranks by running the command once more. In a Hydra multirun that command is the whole sweep, and
-what the first job leaves behind (environment variables, process groups) would spoil the second. So such a job is one
-command of its own, the very command that a person would type, and the sweep waits for it.
+Lightning starts the other ranks by running the command once more. In a Hydra multirun that command is the whole sweep,
+and what the first job leaves behind (environment variables, process groups) would spoil the second. So such a job is
+one command of its own, the very command that a person would type, and the sweep waits for it.
 """
 
 from __future__ import annotations

@@ -285,11 +285,13 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return VisualChatOutput(loss, logits, out.past_key_values, image_features)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own. If the model is split over processes, each of them must call it, and goes on until all
-        have their answers (`synced_gpus`, which transformers itself sets for ZeRO-3 only)."""
+        """transformers' own, on a model split over processes too: each must call it, and goes on until all are done.
+
+        That is `synced_gpus`, which transformers sets by itself for ZeRO-3 and FSDP1 only.
+        """
         if is_split_model(self):
             kwargs.setdefault("synced_gpus", True)
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(
         self,

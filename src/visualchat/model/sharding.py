@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_utils import set_zero3_state
 
 
-def is_split(parameter: nn.Parameter) -> bool:
+def is_split(parameter: Tensor) -> bool:
     """Whether the ranks share the parameter's values: ZeRO-3 marks those, FSDP2's are distributed tensors."""
     return hasattr(parameter, "ds_id") or isinstance(parameter, DTensor)
 
@@ -26,7 +26,7 @@ def is_split_model(model: nn.Module) -> bool:
 
 
 @contextmanager
-def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
+def gathered(parameter: Tensor) -> Iterator[Tensor]:
     """The parameter's values in one piece, detached, to read inside; all ranks must come here together."""
     if hasattr(parameter, "ds_id"):
         import deepspeed

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from visualchat.model.sharding import is_split
 
-
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """DeepSpeed's sections on precision, and what weights are under them; fp32 without."""
 

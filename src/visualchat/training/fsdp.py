@@ -1,7 +1,7 @@
 """All that is particular to FSDP2: torch's `fully_shard` under Lightning's ModelParallelStrategy.
 
-Each rank reads the backbones from their files (mapped memory, on the CPU) and keeps its share of every layer. Checkpoints
-are Lightning's ordinary ones, one file with whole tensors of what trains, so they fit any number of ranks.
+Each rank reads the backbones from their files (mapped memory, on the CPU) and keeps its share of every layer.
+Checkpoints are ordinary ones, a file with whole tensors of what trains, so they fit any number of ranks.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Fsdp2Strategy(ModelParallelStrategy):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for number, values in state["state"].items():
                 like = parameters[number]
-                values |= {k: _share_like(like, v) for k, v in values.items() if getattr(v, "shape", None) == like.shape}
+                values |= {
+                    k: _share_like(like, v) for k, v in values.items() if getattr(v, "shape", None) == like.shape
+                }
             optimizer.load_state_dict(state)
 
 

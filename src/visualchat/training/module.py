@@ -69,7 +69,14 @@ class VisualChatModule(lightning.LightningModule):
         """The batch's loss: the mean over its answer tokens, those of all ranks together."""
         loss = self.model(**batch).loss
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/tokens", batch["attention_mask"].sum().float(), reduce_fx="sum", on_step=False, on_epoch=True, sync_dist=True)
+        self.log(
+            "train/tokens",
+            batch["attention_mask"].sum().float(),
+            reduce_fx="sum",
+            on_step=False,
+            on_epoch=True,
+            sync_dist=True,
+        )
         return loss * self._weight(batch["labels"])
 
     def _weight(self, labels: Tensor) -> Tensor | float:
