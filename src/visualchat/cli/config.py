@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
@@ -36,7 +35,7 @@ def run_name() -> str | None:
 def sweep_name() -> str | None:
     """Date and time of the sweep that this run belongs to; None for a single run. `${sweep_name:}` in YAML."""
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
+    if not Path(hydra.runtime.output_dir).is_relative_to(Path(hydra.sweep.dir).resolve()):
         return None
     return "/".join(part for part in Path(os.path.relpath(hydra.sweep.dir)).parts[-2:] if part != "..")
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from visualchat.cli.config import CONF, quieten
+from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.record import closing_wandb, record_results, record_run
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
@@ -25,6 +26,7 @@ from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.light import save_light
 from visualchat.model.trainable import Trainable, merge_adapters
+from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint
 
@@ -49,7 +51,11 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     build_model = instantiate(config.build_model, vocab_size=len(processor.tokenizer))
     data = instantiate(config.data, processor=processor)
     module = VisualChatModule(
-        build_model, instantiate(config.optimizer), instantiate(config.model.trainable), base=_base_name(config)
+        build_model,
+        instantiate(config.optimizer),
+        instantiate(config.model.trainable),
+        base=_base_name(config),
+        gradient_checkpointing=config.gradient_checkpointing,
     )
     trainer: lightning.Trainer = instantiate(
         config.trainer,
@@ -61,6 +67,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     started = time.perf_counter()
     trainer.fit(module, data, ckpt_path=find_checkpoint(config.resume, run))
     seconds = time.perf_counter() - started
+    gather_model(module, trainer)
     if not trainer.is_global_zero:
         return {}
     model = module.model.eval()
@@ -160,8 +167,14 @@ def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def main(config: DictConfig) -> Any:
     """The command; its value, exact match over all, is what a sweep compares."""
-    with closing_wandb():
-        return train(config, Path(HydraConfig.get().runtime.output_dir)).get("exact_match/all")
+    run = Path(HydraConfig.get().runtime.output_dir)
+    if needs_own_processes(config):
+        run_job("visualchat.cli.train", run)
+        metrics = json.loads((run / "metrics.json").read_text())
+    else:
+        with closing_wandb():
+            metrics = train(config, run)
+    return metrics.get("exact_match/all")
 
 
 if __name__ == "__main__":

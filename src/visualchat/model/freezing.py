@@ -7,10 +7,12 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from visualchat.model.sharding import gathered, whole_state
+
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name, detached."""
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    """The parameters that train, by name, detached; in one piece; all ranks must call it together."""
+    return whole_state((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -24,8 +26,9 @@ def base_fingerprint(model: nn.Module) -> str:
         if parameter.requires_grad:
             continue
         name = name.replace(".base_layer", "")  # a layer with an adapter beside it is the same layer
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        values = parameter.detach().flatten()
-        chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()
-        digest.update(values[chosen.to(values.device)].float().cpu().numpy().tobytes())
+        with gathered(parameter) as whole:
+            digest.update(f"{name}{tuple(whole.shape)}".encode())
+            values = whole.flatten()
+            chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()
+            digest.update(values[chosen.to(values.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()

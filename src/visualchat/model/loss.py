@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from visualchat.encoding import IGNORE_INDEX
+from visualchat.model.sharding import is_split
 
 CHUNK = 1 << 23
 """Logits made at once in training: 32 MB in fp32, as much again for their probabilities. Fewer would read the head too
@@ -63,11 +64,6 @@ def answer_loss(losses: Tensor) -> Tensor:
     return losses.sum() / max(len(losses), 1)
 
 
-def is_sharded(parameter: Tensor) -> bool:
-    """Whether only a part of it is here: FSDP2's DTensor, or a parameter of ZeRO-3."""
-    return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id")
-
-
 @torch.compiler.disable
 def training_loss(language_model: PreTrainedModel, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """`answer_loss` and `answer_losses` of the logits of `rows` (N, E), without ever holding all of them.
@@ -79,7 +75,7 @@ def training_loss(language_model: PreTrainedModel, rows: Tensor, targets: Tensor
     """
     head = language_model.get_output_embeddings()
     assert isinstance(head, nn.Module), "a causal language model has a head"
-    if any(p.requires_grad or is_sharded(p) for p in head.parameters()):
+    if any(p.requires_grad or is_split(p) for p in head.parameters()):
         losses = answer_losses(language_head(language_model, rows), targets)
         return answer_loss(losses), losses
     total, losses = _ChunkedLoss.apply(rows, targets, language_model)

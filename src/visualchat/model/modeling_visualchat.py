@@ -30,6 +30,7 @@ from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
 from visualchat.model.outside import hold, outside_sequence, unseen_image
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
+from visualchat.model.sharding import gathered, is_split_model, shapes_only
 from visualchat.model.vision import load_vision_tower
 
 
@@ -87,7 +88,8 @@ def untie_head(language_model: PreTrainedModel) -> None:
     """Give the language head a weight of its own, if it shares the token embedding's; the logits stay the same."""
     if language_model.config.tie_word_embeddings:
         head = language_model.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        with gathered(head.weight) as weight:
+            head.weight = nn.Parameter(weight.clone())
         language_model.config.tie_word_embeddings = False
 
 
@@ -151,7 +153,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             backbone.config.name_or_path = ""  # a saved model carries no paths of the machine that made it
         joint = VisualChatConfig(vision_config=vision_tower.config, text_config=language_model.config, **config)
 
-        with torch.device("meta"):  # the backbones come with their weights: make none for them
+        with shapes_only():  # the backbones come with their weights: make none for them
             model = cls(joint)
         model.vision_tower = vision_tower
         model.language_model = language_model
@@ -159,7 +161,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model._add_cross_attention()
         model.multi_modal_projector = model._new_projector().to(dtype)
         if (norm := model.multi_modal_projector.last_norm) is not None:
-            nn.init.constant_(norm.weight, model.get_input_embeddings().weight.float().std().item())
+            with gathered(model.get_input_embeddings().weight) as embedding:
+                nn.init.constant_(norm.weight, embedding.float().std().item())
         model.generation_config = language_model.generation_config
         return model.eval()
 
@@ -301,12 +304,16 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features)
         filling = image_features if image_index is None or image_features is None else image_features[image_index]
+        # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever; a split
+        # model's in evaluation too, but not in the steps of `generate` that follow the prompt's.
+        begins = past_key_values is None or not past_key_values.get_seq_length()
+        must_look = self.training or (begins and is_split_model(self))
         if self.config.images_outside:
             if segment_ids is not None:
                 raise ValueError("attention kind 'cross' takes one dialogue a row, found packed rows (segment_ids)")
             outside = outside_sequence(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
             attention_mask, position_ids = outside.pop("attention_mask"), outside.pop("position_ids")
-            if not outside and self.training:  # as below
+            if not outside and must_look:
                 blank = self.multi_modal_projector(self.vision_features(self.blank_image()))
                 outside = unseen_image(blank, len(inputs_embeds))
             kwargs |= outside
@@ -315,8 +322,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         elif (mm_token_type_ids == Modality.IMAGE).any():
             found = int((mm_token_type_ids == Modality.IMAGE).sum())
             raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
-        elif self.training:
-            # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever.
+        elif must_look:
             inputs_embeds = (
                 inputs_embeds + 0.0 * self.multi_modal_projector(self.vision_features(self.blank_image())).sum()
             )
@@ -355,6 +361,15 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])
         return VisualChatOutput(loss, logits, out.past_key_values, image_features, losses)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, on a model split over processes too: each must call it, and goes on until all are done.
+
+        That is `synced_gpus`, which transformers sets by itself for ZeRO-3 and FSDP1 only.
+        """
+        if is_split_model(self):
+            kwargs.setdefault("synced_gpus", True)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(
         self,

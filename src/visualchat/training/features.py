@@ -18,8 +18,8 @@ from torch import nn
 
 from visualchat.features import FeatureStore
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.loss import is_sharded
 from visualchat.model.processing_visualchat import VisualChatProcessor
+from visualchat.model.sharding import is_split
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def weights_fingerprint(module: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
-        if is_sharded(tensor):
+        if is_split(tensor):
             raise ValueError(
                 "data.feature_cache needs the whole vision encoder on every rank, found it sharded: choose another "
                 "trainer/strategy (auto, ddp, zero1, zero2), or data.feature_cache=null"

@@ -16,6 +16,7 @@ from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.freezing import base_fingerprint, trainable_state
 from visualchat.model.trainable import Trainable, set_trainable
 from visualchat.training.features import FeatureFiller, open_store
+from visualchat.training.fsdp import Fsdp2Strategy, split_layers
 from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
 
 
@@ -27,6 +28,8 @@ class VisualChatModule(lightning.LightningModule):
         optimizer: How the trained parts move.
         trainable: What trains; projector and token embedding if None.
         base: What the frozen backbones are called in error messages.
+        gradient_checkpointing: Whether the language model's layers keep only their inputs and compute the rest again
+            in the backward pass.
     """
 
     model: VisualChatForConditionalGeneration
@@ -37,21 +40,36 @@ class VisualChatModule(lightning.LightningModule):
         optimizer: OptimizerSettings | None = None,
         trainable: Trainable | None = None,
         base: str = "the frozen backbones",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.build_model = build_model
         self.settings = optimizer or OptimizerSettings()
         self.trainable = trainable or Trainable()
         self.base = base
+        self.gradient_checkpointing = gradient_checkpointing
         self.exact_match = MeanMetric()
+        self.validation_loss = MeanMetric()  # Lightning's own mean over ranks rounds their weights (2.6)
+        self._base_fingerprint: str | None = None
         self.features: FeatureFiller | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     def configure_model(self) -> None:
-        """Build the model and say what of it trains, once."""
+        """Build the model, once, and split it where the strategy wants that."""
         if not hasattr(self, "model"):
-            self.model = self.build_model().train()
-            set_trainable(self.model, self.trainable)
+            self.model = self.assemble()
+            if isinstance(self.trainer.strategy, Fsdp2Strategy):
+                assert self.device_mesh is not None
+                split_layers(self.model, self.device_mesh["data_parallel"])
+
+    def assemble(self) -> VisualChatForConditionalGeneration:
+        """A new model, ready to train."""
+        model = self.build_model().train()
+        set_trainable(model, self.trainable)
+        if self.gradient_checkpointing:
+            # not the reentrant way, which needs an input that requires gradients
+            model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+        return model
 
     def on_fit_start(self) -> None:
         """Open the cache of vision features, if the data has one, before the loaders start."""
@@ -88,7 +106,8 @@ class VisualChatModule(lightning.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Loss and exact match over the answers of all ranks; and each token's loss, each answer's exactness."""
         out = self.model(**self._inputs(batch))
-        self.log("validation/loss", out.loss, prog_bar=True, batch_size=len(out.answer_losses), sync_dist=True)
+        self.validation_loss.update(out.loss, weight=len(out.answer_losses))
+        self.log("validation/loss", self.validation_loss, prog_bar=True)
         exact = correct_answers(out.logits, batch["labels"])
         self.exact_match.update(torch.tensor(exact, dtype=torch.float))
         self.log("validation/exact_match", self.exact_match, prog_bar=True)
@@ -104,7 +123,14 @@ class VisualChatModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains, bound to the base that it was trained with."""
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in trainable_state(self.model).items()}
-        checkpoint["base"] = {"name": self.base, "fingerprint": base_fingerprint(self.model)}
+        checkpoint["trained"] = [*checkpoint["state_dict"]]  # ZeRO keeps the values elsewhere in the checkpoint
+        checkpoint["base"] = {"name": self.base, "fingerprint": self._fingerprint()}
+
+    def _fingerprint(self) -> str:
+        """The base's, computed once: it is frozen, and under ZeRO-3 all of it travels to be read."""
+        if self._base_fingerprint is None:
+            self._base_fingerprint = base_fingerprint(self.model)
+        return self._base_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another base, or one that lacks a trained part.
@@ -113,12 +139,13 @@ class VisualChatModule(lightning.LightningModule):
             ValueError: It does not fit.
         """
         base = checkpoint.get("base", {"name": "an unknown base", "fingerprint": None})
-        if base["fingerprint"] != base_fingerprint(self.model):
+        if base["fingerprint"] != self._fingerprint():
             raise ValueError(
                 f"the checkpoint belongs to another base: it was trained on {base['name']}, "
                 f"this model stands on {self.base}"
             )
-        expected = {f"model.{name}" for name in trainable_state(self.model)}
-        if set(checkpoint["state_dict"]) != expected:
-            odd = sorted(expected ^ set(checkpoint["state_dict"]))
+        expected = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
+        found = set(checkpoint["trained"])
+        if found != expected:
+            odd = sorted(expected ^ found)
             raise ValueError(f"the checkpoint does not hold exactly what trains; missing or surplus: {', '.join(odd)}")

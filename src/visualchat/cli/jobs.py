@@ -1,0 +1,57 @@
+"""Jobs of a sweep that need processes of their own.
+
+Lightning starts the other ranks by running the command once more. In a Hydra multirun that command is the whole sweep,
+and what the first job leaves behind (environment variables, process groups) would spoil the second. So such a job is
+one command of its own, the very command that a person would type, and the sweep waits for it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+
+def needs_own_processes(config: DictConfig) -> bool:
+    """Whether this is a job of a sweep, and one with more than this process or with a strategy that leaves a state."""
+    trainer = config.trainer
+    alone = trainer.strategy == "auto" and trainer.devices == 1 and trainer.get("num_nodes", 1) == 1
+    return HydraConfig.get().mode == RunMode.MULTIRUN and not alone
+
+
+def job_command(module: str, run: Path) -> list[str]:
+    """The command of the present job alone, which leaves what it makes in the folder `run`."""
+    hydra = HydraConfig.get()
+    command = [sys.executable, "-m", module, "--config-name", str(hydra.job.config_name)]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            command += ["--config-dir", source.path]
+    general = [override for override in hydra.overrides.hydra if not override.startswith("hydra.mode=")]
+    folders = {"hydra.run.dir": run.resolve(), "hydra.sweep.dir": Path(hydra.sweep.dir).resolve()}
+    return [
+        *command,
+        *hydra.overrides.task,
+        *general,
+        *(f"{name}={_quoted(str(folder))}" for name, folder in folders.items()),
+        "hydra.output_subdir=null",  # the sweep has written the job's configuration there
+    ]
+
+
+def run_job(module: str, run: Path) -> None:
+    """Run the present job as a command of its own.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    done = subprocess.run(job_command(module, run), check=False)
+    if done.returncode:
+        raise RuntimeError(f"the job in {run} failed with exit code {done.returncode}; its message stands above")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
