@@ -304,8 +304,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features)
         filling = image_features if image_index is None or image_features is None else image_features[image_index]
-        # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever; with a
-        # split model in evaluation too, but not in the steps of `generate` that follow the prompt's.
+        # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever; with
+        # a split model in evaluation too, but not in the steps of `generate` that follow the prompt's.
         begins = past_key_values is None or not past_key_values.get_seq_length()
         must_look = self.training or (begins and is_split_model(self))
         if self.config.images_outside:
