@@ -197,8 +197,7 @@ class Bench:
         prepare = CLIPImageProcessorPil(size=side, crop_size=size.pixels)
         self.pixel_values = prepare(images=self.pictures, return_tensors="pt")["pixel_values"].to(device, dtype)
         self.store = self._fill(folder, prepare)
-        embedding = self.model.get_input_embeddings()
-        self.optimizer = build_optimizer(OptimizerSettings(), embedding, self.model.named_parameters())
+        self.optimizer = build_optimizer(OptimizerSettings(), self.model)
 
     def _fill(self, folder: Path, prepare: CLIPImageProcessorPil) -> FeatureStore:
         """A store that holds the features of all pictures."""

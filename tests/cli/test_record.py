@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
 from visualchat.cli import record
@@ -107,13 +106,13 @@ def test_the_run_of_wandb_ends_with_the_block(monkeypatch, fails):
     assert codes == [int(fails)]
 
 
-def wandb_settings(mode, monkeypatch, *overrides):
+def wandb_settings(sweep, monkeypatch, *overrides):
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("train", ["logger=wandb", *overrides], return_hydra_config=True)
     with open_dict(config):
-        config.hydra.mode = mode
         config.hydra.job.override_dirname = ",".join(overrides)
-        config.hydra.runtime.output_dir = "out"
+        inside = config.hydra.sweep.dir if sweep else "elsewhere"
+        config.hydra.runtime.output_dir = str(Path(inside, "run").resolve())
     monkeypatch.setattr(HydraConfig.instance(), "cfg", HydraConfig.instance().cfg)  # put back after the test
     HydraConfig.instance().set_config(config)
     return config.logger.wandb
@@ -121,12 +120,12 @@ def wandb_settings(mode, monkeypatch, *overrides):
 
 def test_a_sweep_groups_its_runs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    settings = wandb_settings(RunMode.MULTIRUN, monkeypatch, "seed=1", "attention=causal")
+    settings = wandb_settings(True, monkeypatch, "seed=1", "attention=causal")
     day, time = Path(HydraConfig.get().sweep.dir).parts[-2:]
     assert (settings.group, settings.name) == (f"{day}/{time}", "seed=1,attention=causal")
     assert settings.offline
 
 
 def test_a_single_run_has_no_group(monkeypatch):
-    settings = wandb_settings(RunMode.RUN, monkeypatch)
+    settings = wandb_settings(False, monkeypatch)
     assert (settings.group, settings.name) == (None, None)

@@ -37,6 +37,7 @@ class CSVRows:
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Write what the run was set to, as `hparams.yaml`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         save_hparams_to_yaml(self.path.with_name("hparams.yaml"), params)
 
     def save(self) -> None:
