@@ -11,6 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities import rank_zero as fabric_rank_zero
+from lightning.pytorch.utilities import rank_zero as pytorch_rank_zero
 from safetensors.torch import load_file
 
 from visualchat.cli.config import CONF
@@ -177,6 +179,8 @@ def test_several_nodes_are_lightnings_own_environments(monkeypatch, name, cluste
     }
     for key, value in environments[cluster].items():
         monkeypatch.setenv(key, value)
+    for own in (fabric_rank_zero, pytorch_rank_zero):  # Lightning notes the rank for the whole process: put it back
+        monkeypatch.setattr(own.rank_zero_only, "rank", 0)
     chosen = "ddp" if name == "ddp" else strategy(name)
     trainer = lightning.Trainer(accelerator="cpu", devices=1, num_nodes=2, strategy=chosen, logger=False)
     assert (trainer.world_size, trainer.node_rank, trainer.local_rank) == (2, 1, 0)
