@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import build
 
+from visualchat.model.loss import CHUNK
 from visualchat.plan.memory import STRATEGIES, Step, activations, estimate, kept_activations, logits, weight_bytes
 from visualchat.plan.shapes import sizes_of
 
@@ -73,7 +74,11 @@ def test_mmca_keeps_little_more():
 def test_logits_of_answers():
     """In bf16: the logits (2 bytes), their fp32 form, its log-softmax, its gradient."""
     sizes = sizes_of(build(torch.bfloat16))
-    assert logits(sizes, Step(2, 100, 0, 10, False)) == 2 * 10 * 300 * (2 + 4 + 4 + 4)
+    row = 300 * (2 + 4 + 4 + 4)
+    assert logits(sizes, Step(2, 100, 0, 10, False), whole=True) == 2 * 10 * row
+    assert logits(sizes, Step(2, 100, 0, 10, False), whole=False) == 2 * 10 * (row + 4 * sizes.hidden)
+    chunk = CHUNK // 300
+    assert logits(sizes, Step(2, 100, 0, chunk, False), whole=False) == chunk * row + 2 * chunk * 4 * sizes.hidden
 
 
 def test_strategies_share_more_and_more():

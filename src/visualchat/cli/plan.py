@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from visualchat.cli.config import CONF, quieten
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
@@ -229,8 +229,8 @@ def memory_table(plan: Plan) -> Table:
 def options_table(plan: Plan) -> Table:
     """Every strategy with the largest batch that fits."""
     title = f"ways to a step of {plan.rows_per_step} rows, the largest batch that fits (or the smallest there is)"
-    heads = ("trainer/strategy", "checkpointing", "data.batch_size", "accumulated", "GPU GiB", "CPU GiB", "NVMe GiB")
-    table = Table(*heads, "fits", title=title, title_justify="left")
+    heads = ("checkpoints", "batch", "accumulated", "GPU GiB", "CPU GiB", "NVMe GiB", "fits")
+    table = Table(Column("strategy", no_wrap=True), *heads, title=title, title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     taken = best(plan.options)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from visualchat.model.loss import CHUNK
 from visualchat.plan.shapes import Sizes
 
 Place = Literal["gpu", "cpu", "nvme"]
@@ -123,10 +124,17 @@ def vision_activations(sizes: Sizes, step: Step) -> int:
     return layer * (sizes.vision_layers if sizes.vision_trained else 1)
 
 
-def logits(sizes: Sizes, step: Step) -> int:
-    """Bytes of the answer rows' logits: in the weights' type, in fp32, their log-softmax and their gradient."""
+def logits(sizes: Sizes, step: Step, whole: bool) -> int:
+    """Bytes of the answer rows' logits: in the weights' type, in fp32, their log-softmax and their gradient.
+
+    A chunk of them at a time (`visualchat.model.loss`), beside which the gradient of all rows is kept in fp32; `whole`
+    where the head trains or is split over the ranks.
+    """
     rows = step.rows * step.answers
-    return rows * sizes.vocabulary * (12 + (sizes.element if sizes.element != 4 else 0))
+    row = sizes.vocabulary * (12 + (sizes.element if sizes.element != 4 else 0))
+    if whole:
+        return rows * row
+    return min(rows, max(1, CHUNK // sizes.vocabulary)) * row + rows * sizes.hidden * 4
 
 
 def weight_bytes(sizes: Sizes, base_bits: int | None) -> float:
@@ -168,7 +176,8 @@ def estimate(
     gpu |= {name: amount if strategy.optimizer_on == "gpu" else 0.0 for name, amount in resting.items()}
     gpu["activations, language"] = activations(sizes, step)
     gpu["activations, vision"] = vision_activations(sizes, step)
-    gpu["logits of answers"] = logits(sizes, step)
+    head_trains = any(part.trainable for part in sizes.parts if part.name == "language head")
+    gpu["logits of answers"] = logits(sizes, step, whole=head_trains or "weights" in strategy.shards)
     gpu["reserve"] = reserve
     away = {"gpu": 0.0, "cpu": 0.0, "nvme": 0.0}
     away[strategy.weights_on] += weights
