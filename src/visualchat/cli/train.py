@@ -132,7 +132,7 @@ def _evaluate(
         return {}
     score = partial(evaluate_parts, processor=processor, apart=settings.apart, batch_size=settings.batch_size)
     parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
-    untrained = build_model()
+    untrained = build_model().to(model.device)  # type: ignore[arg-type]
     columns = {
         "tuned": score(model, parts=parts, description="tuned"),
         "untrained": score(untrained, parts=parts, description="untrained"),
