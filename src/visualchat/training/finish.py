@@ -14,7 +14,7 @@ def gather_model(module: VisualChatModule, trainer: lightning.Trainer) -> None:
     """Make `module.model` a whole, ordinary model on rank 0; all ranks must call it after `fit`, and part with it.
 
     A model that was split over the ranks is built anew from its base, with the trained parameters filled in: only those
-    ever travel. It stays on the CPU, which a GPU's memory may be too small for; any other is on its device again. On the
+    ever travel. It stays on the CPU, because it may be too large for one GPU; any other is on its device again. On the
     other ranks `module.model` is of no use afterwards.
     """
     if is_split_model(module.model):
