@@ -231,7 +231,7 @@ def test_time_left_is_of_the_whole_run(monkeypatch):
 def test_any_precision(make_model, processor, tmp_path, precision):
     """Lightning converts batches where weights are not fp32; samples are generated in the same precision."""
     samples = SampleDialogues(tmp_path, count=2, max_new_tokens=2)
-    settings = {"precision": precision, "limit_val_batches": 1.0}
+    settings = {"precision": precision, "limit_val_batches": 1.0, "gradient_clip_val": 1.0}
     _, recorder, _ = fit(make_model, processor, tmp_path, extra=[samples], **settings)
     assert len(recorder.column("train/loss/pictures")) >= 1
     assert set(recorder.column("train/gradient_norm")) == {0, 1, 2}

@@ -181,8 +181,7 @@ def test_several_nodes_are_lightnings_own_environments(monkeypatch, name, cluste
         monkeypatch.setenv(key, value)
     for own in (fabric_rank_zero, pytorch_rank_zero):  # Lightning notes the rank for the whole process: put it back
         monkeypatch.setattr(own.rank_zero_only, "rank", 0)
-    chosen = "ddp" if name == "ddp" else strategy(name)
-    trainer = lightning.Trainer(accelerator="cpu", devices=1, num_nodes=2, strategy=chosen, logger=False)
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, num_nodes=2, strategy=strategy(name), logger=False)
     assert (trainer.world_size, trainer.node_rank, trainer.local_rank) == (2, 1, 0)
     trainer.strategy.set_world_ranks()
     assert trainer.global_rank == 1

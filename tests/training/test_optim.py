@@ -25,6 +25,15 @@ def test_groups_and_rates(model):
     assert optimizer.defaults["betas"] == (0.0, 0.95)
 
 
+def test_cross_attention_is_new(make_model):
+    model = make_model(attention_kind="cross", cross_attention_every=1)
+    set_trainable(model)
+    (new, _) = build_optimizer(OptimizerSettings(), model).param_groups
+    gated = [p for name, p in model.named_parameters() if "gated_cross_attention" in name]
+    assert gated
+    assert {id(p) for p in new["params"]} == {id(p) for p in [*model.multi_modal_projector.parameters(), *gated]}
+
+
 def test_one_rate_for_all_unless_asked(model):
     set_trainable(model, Trainable(language="full"))
     optimizer = build_optimizer(OptimizerSettings(learning_rate=0.1), model)

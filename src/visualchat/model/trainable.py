@@ -129,16 +129,16 @@ class Part:
     trainable_bytes: int = 0
 
 
-def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
-    """The model's parts: vision encoder, projector, token embedding, language model, head, adapters, where there.
+NEW_PARTS = ("projector", "adapters", "cross-attention")
+"""Parts that no pretrained model brings."""
 
-    Counts are those of the whole model, also where ranks hold pieces of it or weights are quantized.
-    """
+
+def parameters_by_part(model: VisualChatForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
+    """The parameters of encoder, projector, token embedding, language model and head, adapters; what is there."""
     embedding, head = {id(p) for p in model.get_input_embeddings().parameters()}, model.get_output_embeddings()
     heads = {id(p) for p in head.parameters()}
     found: dict[str, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        top = name.partition(".")[0]
         if ".lora_" in name:
             found["adapters"].append(parameter)
         elif f".{CROSS_ATTENTION}." in name:
@@ -148,7 +148,15 @@ def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
         elif id(parameter) in heads:
             found["language head"].append(parameter)
         else:
-            found[_TITLES[top]].append(parameter)
+            found[_TITLES[name.partition(".")[0]]].append(parameter)
+    return found
+
+
+def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
+    """The model's parts, as in `parameters_by_part`.
+
+    Counts are those of the whole model, also where ranks hold pieces of it or weights are quantized.
+    """
     return [
         Part(
             title,
@@ -158,7 +166,7 @@ def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
             sum(p.nbytes for p in own),
             sum(p.nbytes for p in own if p.requires_grad),
         )
-        for title, own in found.items()
+        for title, own in parameters_by_part(model).items()
     ]
 
 

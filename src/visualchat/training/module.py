@@ -116,7 +116,7 @@ class VisualChatModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
         steps = optimizer_steps(self.trainer, self.trainer.datamodule.train_batches())  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self.settings, self.model)
+        optimizer = build_optimizer(self.settings, self.model, "mixed" in str(self.trainer.precision))
         schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -11,6 +11,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model.trainable import NEW_PARTS, parameters_by_part
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,29 @@ class OptimizerSettings:
     warmup_fraction: float = 0.1
 
 
-def build_optimizer(settings: OptimizerSettings, model: VisualChatForConditionalGeneration) -> AdamW:
+def build_optimizer(
+    settings: OptimizerSettings, model: VisualChatForConditionalGeneration, mixed_precision: bool = False
+) -> AdamW:
     """AdamW over the parameters that require gradients, in a group each: `new`, `embedding`, `backbone`.
+
+    Args:
+        settings: How they move.
+        model: Whose they are.
+        mixed_precision: Whether the trainer's precision is a mixed one.
 
     Raises:
         ValueError: Nothing trains.
     """
-    embedded = {id(p) for p in model.get_input_embeddings().parameters()}
-    backbones = {id(p) for part in (model.vision_tower, model.language_model) for p in part.parameters()}
     groups: dict[str, list[nn.Parameter]] = {"new": [], "embedding": [], "backbone": []}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in embedded:
-            groups["embedding"].append(parameter)
-        else:
-            groups["backbone" if id(parameter) in backbones and ".lora_" not in name else "new"].append(parameter)
+    for part, parameters in parameters_by_part(model).items():
+        group = "new" if part in NEW_PARTS else "embedding" if part == "token embedding" else "backbone"
+        groups[group] += [parameter for parameter in parameters if parameter.requires_grad]
     if not any(groups.values()):
         raise ValueError("no parameter requires a gradient: there is nothing to train")
     rates = {"embedding": settings.embedding_learning_rate, "backbone": settings.backbone_learning_rate}
-    # One pass over memory on a CPU instead of six. Elsewhere Lightning refuses to clip gradients before a fused step in
-    # fp16.
-    fused = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups.values() for p in group)
+    # One pass over memory on a CPU instead of six. Under mixed precision Lightning refuses to clip before a fused step.
+    on_cpu = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups.values() for p in group)
+    fused = on_cpu and not mixed_precision
     return AdamW(
         [
             {"params": group, "lr": settings.learning_rate if rates.get(name) is None else rates[name], "name": name}
