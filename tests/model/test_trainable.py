@@ -1,5 +1,7 @@
 """What trains is what was asked for; adapters start as nothing and merge into the very same model; quantized bases."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,20 @@ def test_a_quantized_model_cannot_train_as_a_whole(make_model):
 def test_another_number_of_bits_is_refused(make_model):
     with pytest.raises(ValueError, match="language_bits=3, expected 8, 4 or None"):
         make_model(language_bits=3)
+
+
+def test_bits_do_not_depend_on_the_trainers_precision(backbones):
+    """In processes of their own, because bitsandbytes keeps the borders between codes that it makes first."""
+    script = (
+        "import sys, torch; from visualchat.model.language import load_language_model as load;"
+        "from visualchat.model.freezing import base_fingerprint;"
+        "torch.set_default_dtype(getattr(torch, sys.argv[2]));"
+        "print(base_fingerprint(load(sys.argv[1], torch.bfloat16, bits=4).requires_grad_(False)))"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", script, backbones.language, dtype], capture_output=True, check=True
+        ).stdout
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert found[0] == found[1] != b""

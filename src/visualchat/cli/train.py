@@ -25,7 +25,7 @@ from visualchat.evaluation.report import draw_curves, metrics_table, samples_pag
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.light import save_light
-from visualchat.model.trainable import Trainable, merge_adapters
+from visualchat.model.trainable import merge_adapters
 from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint
@@ -71,7 +71,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if not trainer.is_global_zero:
         return {}
     model = module.model.eval()
-    _save(config.save, model, build_model, processor, module.trainable, run)
+    _save(config.save, module, build_model, processor, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
@@ -91,10 +91,9 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
 
 def _save(
     what: str,
-    model: VisualChatForConditionalGeneration,
+    module: VisualChatModule,
     build_model: partial[VisualChatForConditionalGeneration],
     processor: VisualChatProcessor,
-    trainable: Trainable,
     run: Path,
 ) -> None:
     """Leave the whole model in `model/`, what trained of it in `light/`, or both, each with its processor.
@@ -102,11 +101,11 @@ def _save(
     The whole model has its adapters merged.
     """
     if what in ("light", "both"):
-        base = build_model.keywords
-        save_light(model, run / "light", base["vision"], base["language"], trainable)
+        base = build_model.keywords["vision"], build_model.keywords["language"]
+        save_light(module.model, run / "light", *base, module.trainable, module.fingerprint())
         processor.save_pretrained(run / "light")
     if what in ("full", "both"):  # last: the newest is what other commands take
-        merge_adapters(model).save_pretrained(run / "model")
+        merge_adapters(module.model).save_pretrained(run / "model")
         processor.save_pretrained(run / "model")
 
 

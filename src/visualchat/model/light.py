@@ -29,6 +29,7 @@ def save_light(
     vision: str | Path,
     language: str | Path,
     trainable: Trainable | None = None,
+    fingerprint: str | None = None,
 ) -> None:
     """Write what trains of a model, bound to its base.
 
@@ -38,6 +39,7 @@ def save_light(
         vision: The vision encoder that `from_backbones` was given. A local folder is noted relative to this one.
         language: The language model, likewise.
         trainable: What trains of the model, as `set_trainable` was told; projector and token embedding if None.
+        fingerprint: Of the base, from before it was used; None to compute it now, which is right but for 4-bit bases.
 
     Raises:
         ValueError: Nothing of the model trains.
@@ -51,7 +53,7 @@ def save_light(
         "base": {
             "vision": _noted(vision, folder),
             "language": _noted(language, folder),
-            "fingerprint": base_fingerprint(model),
+            "fingerprint": fingerprint or base_fingerprint(model),
             "dtype": str(_head_dtype(model)).removeprefix("torch."),
             "language_bits": _language_bits(model),
             "vocab_size": model.language_model.config.vocab_size,

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    BitsAndBytesConfig,
     Cache,
     GenerationMixin,
     PreTrainedModel,
@@ -27,6 +26,7 @@ from transformers.utils import ModelOutput
 
 from visualchat.attention import Modality, add_cross_attention
 from visualchat.model.configuration_visualchat import VisualChatConfig
+from visualchat.model.language import load_language_model
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
 from visualchat.model.outside import hold, outside_sequence, unseen_image
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
@@ -53,44 +53,6 @@ class VisualChatOutput(ModelOutput):
     past_key_values: Cache | None = None
     image_hidden_states: Tensor | None = None
     answer_losses: Tensor | None = None
-
-
-def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
-    """The arguments of transformers' `from_pretrained` for weights of 8 bits or 4 (NF4); none for None.
-
-    Raises:
-        ValueError: Another number of bits.
-    """
-    if bits is None:
-        return {}
-    if bits not in (4, 8):
-        raise ValueError(f"language_bits={bits}, expected 8, 4 or None")
-    settings = BitsAndBytesConfig(
-        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-    )
-    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": settings, "device_map": {"": device}}
-
-
-def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
-    """Give embedding and head at least `size` rows; each new one is the mean of the old, so it depends on no chance."""
-    old = len(language_model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    if size <= old:
-        return
-    language_model.resize_token_embeddings(size, mean_resizing=False)
-    for part in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
-        with torch.no_grad():
-            for weight in part.parameters():  # a head may have a bias
-                weight[old:] = weight[:old].mean(dim=0)
-
-
-def untie_head(language_model: PreTrainedModel) -> None:
-    """Give the language head a weight of its own, if it shares the token embedding's; the logits stay the same."""
-    if language_model.config.tie_word_embeddings:
-        head = language_model.get_output_embeddings()
-        with gathered(head.weight) as weight:
-            head.weight = nn.Parameter(weight.clone())
-        language_model.config.tie_word_embeddings = False
 
 
 class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -144,11 +106,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: `language_bits` is neither 8 nor 4.
         """
         vision_tower = load_vision_tower(vision, dtype)
-        language_model = AutoModelForCausalLM.from_pretrained(
-            language, dtype=dtype, **quantized_loading(language_bits, dtype)
-        )
-        grow_vocabulary(language_model, vocab_size)
-        untie_head(language_model)
+        language_model = load_language_model(language, dtype, bits=language_bits, vocab_size=vocab_size)
         for backbone in (vision_tower, language_model):
             backbone.config.name_or_path = ""  # a saved model carries no paths of the machine that made it
         joint = VisualChatConfig(vision_config=vision_tower.config, text_config=language_model.config, **config)

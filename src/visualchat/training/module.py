@@ -72,7 +72,8 @@ class VisualChatModule(lightning.LightningModule):
         return model
 
     def on_fit_start(self) -> None:
-        """Open the cache of vision features, if the data has one, before the loaders start."""
+        """Know the base, and open the cache of vision features, if the data has one, before the loaders start."""
+        self.fingerprint()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if getattr(data, "feature_cache", None) is not None:
             store = open_store(data.feature_cache, self.model, data.processor, str(self.trainer.precision))
@@ -124,10 +125,13 @@ class VisualChatModule(lightning.LightningModule):
         """Keep what trains, bound to the base that it was trained with."""
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in trainable_state(self.model).items()}
         checkpoint["trained"] = [*checkpoint["state_dict"]]  # ZeRO keeps the values elsewhere in the checkpoint
-        checkpoint["base"] = {"name": self.base, "fingerprint": self._fingerprint()}
+        checkpoint["base"] = {"name": self.base, "fingerprint": self.fingerprint()}
 
-    def _fingerprint(self) -> str:
-        """The base's, computed once: it is frozen, and under ZeRO-3 all of it travels to be read."""
+    def fingerprint(self) -> str:
+        """The base's, computed once, before it is used.
+
+        Under ZeRO-3 all of it travels to be read, and bitsandbytes packs 4-bit weights anew when a CPU first uses them.
+        """
         if self._base_fingerprint is None:
             self._base_fingerprint = base_fingerprint(self.model)
         return self._base_fingerprint
@@ -139,7 +143,7 @@ class VisualChatModule(lightning.LightningModule):
             ValueError: It does not fit.
         """
         base = checkpoint.get("base", {"name": "an unknown base", "fingerprint": None})
-        if base["fingerprint"] != self._fingerprint():
+        if base["fingerprint"] != self.fingerprint():
             raise ValueError(
                 f"the checkpoint belongs to another base: it was trained on {base['name']}, "
                 f"this model stands on {self.base}"

@@ -1,0 +1,88 @@
+"""Any causal language model by its path, as the joint model needs it: head untied, vocabulary grown, bits chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from visualchat.model.sharding import gathered
+
+
+def load_language_model(
+    path: str | Path, dtype: torch.dtype, *, bits: int | None = None, vocab_size: int = 0
+) -> PreTrainedModel:
+    """The language model at a path with its weights.
+
+    Args:
+        path: Folder or Hub name.
+        dtype: Of all weights.
+        bits: 8 or 4 to hold its linear layers but the head in so many bits, frozen; needs bitsandbytes.
+        vocab_size: The least number of token embeddings.
+
+    Raises:
+        ValueError: `bits` is neither 8 nor 4.
+    """
+    with _numbers_in_fp32():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **quantized_loading(bits, dtype))
+    grow_vocabulary(model, vocab_size)
+    untie_head(model)
+    return model
+
+
+@contextmanager
+def _numbers_in_fp32() -> Iterator[None]:
+    """Let what is made from plain numbers be fp32, whatever the trainer's precision.
+
+    bitsandbytes makes the borders between 4-bit codes when it first needs them, in torch's default type, and keeps
+    them: made in bf16 they would move one weight in a hundred to the next code.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """The arguments of transformers' `from_pretrained` for weights of 8 bits or 4 (NF4); none for None.
+
+    Raises:
+        ValueError: Another number of bits.
+    """
+    if bits is None:
+        return {}
+    if bits not in (4, 8):
+        raise ValueError(f"language_bits={bits}, expected 8, 4 or None")
+    settings = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
+    """Give embedding and head at least `size` rows; each new one is the mean of the old, so it depends on no chance."""
+    old = len(language_model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    if size <= old:
+        return
+    language_model.resize_token_embeddings(size, mean_resizing=False)
+    for part in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        with torch.no_grad():
+            for weight in part.parameters():  # a head may have a bias
+                weight[old:] = weight[:old].mean(dim=0)
+
+
+def untie_head(language_model: PreTrainedModel) -> None:
+    """Give the language head a weight of its own, if it shares the token embedding's; the logits stay the same."""
+    if language_model.config.tie_word_embeddings:
+        head = language_model.get_output_embeddings()
+        with gathered(head.weight) as weight:
+            head.weight = nn.Parameter(weight.clone())
+        language_model.config.tie_word_embeddings = False
