@@ -170,6 +170,14 @@ def test_resuming_goes_on_from_a_checkpoint(trained):
     assert json.loads((folder / "resumed" / "metrics.json").read_text())["train/steps"] == 6
 
 
+def test_a_finished_run_that_is_started_again_stays_as_it_is(trained):
+    folder, left, _ = trained
+    before = {path: path.read_bytes() for path in (left / "metrics.json", left / "samples.html", left / "curves.png")}
+    said = run(folder, "train", "experiment=smoke", "save=both", "resume=auto", f"hydra.run.dir={left}")
+    assert "was finished: it stays as it is" in said
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [

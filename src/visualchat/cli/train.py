@@ -70,6 +70,9 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     gather_model(module, trainer)
     if not trainer.is_global_zero:
         return {}
+    if config.resume == "auto" and (finished := _finished(run, trainer.global_step)):
+        console.print(f"{os.path.relpath(run)}/ was finished: it stays as it is", highlight=False)
+        return finished
     model = module.model.eval()
     _save(config.save, module, build_model, processor, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
@@ -87,6 +90,13 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         )
     _say_what_is_where(run, seconds, "light" if config.save == "light" else "model")
     return metrics
+
+
+def _finished(run: Path, steps: int) -> dict[str, float]:
+    """The metrics of a run that ended after so many optimizer steps; empty if it did not."""
+    path = run / "metrics.json"
+    metrics: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    return metrics if metrics.get("train/steps") == steps else {}
 
 
 def _save(
