@@ -262,44 +262,16 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features)
         filling = image_features if image_index is None or image_features is None else image_features[image_index]
-        # Every rank must touch the vision side in every step, or the collectives of DDP and ZeRO-3 wait for ever; with
-        # a split model in evaluation too, but not in the steps of `generate` that follow the prompt's.
-        begins = past_key_values is None or not past_key_values.get_seq_length()
-        must_look = self.training or (begins and is_split_model(self))
-        if self.config.images_outside:
-            if segment_ids is not None:
-                raise ValueError("attention kind 'cross' takes one dialogue a row, found packed rows (segment_ids)")
-            outside = outside_sequence(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
-            attention_mask, position_ids = outside.pop("attention_mask"), outside.pop("position_ids")
-            if not outside and must_look:
-                blank = self.multi_modal_projector(self.vision_features(self.blank_image()))
-                outside = unseen_image(blank, len(inputs_embeds))
-            kwargs |= outside
-        elif filling is not None:
-            inputs_embeds = self.splice(inputs_embeds, mm_token_type_ids, filling)
-        elif (mm_token_type_ids == Modality.IMAGE).any():
-            found = int((mm_token_type_ids == Modality.IMAGE).sum())
-            raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
-        elif must_look:
-            inputs_embeds = (
-                inputs_embeds + 0.0 * self.multi_modal_projector(self.vision_features(self.blank_image())).sum()
-            )
-
+        masks = {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
-            if position_ids is None or past_key_values is not None:
-                raise ValueError(
-                    "packed rows (segment_ids) need position_ids that start at 0 in each dialogue, no cache"
-                )
-            if self.config.attention_kind == "causal":
-                # transformers' own attention tells packed dialogues by their positions, if there is no padding mask;
-                # padding is then one more dialogue
-                attention_mask = None
-            else:
-                kwargs["segment_ids"] = segment_ids
+            masks |= self._packed(segment_ids, position_ids, past_key_values)
+        if self.config.images_outside:
+            masks |= self._outside(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
+        else:
+            inputs_embeds = self._inside(inputs_embeds, filling, mm_token_type_ids, past_key_values)
+        kwargs |= masks
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=labels is None if use_cache is None else use_cache,
             key_modality=key_modality,
@@ -319,6 +291,55 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])
         return VisualChatOutput(loss, logits, out.past_key_values, image_features, losses)
+
+    def _inside(
+        self, inputs_embeds: Tensor, filling: Tensor | None, mm_token_type_ids: Tensor, cache: Cache | None
+    ) -> Tensor:
+        """Token embeddings with the images (N, P, E) in their slots, (B, S, E)."""
+        if filling is not None:
+            return self.splice(inputs_embeds, mm_token_type_ids, filling)
+        if (mm_token_type_ids == Modality.IMAGE).any():
+            found = int((mm_token_type_ids == Modality.IMAGE).sum())
+            raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
+        return inputs_embeds + 0.0 * self._blank_features().sum() if self._must_look(cache) else inputs_embeds
+
+    def _outside(
+        self,
+        filling: Tensor | None,
+        mm_token_type_ids: Tensor,
+        key_modality: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+    ) -> dict[str, Any]:
+        """What the language model takes where gated layers read the images, as in `outside_sequence`."""
+        found = outside_sequence(filling, mm_token_type_ids, key_modality, attention_mask, cache)
+        if "image_states" not in found and self._must_look(cache):
+            found |= unseen_image(self._blank_features(), len(mm_token_type_ids))
+        return found
+
+    def _must_look(self, cache: Cache | None) -> bool:
+        """Whether a batch without images reads a blank one, because the ranks must go through the encoder together.
+
+        The collectives of DDP and ZeRO-3 would wait for ever: in training, and with a split model in evaluation too,
+        but not in the steps of `generate` that follow the prompt's.
+        """
+        return self.training or ((cache is None or not cache.get_seq_length()) and is_split_model(self))
+
+    def _blank_features(self) -> Tensor:
+        """A blank image, projected, of however many tokens."""
+        return self.multi_modal_projector(self.vision_features(self.blank_image()))
+
+    def _packed(self, segment_ids: Tensor, position_ids: Tensor | None, cache: Cache | None) -> dict[str, Any]:
+        """What tells the language model of the dialogues in a row."""
+        if self.config.images_outside:
+            raise ValueError("attention kind 'cross' takes one dialogue a row, found packed rows (segment_ids)")
+        if position_ids is None or cache is not None:
+            raise ValueError("packed rows (segment_ids) need position_ids that start at 0 in each dialogue, no cache")
+        if self.config.attention_kind == "causal":
+            # transformers' own attention tells packed dialogues by their positions, if there is no padding mask;
+            # padding is then one more dialogue
+            return {"attention_mask": None}
+        return {"segment_ids": segment_ids}
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, on a model split over processes too: each must call it, and goes on until all are done.
