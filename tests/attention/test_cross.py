@@ -1,10 +1,12 @@
-"""Gated cross-attention in five families of decoders: the base bit for bit, no image too early, cache, training."""
+"""Gated cross-attention in six families of decoders: the base bit for bit, no image too early, cache, training."""
+
+import itertools
 
 import pytest
 import torch
 from twins import CONFIGS, language_model, left_padded, prompt
 
-from visualchat.attention import GatedCrossAttention, add_cross_attention, remove_cross_attention
+from visualchat.attention import GatedCrossAttention, add_cross_attention, disable, enable, remove_cross_attention
 
 F = 12  # size of an image's states
 models = pytest.mark.parametrize("name", CONFIGS)
@@ -172,3 +174,47 @@ def test_what_cannot_be_is_refused():
     inputs["image_positions"] = inputs["image_positions"][:, :1]
     with pytest.raises(ValueError, match=r"found \(2, 2, 5, 12\) and \(2, 1\) for 2 rows"):
         model(**inputs)
+
+
+def together():
+    """A dialogue with images in the sequence, as `enable` takes them, and images outside of it."""
+    return {**prompt(), **{name: t for name, t in dialogue().items() if name != "input_ids"}}
+
+
+def answer(model, inputs):
+    return model.generate(**inputs, max_new_tokens=5, do_sample=False)
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(["enable", "add"])], ids="-".join)
+@pytest.mark.parametrize("undone", [*itertools.permutations(["disable", "remove"])], ids="-".join)
+def test_kinds_and_cross_attention_come_and_go_in_any_order(order, undone):
+    """With both on, `generate` takes what both need; each undone, in any order, leaves the other as if alone."""
+    text, inputs = {"input_ids": prompt()["input_ids"]}, together()
+    own, crossed = language_model("llama"), with_cross("llama")[0]
+    switched, both = language_model("llama"), with_cross("llama")[0]
+    enable(switched, "unit")
+    enable(both, "unit")
+    expected = logits(both, inputs), answer(both, inputs)
+    assert (expected[0] - logits(crossed, dialogue())).abs().max() > 0.1
+
+    model = language_model("llama")
+    steps = {
+        "add": lambda: add_cross_attention(model, every=2, image_size=F),
+        "enable": lambda: enable(model, "unit"),
+        "remove": lambda: remove_cross_attention(model),
+        "disable": lambda: disable(model),
+    }
+    for step in order:
+        steps[step]()
+    model.load_state_dict(both.state_dict())
+    assert torch.equal(logits(model, inputs), expected[0])
+    assert torch.equal(answer(model, inputs), expected[1])
+    steps[undone[0]]()
+    alone, given = (crossed, dialogue()) if undone[0] == "disable" else (switched, prompt())
+    assert torch.equal(logits(model, given), logits(alone, given))
+    assert torch.equal(answer(model, given), answer(alone, given))
+    steps[undone[1]]()
+    assert torch.equal(logits(model, text), logits(own, text))
+    assert torch.equal(answer(model, text), answer(own, text))
+    assert "prepare_inputs_for_generation" not in model.__dict__
+    assert not any(module._forward_pre_hooks for module in model.modules())

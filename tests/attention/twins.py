@@ -1,4 +1,4 @@
-"""Tiny random language models of five families and a tiny LLaVA, for the tests of attention inside transformers."""
+"""Tiny random language models of six families and a tiny LLaVA, for the tests of attention inside transformers."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,7 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
     GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -33,6 +34,7 @@ CONFIGS = {
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=8),
     "gemma": GemmaConfig(**SIZES, head_dim=8),
+    "granite": GraniteConfig(**SIZES, attention_multiplier=0.05),  # its scores' factor is not D ** -0.5
 }
 IMAGE_TOKEN = 48
 

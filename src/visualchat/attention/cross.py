@@ -12,13 +12,13 @@ Shapes: B batch, S tokens of this call, N images, M states an image, F their siz
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from visualchat.attention.generation import Prepare, add_preparation, remove_preparation
 
 NAME = "gated_cross_attention"
 """The submodule's name in the decoder layer that it stands before."""
@@ -135,23 +135,19 @@ def add_cross_attention(
             added.append(gated)
         # Every layer, so that none hands the keywords on to an attention function that knows nothing of them.
         handles.append(layer.register_forward_pre_hook(_read_images, with_kwargs=True))
-    # On the instance, past nn.Module's book-keeping: neither is a parameter, a buffer or a module.
-    model.__dict__["_visualchat_cross"] = handles, model.__dict__.get("prepare_inputs_for_generation")
-    model.__dict__["prepare_inputs_for_generation"] = _preparing(model.prepare_inputs_for_generation)  # type: ignore[arg-type]
+    model.__dict__["_visualchat_cross"] = handles  # past nn.Module's book-keeping
+    add_preparation(model, NAME, _preparing)
     return added
 
 
 def remove_cross_attention(model: nn.Module) -> None:
-    """Take the layers out again; nothing happens to a model that has none. Undo what was enabled later first."""
-    added = model.__dict__.pop("_visualchat_cross", None)
-    if added is None:
+    """Take the layers out again; nothing happens to a model that has none."""
+    handles = model.__dict__.pop("_visualchat_cross", None)
+    if handles is None:
         return
-    handles, before = added
     for handle in handles:
         handle.remove()
-    del model.__dict__["prepare_inputs_for_generation"]
-    if before is not None:
-        model.__dict__["prepare_inputs_for_generation"] = before
+    remove_preparation(model, NAME)
     for layer in model.get_decoder().layers:  # type: ignore[operator]
         if hasattr(layer, NAME):
             delattr(layer, NAME)
@@ -190,7 +186,7 @@ def _read_images(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return args, {**kwargs, "hidden_states": gated(kwargs["hidden_states"], states, seen)}
 
 
-def _preparing(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def _preparing(prepare: Prepare) -> Prepare:
     """A model's `prepare_inputs_for_generation` that also hands on what the new layers read."""
 
     def prepared(
@@ -198,10 +194,4 @@ def _preparing(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dict[str
     ) -> dict[str, Any]:
         return {**prepare(*args, **kwargs), "image_states": image_states, "image_positions": image_positions}
 
-    # `generate` refuses what it does not find by name in the signature.
-    own = inspect.signature(prepare).parameters.values()
-    new = [p for p in inspect.signature(prepared).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    catch_all = [p for p in own if p.kind is p.VAR_KEYWORD]
-    others = [p for p in own if p.kind is not p.VAR_KEYWORD]
-    prepared.__signature__ = inspect.Signature([*others, *new, *catch_all])  # type: ignore[attr-defined]
     return prepared

@@ -11,7 +11,6 @@ transformers' mask functions never see them, so ours only hands on the padding m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention, resolve_implementation
+from visualchat.attention.generation import Prepare, add_preparation, remove_preparation
 from visualchat.attention.kinds import KINDS, Modality, attention_kind
 
 IDS = ("image_ids", "unit_ids", "segment_ids")
@@ -140,9 +140,8 @@ def enable(model: PreTrainedModel, kind: str = "mmca", implementation: str = "au
     before = model.get_decoder().config._attn_implementation
     model.set_attn_implementation({"text_config": name} if hasattr(model.config, "text_config") else name)
     handle = model.register_forward_pre_hook(_tell_key_side, with_kwargs=True)
-    # On the instance, past nn.Module's book-keeping: neither is a parameter, a buffer or a module.
-    model.__dict__["prepare_inputs_for_generation"] = _preparing(model)
-    model.__dict__["_visualchat_attention"] = (before, handle)
+    model.__dict__["_visualchat_attention"] = (before, handle)  # past nn.Module's book-keeping
+    add_preparation(model, "attention", partial(_preparing, model))
 
 
 def disable(model: PreTrainedModel) -> None:
@@ -152,7 +151,7 @@ def disable(model: PreTrainedModel) -> None:
         return
     before, handle = switched
     handle.remove()
-    del model.__dict__["prepare_inputs_for_generation"]
+    remove_preparation(model, "attention")
     model.set_attn_implementation({"text_config": before} if hasattr(model.config, "text_config") else before)
 
 
@@ -188,16 +187,19 @@ def _image_tokens(model: PreTrainedModel, input_ids: Tensor | None) -> Tensor | 
     return None if token is None or input_ids is None else (input_ids == token).long() * Modality.IMAGE
 
 
-def _preparing(model: PreTrainedModel) -> Callable[..., dict[str, Any]]:
-    """The model's `prepare_inputs_for_generation`, which also tells the modality of all tokens so far."""
-    prepare: Callable[..., dict[str, Any]] = model.prepare_inputs_for_generation  # type: ignore[assignment]
+def _preparing(model: PreTrainedModel, prepare: Prepare) -> Prepare:
+    """A `prepare_inputs_for_generation` that also tells the modality of all tokens so far."""
 
     def prepared(
-        input_ids: Tensor, mm_token_type_ids: Tensor | None = None, unit_ids: Tensor | None = None, **kwargs: Any
+        input_ids: Tensor,
+        *args: Any,
+        mm_token_type_ids: Tensor | None = None,
+        unit_ids: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         types = _image_tokens(model, input_ids) if mm_token_type_ids is None else mm_token_type_ids
         types = torch.zeros_like(input_ids) if types is None else types
-        model_inputs = prepare(input_ids, **kwargs)
+        model_inputs = prepare(input_ids, *args, **kwargs)
         model_inputs["key_modality"] = types
         if unit_ids is not None:  # what is generated belongs to no unit; a chunk of a prompt needs its own part only
             surplus = types.shape[1] - unit_ids.shape[1]
