@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-gpu test-minimal check format clean
+.PHONY: help install train chat test test-slow test-gpu test-minimal same check format clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -72,6 +72,10 @@ test-minimal: ## Import the package where only torch, transformers and pillow ar
 	@$(VENV)-minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
 	@$(VENV)-minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt transformers pillow
 	@PYTHONPATH=src $(VENV)-minimal/bin/python -c 'import visualchat; print("import visualchat: ok")'
+
+same: $(STAMP) ## Compare batches, losses and metrics with another commit, bit for bit: make same BASE=main
+	@test -n "$(BASE)" || { echo "error: name a commit: make same BASE=main" >&2; exit 2; }
+	@$(BIN)/python tests/same.py "$(BASE)"
 
 check: $(STAMP) ## Lint, check formatting and types; changes nothing
 	@failed=0; \
