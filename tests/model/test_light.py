@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel
 
 from visualchat.dialogue import Dialogue, Turn
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.light import load_light, save_light
 from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.tiny import backbone
 
 
 @pytest.fixture
@@ -140,15 +142,18 @@ def test_whatever_trained_comes_back(make_model, backbones, batch, tmp_path, cho
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
-def test_adapters_and_the_bits_of_the_base_come_back(make_model, backbones, batch, tmp_path, bits):
+def test_adapters_and_the_bits_of_the_base_come_back(tmp_path, bits):
     trainable = Trainable(vision="lora", language="lora", lora_rank=2)
-    model = make_model(language_bits=bits)
+    tiny = backbone("vision"), backbone("language_mixed")  # wide enough for 4 bits
+    model = VisualChatForConditionalGeneration.from_backbones(*tiny, image_seq_length=16, language_bits=bits)
+    dialogue = Dialogue((Turn.ask("Which?", [Image.new("RGB", (16, 16), "red")], "red"),))
+    batch = VisualChatProcessor.from_backbones(*tiny, image_seq_length=16).batch([dialogue])
     set_trainable(model, trainable)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
-    save_light(model, tmp_path, backbones.vision, backbones.language, trainable)
+    save_light(model, tmp_path, *tiny, trainable)
     loaded = load_light(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     assert sum("lora" in name for name in load_file(tmp_path / "trained.safetensors")) > 0

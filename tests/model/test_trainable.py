@@ -12,8 +12,11 @@ from PIL import Image
 
 from visualchat.cli.config import CONF
 from visualchat.dialogue import Dialogue, Turn
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.language import load_language_model
 from visualchat.model.trainable import Trainable, merge_adapters, parts, set_trainable
+from visualchat.tiny import backbone
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
 DIALOGUE = Dialogue((Turn.ask("Which is red?", [RED, BLUE], "The first."), Turn.ask("And now?", answer="Still.")))
@@ -113,10 +116,17 @@ def test_the_trained_embedding_is_the_one_that_generates(model, processor):
 
 
 @pytest.mark.parametrize(("bits", "stored"), [(8, "int8"), (4, "nf4")])
-def test_a_quantized_base_trains_its_adapters(make_model, processor, bits, stored):
-    plain, model = make_model(), make_model(language_bits=bits)
-    set_trainable(model, Trainable(language="lora", lora_rank=4))
-    batch = processor.batch([DIALOGUE])
+def test_a_quantized_base_trains_its_adapters(bits, stored):
+    tiny = backbone("vision"), backbone("language_mixed")
+
+    def make(language_bits):
+        torch.manual_seed(0)
+        settings = {"image_seq_length": 16, "projector_type": "linear_norm", "language_bits": language_bits}
+        return VisualChatForConditionalGeneration.from_backbones(*tiny, **settings)
+
+    plain, model = make(None), make(bits)
+    set_trainable(model, Trainable(language="lora", lora_rank=4, lora_alpha=4))
+    batch = VisualChatProcessor.from_backbones(*tiny, image_seq_length=16).batch([DIALOGUE])
     with torch.no_grad():
         close, exact = model.eval()(**batch).logits, plain(**batch).logits
     # what rounding to 8 or 4 bits costs: logits point the same way, further apart with fewer bits
@@ -130,6 +140,35 @@ def test_a_quantized_base_trains_its_adapters(make_model, processor, bits, store
     exactly = {part.name: part for part in parts(plain)}
     assert stored in counted["language model"].dtypes
     assert counted["language model"].parameters == exactly["language model"].parameters
+
+
+def test_four_bits_give_the_same_on_every_cpu(monkeypatch):
+    """Where a CPU has AVX512-BF16, bitsandbytes would pack weights for inference when they are first evaluated.
+
+    Layers packed so round to bf16 and give no gradient. The tiny world's shapes can be packed, the other tests' cannot.
+    """
+    found = []
+    for available in (True, False):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda available=available: available)
+        torch.manual_seed(0)
+        language_model = load_language_model(backbone("language_mixed"), torch.float32, bits=4).requires_grad_(False)
+        stored = {name: value.clone() for name, value in language_model.state_dict().items()}
+        fingerprint = base_fingerprint(language_model)
+        ids = torch.arange(4, 36)[None]
+        with torch.no_grad():
+            logits = language_model.eval()(ids).logits
+        embedded = language_model.get_input_embeddings()(ids).requires_grad_()
+        language_model.train()(inputs_embeds=embedded, labels=ids).loss.backward()  # training after an evaluation
+        assert base_fingerprint(language_model) == fingerprint
+        state = language_model.state_dict()
+        assert state.keys() == stored.keys()
+        assert all(torch.equal(state[name], value) for name, value in stored.items())
+        found.append((fingerprint, logits, embedded.grad))
+    ours, theirs = found
+    assert ours[0] == theirs[0]
+    assert torch.equal(ours[1], theirs[1])
+    assert torch.equal(ours[2], theirs[2])
+    assert ours[2].norm() > 0
 
 
 def test_the_table_of_parts(model):
@@ -169,7 +208,12 @@ def test_another_number_of_bits_is_refused(make_model):
         make_model(language_bits=3)
 
 
-def test_bits_do_not_depend_on_the_trainers_precision(backbones):
+def test_four_bits_that_a_cpu_would_scale_wrongly_are_refused(make_model):
+    with pytest.raises(ValueError, match=r"whole blocks of 64 weights, .*q_proj has rows of 32: choose .*=int8 or"):
+        make_model(language_bits=4)
+
+
+def test_bits_do_not_depend_on_the_trainers_precision():
     """In processes of their own, because bitsandbytes keeps the borders between codes that it makes first."""
     script = (
         "import sys, torch; from visualchat.model.language import load_language_model as load;"
@@ -179,7 +223,7 @@ def test_bits_do_not_depend_on_the_trainers_precision(backbones):
     )
     found = [
         subprocess.run(
-            [sys.executable, "-c", script, backbones.language, dtype], capture_output=True, check=True
+            [sys.executable, "-c", script, str(backbone("language_mixed")), dtype], capture_output=True, check=True
         ).stdout
         for dtype in ("float32", "bfloat16")
     ]

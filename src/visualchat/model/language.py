@@ -26,13 +26,38 @@ def load_language_model(
         vocab_size: The least number of token embeddings.
 
     Raises:
-        ValueError: `bits` is neither 8 nor 4.
+        ValueError: `bits` is neither 8 nor 4; or the layers' sizes do not suit 4 bits on a CPU.
     """
     with _numbers_in_fp32():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **quantized_loading(bits, dtype))
+    _keep_as_stored(model)
     grow_vocabulary(model, vocab_size)
     untie_head(model)
     return model
+
+
+BLOCK = 64
+"""Weights of a row that share one scale in 4 bits, in their order; bitsandbytes' own number."""
+
+
+def _keep_as_stored(model: PreTrainedModel) -> None:
+    """Let 4-bit weights be computed with as they were stored, whatever the CPU.
+
+    On CPUs with AVX512-BF16 bitsandbytes packs them for inference when they are first evaluated: they then round to
+    bf16 and give no gradient when training goes on. On CPUs with AVX512 it takes the wrong scales in rows that end in
+    mid-block.
+
+    Raises:
+        ValueError: On a CPU, a row is not whole blocks.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            if module.weight.device.type == "cpu" and module.in_features % BLOCK:
+                raise ValueError(
+                    f"a CPU computes with 4 bits in whole blocks of {BLOCK} weights, {name} has rows of "
+                    f"{module.in_features}: choose model/quantization=int8 or none"
+                )
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def save_light(
         vision: The vision encoder that `from_backbones` was given. A local folder is noted relative to this one.
         language: The language model, likewise.
         trainable: What trains of the model, as `set_trainable` was told; projector and token embedding if None.
-        fingerprint: Of the base, from before it was used; None to compute it now, which is right but for 4-bit bases.
+        fingerprint: Of the base, where it is known; None to compute it.
 
     Raises:
         ValueError: Nothing of the model trains.

@@ -130,8 +130,7 @@ class VisualChatModule(lightning.LightningModule):
     def fingerprint(self) -> str:
         """The base's, computed once, before it is used.
 
-        Under ZeRO-3 all of it travels to be read; and on a CPU with AVX512-BF16 bitsandbytes packs 4-bit weights anew
-        when they are first used in evaluation.
+        Under ZeRO-3 all of it travels to be read.
         """
         if self._base_fingerprint is None:
             self._base_fingerprint = base_fingerprint(self.model)
