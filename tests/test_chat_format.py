@@ -145,7 +145,7 @@ def test_rounds_only_append(tokenizer):
         part = render(Dialogue(turns[:rounds]), "S", template)
         assert whole[: len(part)] == part
         assert render(Dialogue((*turns[: rounds - 1], Turn(turns[rounds - 1].content))), "S", template) == part[:-1]
-    assert [s for s in whole if isinstance(s, ImageSegment)] == [ImageSegment(0), ImageSegment(1), ImageSegment(2)]
+    assert [s for s in whole if isinstance(s, ImageSegment)] == [ImageSegment(n, n + 1) for n in range(3)]
 
 
 def test_typed_special_tokens_are_plain_text(tokenizer):
@@ -162,8 +162,9 @@ def test_typed_special_tokens_are_plain_text(tokenizer):
 def test_images_stand_in_the_users_message():
     template = chat_format(byte_level(CHATML))
     assert render(Dialogue((Turn.ask("Which?", [CAT]),)), "", template) == (
-        TextSegment("<|im_start|>user\n### Image 1:\n", special=True),
-        ImageSegment(0),
+        TextSegment("<|im_start|>user\n", special=True),
+        TextSegment("### Image 1:\n", special=True, label=1),
+        ImageSegment(0, 1),
         TextSegment("\n\n", special=True),
         TextSegment("Which?"),
         TextSegment("<|im_end|>\n<|im_start|>assistant\n", special=True),

@@ -165,7 +165,7 @@ def test_filler_is_the_padding_token_or_else_the_end_token(tokenizer):
     without = copy.deepcopy(tokenizer)
     without.pad_token = None
     assert filler_token_id(without) == tokenizer.eos_token_id
-    encoding = encode_segments((ImageSegment(0),), without, image_seq_length=3, start=False)
+    encoding = encode_segments((ImageSegment(0, 1),), without, image_seq_length=3, start=False)
     assert encoding.input_ids == [tokenizer.eos_token_id] * 3
     assert encoding.labels == [IGNORE_INDEX] * 3
     assert encoding.answer_spans == ()

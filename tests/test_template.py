@@ -207,10 +207,10 @@ def test_rendering(turns, expected):
 
 
 def test_segments_of_one_image():
-    """An image slot and an answer are segments of their own, so that nothing merges over their borders."""
+    """A label, an image slot and an answer are segments of their own, so that nothing merges over their borders."""
     assert render(Dialogue((Turn.ask("What is it?", [CAT], "A cat."),)), "") == (
-        TextSegment("### Image 1:\n"),
-        ImageSegment(0),
+        TextSegment("### Image 1:\n", label=1),
+        ImageSegment(0, 1),
         TextSegment("\n\n### Question:\nWhat is it?\n\n### Answer:\n"),
         TextSegment("A cat.", supervised=True),
     )
@@ -242,8 +242,8 @@ def test_the_papers_system_text_is_the_default():
 def test_what_a_user_types_renumbers_nothing_and_opens_no_slot():
     typed = "<image> </s>\n\n### Image 7:\n<0>\n\n### Answer:\n"
     segments = render(Dialogue((Turn.ask(typed, [CAT], typed), Turn.ask("And this?", [DOG]))), "")
-    assert [s for s in segments if isinstance(s, ImageSegment)] == [ImageSegment(0), ImageSegment(1)]
-    assert segments[4] == TextSegment("### Image 2:\n")
+    assert [s for s in segments if isinstance(s, ImageSegment)] == [ImageSegment(0, 1), ImageSegment(1, 2)]
+    assert segments[4] == TextSegment("### Image 2:\n", label=2)
 
 
 def random_turn(rng):
@@ -276,6 +276,8 @@ def test_images_and_labels_are_numbered_through(seed):
     slots = [s.index for s in segments if isinstance(s, ImageSegment)]
     assert slots == list(range(len(dialogue.images)))
     shown = sum(not isinstance(item, str) for turn in dialogue.turns for item in turn.content)
+    by_label = {s.label for s in segments if isinstance(s, TextSegment) and s.label is not None}
+    assert by_label == {s.number for s in segments if isinstance(s, ImageSegment)}
     labels = [s.text.rpartition("### Image ")[2] for s in segments if isinstance(s, TextSegment) and "Image" in s.text]
     assert labels == [f"{number}:\n" for number in range(1, shown + 1)]
 

@@ -1,4 +1,4 @@
-"""Segments -> token ids, labels and modality ids: the one place where text becomes tokens, in training and chat."""
+"""Segments -> token ids, labels, modality and unit ids: the one place where text becomes tokens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from visualchat.template import PAPER, ImageSegment, Segment, Template
 IGNORE_INDEX = -100
 """The label of a token that is not trained (torch's `cross_entropy` leaves it out)."""
 
+NO_UNIT = -1
+"""The unit of a token that is neither an image's nor its label's."""
+
 
 @dataclass(frozen=True)
 class Encoding:
-    """One dialogue as tokens; the three lists have one entry a token.
+    """One dialogue as tokens; the four lists have one entry a token.
 
     Attributes:
         input_ids: Token ids; an image slot holds the filler id.
         labels: The token itself on answers and their end token, `IGNORE_INDEX` elsewhere.
         mm_token_type_ids: `Modality` of each token.
+        unit_ids: The number (from 1) of the image that the token is of or labels; `NO_UNIT` for other text.
         answer_spans: For each answer the range [start, stop) of its tokens, end token included.
     """
 
     input_ids: list[int]
     labels: list[int]
     mm_token_type_ids: list[int]
+    unit_ids: list[int]
     answer_spans: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
@@ -90,18 +95,21 @@ def encode_segments(
     input_ids: list[int] = [tokenizer.bos_token_id] if begins else []
     labels: list[int] = [IGNORE_INDEX] * len(input_ids)
     modality: list[int] = [Modality.TEXT] * len(input_ids)
+    units: list[int] = [NO_UNIT] * len(input_ids)
     spans: list[tuple[int, int]] = []
     for segment in segments:
         if isinstance(segment, ImageSegment):
             ids = [filler] * image_seq_length
-            supervised, kind = False, Modality.IMAGE
+            supervised, kind, unit = False, Modality.IMAGE, segment.number
         else:
             ids = encode_text(tokenizer, segment.text, segment.special)
             supervised, kind = segment.supervised, Modality.TEXT
+            unit = NO_UNIT if segment.label is None else segment.label
         if supervised:
             ids = [*ids, *end]
             spans.append((len(input_ids), len(input_ids) + len(ids)))
         input_ids += ids
         labels += ids if supervised else [IGNORE_INDEX] * len(ids)
         modality += [kind] * len(ids)
-    return Encoding(input_ids, labels, [int(m) for m in modality], tuple(spans))
+        units += [unit] * len(ids)
+    return Encoding(input_ids, labels, [int(m) for m in modality], units, tuple(spans))

@@ -39,18 +39,21 @@ class TextSegment:
         supervised: Whether it is an answer, which is trained and followed by the end of an answer.
         special: Whether special tokens of the tokenizer spelled in it count: it is the template's own text, nobody's
             words.
+        label: The number (from 1) of the image that it names, if it is the label before an image's slot.
     """
 
     text: str
     supervised: bool = False
     special: bool = False
+    label: int | None = None
 
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """The slot of image `index` (from 0) of `Dialogue.images`."""
+    """The slot of image `index` (from 0) of `Dialogue.images`; `number` (from 1) is what its label calls it."""
 
     index: int
+    number: int
 
 
 Segment = TextSegment | ImageSegment
@@ -97,6 +100,11 @@ SPECIAL = Template(special=True, tokens=("### Image", "### Question:", "### Answ
 """Figure 3 with its headings as new special tokens, the variant that section 4.3 tried and found worse."""
 
 
+def label_text(number: int) -> str:
+    """What stands before image `number`, counted from 1."""
+    return f"### Image {number}:\n"
+
+
 class _Writer:
     """Collects text, and closes a segment where its kind changes."""
 
@@ -128,6 +136,13 @@ class _Writer:
         if self._text:
             self.segments.append(TextSegment(self._text, special=self._counts))
             self._text = ""
+
+    def image(self, index: int, number: int) -> None:
+        """An image under its label, which is a segment of its own: the same tokens whatever stands before it."""
+        if self._joins:
+            self._text = self._text.removesuffix(" ")
+        self.segment(TextSegment(label_text(number), special=self._special, label=number))
+        self.segment(ImageSegment(index, number))
 
     def segment(self, segment: Segment) -> None:
         """A segment of its own."""
@@ -172,11 +187,12 @@ def render(dialogue: Dialogue, system: str = PAPER_SYSTEM, template: Template = 
                 asked, opened = True, False
                 continue
             label += 1
-            out.fixed(("\n" if opened or asked else "") + f"### Image {label}:\n")
+            out.fixed("\n" if opened or asked else "")
             if isinstance(item, Caption):
+                out.fixed(label_text(label))
                 out.segment(TextSegment(item.text))
             else:
-                out.segment(ImageSegment(image))
+                out.image(image, label)
                 image += 1
             opened = True
         out.fixed(template.answer)

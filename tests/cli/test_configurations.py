@@ -119,7 +119,7 @@ def test_an_experiments_own_values_win():
 
 
 def test_an_unknown_name_is_named_with_the_known_ones():
-    with pytest.raises(MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*cross\n\s*mmca"):
+    with pytest.raises(MissingConfigException, match=r"Could not find 'attention/mcma'[\s\S]*cross\n[\s\S]*mmca"):
         composed("train", "attention=mcma")
 
 

@@ -5,6 +5,8 @@ Two axes span the family; a named kind is a point on them. Source of `mmca`: arX
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, get_args
@@ -57,12 +59,20 @@ class AttentionKind:
         """Whether tokens must be told which label and image belong together."""
         return self.image_context in ("label", "unit")
 
+    @property
+    def uses_images(self) -> bool:
+        """Whether tokens must be told which image they belong to."""
+        return self.image_context == "image"
+
 
 KINDS: dict[str, AttentionKind] = {
     "causal": AttentionKind("all", "joint"),
     "mmca": AttentionKind("self", "split"),
     "mmca_joint": AttentionKind("self", "joint"),
     "unit": AttentionKind("unit", "joint"),
+    "unit_split": AttentionKind("unit", "split"),
+    "label": AttentionKind("label", "joint"),
+    "image": AttentionKind("image", "joint"),
     "mmca_reference": AttentionKind("text", "split"),
 }
 """`mmca` is the paper's; `mmca_reference` is what the published code computes, without its leak of later images."""
@@ -78,6 +88,15 @@ def attention_kind(kind: str | tuple[ImageContext, Softmax] | AttentionKind) -> 
         return kind
     if isinstance(kind, tuple):
         return AttentionKind(*kind)
-    if kind not in KINDS:
-        raise ValueError(f"unknown attention kind {kind!r}, expected one of {', '.join(KINDS)}")
+    check_name(kind, KINDS)
     return KINDS[kind]
+
+
+def check_name(kind: str, known: Iterable[str]) -> None:
+    """Raise a ValueError that names the nearest of the known kinds, unless the kind is one of them."""
+    known = [*known]
+    if kind in known:
+        return
+    near = difflib.get_close_matches(kind.lower(), known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"unknown attention kind {kind!r}, expected one of {', '.join(known)}{hint}")

@@ -14,6 +14,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 
 from visualchat.attention import Modality
 from visualchat.dialogue import Dialogue, ImageInput, Turn
+from visualchat.encoding import NO_UNIT
 from visualchat.images import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
@@ -56,6 +57,7 @@ class ChatSession:
         self.turns: tuple[Turn, ...] = ()
         self.ids: list[int] = []
         self.modality: list[int] = []
+        self.units: list[int] = []
         self.cache = DynamicCache(config=self.model.config.text_config)
 
     @property
@@ -74,26 +76,27 @@ class ChatSession:
         """
         self._close()
         turn = Turn.ask(question, [decode_image(image, f"image {n}") for n, image in enumerate(images, start=1)])
-        ids, modality, pixel_values = self._encode(turn)
+        ids, modality, units, pixel_values = self._encode(turn)
         limit = self.model.config.text_config.max_position_embeddings
         if len(ids) + self.max_new_tokens > limit:
             raise ValueError(
                 f"the conversation has {len(ids)} tokens and {self.max_new_tokens} are kept for the answer: more than "
                 f"the {limit} that the model can hold; start a new one"
             )
-        self._open = self._stream(turn, ids, modality, pixel_values)
+        self._open = self._stream(turn, ids, modality, units, pixel_values)
         return self._open
 
-    def _encode(self, turn: Turn) -> tuple[list[int], list[int], torch.Tensor | None]:
-        """Token ids and modality of the whole conversation with this turn open, and the turn's images."""
+    def _encode(self, turn: Turn) -> tuple[list[int], list[int], list[int], torch.Tensor | None]:
+        """Token ids, modality and units of the whole conversation with this turn open, and the turn's images."""
         encoding = self.processor.encode(Dialogue((*self.turns, turn)), done=len(self.turns))
         pixel_values = None
         if turn.images:
             pixel_values = self.processor.image_processor(images=list(turn.images), return_tensors="pt")["pixel_values"]
-        return self.ids + encoding.input_ids, self.modality + encoding.mm_token_type_ids, pixel_values
+        modality, units = self.modality + encoding.mm_token_type_ids, self.units + encoding.unit_ids
+        return self.ids + encoding.input_ids, modality, units, pixel_values
 
     def _stream(
-        self, turn: Turn, ids: list[int], modality: list[int], pixel_values: torch.Tensor | None
+        self, turn: Turn, ids: list[int], modality: list[int], units: list[int], pixel_values: torch.Tensor | None
     ) -> Generator[str, None, None]:
         """Generate in a thread of its own and hand the text on as it comes."""
         tokenizer = self.processor.tokenizer
@@ -103,7 +106,7 @@ class ChatSession:
 
         def generate() -> None:
             try:
-                result["ids"] = self._generate(ids, modality, pixel_values, streamer, stop)
+                result["ids"] = self._generate(ids, modality, units, pixel_values, streamer, stop)
             except Exception as error:  # handed to the caller's thread
                 result["error"] = error
                 streamer.end()
@@ -116,7 +119,7 @@ class ChatSession:
             stop.set()
             worker.join()
             if "ids" in result:
-                self._close_turn(turn, result["ids"], modality)
+                self._close_turn(turn, result["ids"], modality, units)
             else:
                 self._forget()  # the cache may hold half a round
         if "error" in result:
@@ -126,6 +129,7 @@ class ChatSession:
         self,
         ids: list[int],
         modality: list[int],
+        units: list[int],
         pixel_values: torch.Tensor | None,
         streamer: TextIteratorStreamer,
         stop: threading.Event,
@@ -136,6 +140,7 @@ class ChatSession:
             "input_ids": torch.tensor([ids], device=device),
             "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
             "mm_token_type_ids": torch.tensor([modality], device=device),
+            "unit_ids": torch.tensor([units], device=device),
         }
         if pixel_values is not None:
             inputs["pixel_values"] = pixel_values.to(device)
@@ -152,14 +157,15 @@ class ChatSession:
         )
         return out[0].tolist()
 
-    def _close_turn(self, turn: Turn, ids: list[int], modality: list[int]) -> None:
+    def _close_turn(self, turn: Turn, ids: list[int], modality: list[int], units: list[int]) -> None:
         """Take the answered round into the conversation; an answer that was cut short gets its end token."""
         tokenizer, end = self.processor.tokenizer, self.processor.end_token_ids
         answer = tokenizer.decode(ids[len(modality) :], skip_special_tokens=True)
         if ids[-1] != end[-1]:
             ids = [*ids, *end]
         self.turns = (*self.turns, Turn(turn.content, answer))
-        self.ids, self.modality = ids, modality + [int(Modality.TEXT)] * (len(ids) - len(modality))
+        new = len(ids) - len(modality)
+        self.ids, self.modality, self.units = ids, modality + [int(Modality.TEXT)] * new, units + [NO_UNIT] * new
 
 
 class _Stopped(StoppingCriteria):

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
+from visualchat.attention.functional import resolve_implementation
+from visualchat.attention.kinds import check_name
 from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model.configuration_visualchat import MODEL_KINDS
 from visualchat.model.light import CARD, load_light
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -51,6 +54,16 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the tiny world needs none
     if not sys.stderr.isatty():
         disable_progress_bar()
+
+
+def check_attention(attention: DictConfig) -> None:
+    """Refuse, before anything is read or built, a choice of attention that does not exist.
+
+    Raises:
+        ValueError: A name is unknown; the nearest is named.
+    """
+    check_name(attention.kind, MODEL_KINDS)
+    resolve_implementation(attention.implementation)
 
 
 def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence[int], num_nodes: int) -> int:

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from visualchat.cli.config import CONF, quieten
+from visualchat.cli.config import CONF, check_attention, quieten
 from visualchat.model.published import from_published, to_published
 
 ACTIONS = ("from_published", "to_published")
@@ -21,6 +21,7 @@ def _main(config: DictConfig) -> None:
     console = Console()
     action = None if OmegaConf.is_missing(config, "action") else config.action
     if action == "from_published":
+        check_attention(config.attention)
         from_published(config.file, config.folder, **instantiate(config.model_settings))
         instantiate(config.processor).save_pretrained(config.folder)
         console.print(f"{config.folder}/ is ready: visualchat-chat folder={config.folder}", highlight=False)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from visualchat.cli.config import CONF, quieten
+from visualchat.cli.config import CONF, check_attention, quieten
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.trainable import set_trainable
 from visualchat.plan.choose import Choice, Machine, assess, batch_sizes, best, largest, usable
@@ -120,6 +120,7 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
     Raises:
         ValueError: A name is unknown or a number makes no sense.
     """
+    check_attention(config.attention)
     machine, gpu = _machine(config)
     strategy = choices["trainer/strategy"]
     if strategy not in STRATEGIES:

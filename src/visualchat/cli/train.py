@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import CONF, quieten
+from visualchat.cli.config import CONF, check_attention, quieten
 from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.record import closing_wandb, record_results, record_run
 from visualchat.evaluation.exact_match import prefixed
@@ -40,6 +40,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         The metrics, as in `metrics.json`.
     """
     quieten()
+    check_attention(config.attention)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.save not in ("full", "light", "both"):
         raise ValueError(f"unknown save={config.save}, expected full, light or both")

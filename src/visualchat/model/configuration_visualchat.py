@@ -7,9 +7,13 @@ from typing import Any, Literal
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from visualchat.attention import implementation_name
+from visualchat.attention import KINDS, implementation_name
+from visualchat.attention.kinds import check_name
 from visualchat.model.projector import PROJECTORS
 from visualchat.model.vision import QwenVLVisionConfig
+
+MODEL_KINDS = (*KINDS, "cross")
+"""How a model may attend: the family, and gated cross-attention to images outside the sequence."""
 
 
 class VisualChatConfig(PreTrainedConfig):
@@ -73,5 +77,6 @@ class VisualChatConfig(PreTrainedConfig):
     @property
     def decoder_attention(self) -> str:
         """The language model's `attn_implementation`; its own layers are causal where images stand outside."""
+        check_name(self.attention_kind, MODEL_KINDS)
         kind = "causal" if self.images_outside else self.attention_kind
         return implementation_name(kind, self.attention_implementation)

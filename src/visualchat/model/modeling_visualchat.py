@@ -24,7 +24,8 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from visualchat.attention import Modality, add_cross_attention
+from visualchat.attention import KINDS, Modality, add_cross_attention
+from visualchat.encoding import NO_UNIT
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.language import load_language_model
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
@@ -211,6 +212,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
         key_modality: Tensor | None = None,
+        unit_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         image_index: Tensor | None = None,
         vision_features: Tensor | None = None,
@@ -232,6 +234,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mm_token_type_ids: (B, S), a `Modality` each; all text if None.
             key_modality: (B, K), the same for cached and present tokens together; needed with a cache that is not
                 empty.
+            unit_ids: (B, K), the number of the image that a token is of or labels, -1 for other text; of cached and
+                present tokens together. Kinds of attention that tell images apart need them where there is an image.
             segment_ids: (B, S), which of the dialogues packed in a row a token belongs to; nothing attends across. They
                 need `position_ids` that start at 0 in each, padding included, and no cache. None where a row is one
                 dialogue.
@@ -244,7 +248,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs: Handed to the language model.
 
         Raises:
-            ValueError: Slots and images do not match, `key_modality` is missing, or packing lacks `position_ids`.
+            ValueError: Slots and images do not match, `key_modality` or `unit_ids` are missing, or packing lacks
+                `position_ids`.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -269,7 +274,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             masks |= self._outside(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
         else:
             inputs_embeds = self._inside(inputs_embeds, filling, mm_token_type_ids, past_key_values)
-        kwargs |= masks
+        kwargs |= masks | self._ids(unit_ids, key_modality)
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
@@ -291,6 +296,21 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])
         return VisualChatOutput(loss, logits, out.past_key_values, image_features, losses)
+
+    def _ids(self, unit_ids: Tensor | None, key_modality: Tensor) -> dict[str, Tensor]:
+        """What tells the language model which image a token is of, (B, K), where its kind of attention asks."""
+        kind = KINDS.get(self.config.attention_kind)
+        if kind is None or not (kind.uses_units or kind.uses_images):
+            return {}
+        image = key_modality == Modality.IMAGE
+        if unit_ids is None:
+            if image.any():
+                raise ValueError(
+                    f"attention kind {self.config.attention_kind!r} tells images apart: it needs unit_ids (B, K), the "
+                    "number of the image at its tokens and its label's, -1 elsewhere, as the processor makes them"
+                )
+            unit_ids = torch.full_like(key_modality, NO_UNIT)
+        return {"unit_ids": unit_ids} if kind.uses_units else {"image_ids": unit_ids.masked_fill(~image, NO_UNIT)}
 
     def _inside(
         self, inputs_embeds: Tensor, filling: Tensor | None, mm_token_type_ids: Tensor, cache: Cache | None
@@ -357,10 +377,11 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,
+        unit_ids: Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """transformers' hook before each step of `generate`; adds all tokens' modality so far as `key_modality`."""
+        """transformers' hook before each step of `generate`; adds all tokens' modality and units so far."""
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         if mm_token_type_ids is None and not (is_first_iteration and cached):
             mm_token_type_ids = torch.zeros_like(input_ids)
@@ -374,4 +395,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         model_inputs["key_modality"] = mm_token_type_ids
+        if unit_ids is not None:  # what is generated belongs to no image; a chunk of a prompt takes its own part
+            surplus = input_ids.shape[1] - unit_ids.shape[1]
+            model_inputs["unit_ids"] = nn.functional.pad(unit_ids, (0, surplus), value=NO_UNIT)
         return model_inputs

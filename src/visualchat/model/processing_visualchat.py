@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from visualchat.attention import Modality
 from visualchat.chat_format import chat_format
 from visualchat.dialogue import Dialogue, ImageInput, Turn
-from visualchat.encoding import IGNORE_INDEX, Encoding, encode_segments, end_token_ids, filler_token_id
+from visualchat.encoding import IGNORE_INDEX, NO_UNIT, Encoding, encode_segments, end_token_ids, filler_token_id
 from visualchat.features import FeatureStore, picture_key
 from visualchat.images import decode_image
 from visualchat.messages import dialogue_from_messages
@@ -97,7 +97,7 @@ class VisualChatProcessor(ProcessorMixin):
         return render(dialogue, self.system, self._texts)
 
     def encode(self, dialogue: Dialogue, done: int = 0) -> Encoding:
-        """One dialogue as token ids, labels and modality ids, from its turn `done` on."""
+        """One dialogue as token ids, labels, modality and unit ids, from its turn `done` on."""
         before = len(self.render(replace(dialogue, turns=dialogue.turns[:done]))) if done else 0
         return encode_segments(
             self.render(dialogue)[before:],
@@ -130,10 +130,11 @@ class VisualChatProcessor(ProcessorMixin):
                 others and "" for those that are known, and `features_damaged` says how many files were damaged.
 
         Returns:
-            `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels`, each (B, S), and, where there is an image,
-            `pixel_values` (N, 3, height, width) with the images row by row. With `rows` also `position_ids` (B, S),
-            counted from 0 in each dialogue, and `segment_ids` (B, S), the dialogue's number in its row, -1 at padding;
-            with shared images also `image_index` (slots,), the entry of `pixel_values` that fills each slot.
+            `input_ids`, `attention_mask`, `mm_token_type_ids`, `unit_ids` (number of the image that a token is of or
+            labels, else -1) and `labels`, each (B, S), and, where there is an image, `pixel_values` (N, 3, height,
+            width) with the images row by row. With `rows` also `position_ids` (B, S), counted from 0 in each dialogue,
+            and `segment_ids` (B, S), the dialogue's number in its row, -1 at padding; with shared images also
+            `image_index` (slots,), the entry of `pixel_values` that fills each slot.
 
         Raises:
             ValueError: A row is too long, or an image cannot be read; the dialogue is named.
@@ -254,6 +255,7 @@ def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: st
         "input_ids": filler,
         "attention_mask": 0,
         "mm_token_type_ids": int(Modality.TEXT),
+        "unit_ids": NO_UNIT,
         "labels": IGNORE_INDEX,
         "segment_ids": -1,
     }
@@ -263,6 +265,7 @@ def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: st
         values = {
             "input_ids": [token for encoding in row for token in encoding.input_ids],
             "mm_token_type_ids": [kind for encoding in row for kind in encoding.mm_token_type_ids],
+            "unit_ids": [unit for encoding in row for unit in encoding.unit_ids],
             "labels": [label for encoding in row for label in encoding.labels],
             "segment_ids": [number for number, encoding in enumerate(row) for _ in range(len(encoding))],
             "position_ids": [position for encoding in row for position in range(len(encoding))],

@@ -1,0 +1,56 @@
+"""Every choice of attention by name, through the commands: trained, saved whole and light, loaded, talked to."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import SHORT, assert_learns, run, run_folders
+
+from visualchat.chat.session import ChatSession
+from visualchat.cli.config import CONF, load_model
+from visualchat.model import VisualChatProcessor
+from visualchat.tiny.scenes import draw, random_scene
+
+pytestmark = pytest.mark.slow
+
+CHOICES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((Path(CONF) / "attention").glob("*.yaml"))}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Where one sweep over all choices ran, and the folder of each run."""
+    folder = tmp_path_factory.mktemp("sweep")
+    line = ["visualchat-train", "-m", *SHORT, "trainer.max_epochs=1", "save=both", "hydra.sweep.dir=runs"]
+    run(folder, *line, f"attention={','.join(CHOICES)}").ok()
+    runs = {path.name.rpartition("attention=")[2].partition(",")[0]: path for path in run_folders(folder)}
+    assert runs.keys() == CHOICES.keys()
+    return folder, runs
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_each_choice_trains_saves_loads_and_chats(swept, choice):
+    left = swept[1][choice]
+    assert_learns(left, falling=False)
+    answers = []
+    for saved in ("model", "light"):
+        model = load_model(left / saved)
+        assert model.config.attention_kind == CHOICES[choice]["kind"]
+        session = ChatSession(model, VisualChatProcessor.from_pretrained(left / saved), max_new_tokens=5)
+        rounds = (("What is it?", [1]), ("Sure?", []), ("Which image has a circle?", [2, 3]))
+        answers.append(["".join(session.ask(text, [draw(random_scene(n)) for n in seeds])) for text, seeds in rounds])
+    assert answers[0] == answers[1]
+
+
+def test_a_model_that_tells_images_apart_chats_by_the_command(swept):
+    folder, runs = swept
+    typed = "/draw 1\nWhat is it?\n/draw 2\nWhich image has a circle?\n/quit\n"
+    done = run(folder, "visualchat-chat", f"folder='{runs['unit'] / 'light'}'", "max_new_tokens=4", typed=typed).ok()
+    assert "attention unit" in done.out
+    assert "Image 2 goes with your next question." in done.out
+
+
+def test_an_unknown_kind_is_refused_before_anything_is_read(tmp_path):
+    done = run(tmp_path, "visualchat-train", "attention.kind=units", "model.vision.path=/nowhere")
+    assert done.code != 0
+    assert "unknown attention kind 'units', expected one of causal" in done.err
+    assert "did you mean unit?" in done.err

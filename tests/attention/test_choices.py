@@ -1,0 +1,39 @@
+"""What the documents offer under `attention=` is what exists."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from visualchat.cli.config import CONF
+from visualchat.model.configuration_visualchat import MODEL_KINDS
+
+CHOICES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((Path(CONF) / "attention").glob("*.yaml"))}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cell(document: str, pattern: str) -> str:
+    """The one match of a pattern in a document."""
+    (found,) = re.findall(pattern, (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return found
+
+
+def test_the_documents_offer_exactly_what_exists():
+    assert {choice["kind"] for choice in CHOICES.values()} == {*MODEL_KINDS}
+    offered = re.findall(r"`(\w+)`", cell("README.md", r"^\| `attention` \| (.*?) \|$"))
+    assert sorted(offered) == sorted(CHOICES)
+    table = cell("docs/attention.md", r"^\| kind \| image_context .*?\n\|[-|]+\n(.*?)\n\n")
+    assert sorted(re.findall(r"^\| `(\w+)` ", table, flags=re.MULTILINE)) == sorted(CHOICES)
+
+
+def test_every_choice_of_the_readme_exists():
+    """In each row that begins with groups of conf/, every word in code font is a file of one of them."""
+    table = (ROOT / "README.md").read_text()
+    found = re.findall(r"^\| (`[a-z/]+[a-z]`(?:, `[a-z/]+[a-z]`)*) \| (.*?) \|$", table, flags=re.MULTILINE)
+    rows = [(re.findall(r"`(.+?)`", groups), text) for groups, text in found]
+    rows = [(groups, text) for groups, text in rows if all((Path(CONF) / group).is_dir() for group in groups)]
+    assert len(rows) >= 8
+    for groups, text in rows:
+        files = {path.stem for group in groups for path in (Path(CONF) / group).glob("*.yaml")}
+        named = set(re.findall(r"`([a-z]\w+)`", text))
+        assert named <= files, f"{groups}: {named - files} do not exist"

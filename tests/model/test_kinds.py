@@ -1,0 +1,134 @@
+"""Every kind of attention in the whole model: the same answers packed or not, cached or not, in rounds, when saved."""
+
+import pytest
+import torch
+from PIL import Image
+
+from visualchat.attention import KINDS, Modality
+from visualchat.chat.session import ChatSession
+from visualchat.dialogue import Caption, Dialogue, Turn
+from visualchat.encoding import NO_UNIT
+from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.template import label_text
+
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def picture(colour):
+    return Image.new("RGB", (20, 20), colour)
+
+
+def dialogues(answer=None):
+    red, blue = picture("red"), picture("blue")
+    return [
+        Dialogue((Turn.ask("Which of them?", [red, blue], answer),), "two"),
+        Dialogue((Turn.ask("Hello, this is longer.", [], "Hi."), Turn(("Is", blue, "one", red, "?"), answer)), "later"),
+        Dialogue((Turn.ask("Text?", [], answer),), "none"),
+        Dialogue((Turn((Caption("a cat"), blue, "What?"), answer),), "a caption first"),
+    ]
+
+
+def test_units_are_labels_and_their_images(processor):
+    """Token by token in a batch: decoded, what belongs to a unit is exactly its label, then its image."""
+    batch = processor.batch(dialogues("Yes."))
+    named = {name: [1, 2] for name in ("two", "later")} | {"none": [], "a caption first": [2]}
+    for row, dialogue in enumerate(dialogues("Yes.")):
+        units, image = batch["unit_ids"][row], batch["mm_token_type_ids"][row] == Modality.IMAGE
+        assert sorted({*units.tolist()} - {NO_UNIT}) == named[dialogue.id]
+        assert (units[image] != NO_UNIT).all()
+        for number in named[dialogue.id]:
+            own = units == number
+            assert processor.tokenizer.decode(batch["input_ids"][row][own & ~image]) == label_text(number)
+            assert int((own & image).sum()) == processor.image_seq_length
+            assert own.nonzero().diff(dim=0).eq(1).all()
+
+
+@kinds
+@torch.no_grad()
+def test_packed_dialogues_and_padded_ones_get_the_logits_of_each_alone(make_model, processor, kind):
+    """float32 sums in other orders; transformers' own attention for `causal`."""
+    model = make_model(attention_kind=kind)
+    given = dialogues("Yes, it is.")
+    alone = [model(**processor.batch([dialogue])).logits for dialogue in given]
+    for rows in (None, [4], [1, 3]):
+        found = model(**processor.batch(given, rows=rows)).logits
+        torch.testing.assert_close(found, torch.cat(alone), atol=1e-4, rtol=1e-4)
+
+
+@kinds
+def test_generation_cached_uncached_alone_and_batched_agree(make_model, processor, kind):
+    model = make_model(attention_kind=kind)
+
+    def answers(features, **settings):
+        settings = {"max_new_tokens": 8, "do_sample": False, **settings}
+        return model.generate(**features, **settings)[:, features["input_ids"].shape[1] :]
+
+    batch = processor.prompt(dialogues())
+    cached = answers(batch)
+    assert torch.equal(cached, answers(batch, use_cache=False))
+    assert torch.equal(cached, answers(batch, cache_implementation="static"))
+    for row, dialogue in enumerate(dialogues()):
+        alone = answers(processor.prompt([dialogue]))[0]
+        assert torch.equal(alone, cached[row][: len(alone)])
+
+
+@kinds
+@torch.no_grad()
+def test_a_chat_equals_recomputing_every_round_also_after_saving(make_model, processor, tmp_path, kind):
+    """What was said is best in a single pass over the whole conversation, without a cache, by the saved model."""
+    model = make_model(attention_kind=kind)
+    session, shown = ChatSession(model, processor, max_new_tokens=6), []
+    model.save_pretrained(tmp_path)
+    again = VisualChatForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.attention_kind == kind
+    for number, images in enumerate(([picture("red")], [], [picture("blue"), picture("green")])):
+        asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0])
+        list(session.ask(f"Question {number}?", images))
+        shown += images
+        best = (
+            again(
+                torch.tensor([session.ids]),
+                processor.image_processor(images=shown, return_tensors="pt")["pixel_values"],
+                mm_token_type_ids=torch.tensor([session.modality]),
+                unit_ids=torch.tensor([session.units]),
+                use_cache=False,
+            )
+            .logits[0]
+            .argmax(-1)
+        )
+        said = session.ids[asked : asked + 6]
+        assert best[asked - 1 : asked - 1 + len(said)].tolist() == said
+    ids, modality, units = map(torch.tensor, (session.ids, session.modality, session.units))
+    for number in (1, 2, 3):
+        own = units == number
+        assert processor.tokenizer.decode(ids[own & (modality == Modality.TEXT)]) == label_text(number)
+        assert int((own & (modality == Modality.IMAGE)).sum()) == processor.image_seq_length
+
+
+@kinds
+@torch.no_grad()
+def test_each_kind_computes_something_of_its_own(make_model, processor, kind):
+    batch = processor.batch(dialogues("Yes."))
+    found = {name: make_model(attention_kind=name)(**batch).logits for name in KINDS}
+    for name in KINDS:
+        assert name == kind or (found[name] - found[kind]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["unit", "unit_split", "label", "image"])
+def test_without_unit_ids_images_are_refused_and_text_is_not(make_model, processor, kind):
+    model = make_model(attention_kind=kind)
+    batch = processor.batch(dialogues("Yes.")[:1])
+    del batch["unit_ids"]
+    with pytest.raises(ValueError, match=rf"attention kind '{kind}' tells images apart: it needs unit_ids \(B, K\)"):
+        model(**batch)
+    text = processor.batch(dialogues("Yes.")[2:3])
+    expected = model(**text).logits
+    del text["unit_ids"]
+    assert torch.equal(model(**text).logits, expected)
+
+
+def test_an_unknown_kind_is_refused_with_the_nearest(make_model):
+    with pytest.raises(
+        ValueError, match=r"unknown attention kind 'units', expected one of .*cross; did you mean unit\?"
+    ):
+        make_model(attention_kind="units")
