@@ -1,18 +1,15 @@
 """Every file under conf/ composes, every `_target_` exists and takes what it is given, experiments say how to run."""
 
 import functools
-import inspect
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
-from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from targets import check_targets
 from visualchat.cli.config import CONF
 
 ROOT = Path(CONF)
@@ -25,35 +22,6 @@ EVALUATE_RUN = {"evaluate", "chat"}  # the folder rules of the other two command
 def composed(command: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose(command, list(overrides), return_hydra_config=True)
-
-
-def targets(node: Any) -> Iterator[DictConfig]:
-    """Every mapping with a `_target_`, at any depth."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield node
-        for key in node:
-            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
-                yield from targets(node[key])
-    elif isinstance(node, ListConfig):
-        for item in node:
-            yield from targets(item)
-
-
-def check_targets(config: DictConfig) -> int:
-    """Fail unless every target exists and takes the arguments beside it; returns how many there are."""
-    found = 0
-    for key in config:
-        if key == "hydra":
-            continue
-        for node in targets(config[key]) if isinstance(config[key], DictConfig) else ():
-            target = get_object(node._target_)
-            given = {name for name in node if name not in ("_target_", "_partial_", "_convert_")}
-            parameters = inspect.signature(target).parameters
-            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-                assert given <= set(parameters), f"{node._target_} takes no {given - set(parameters)}"
-            found += 1
-    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,77 @@
+"""Composes a command line of ours in this process: through the command's own entry point, with Hydra's `--cfg`."""
+
+import contextlib
+import importlib
+import io
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from lines import ROOT
+from omegaconf import DictConfig, OmegaConf
+
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+SWEEP = ("-m", "--multirun")
+
+
+def composed(command: Sequence[str]) -> DictConfig:
+    """The whole configuration of a line that starts one run, resolved, Hydra's own part included.
+
+    Raises:
+        AssertionError: The command refuses the line.
+    """
+    module, function = SCRIPTS[command[0]].split(":")
+    arguments, out, err, code = sys.argv, io.StringIO(), io.StringIO(), 0
+    GlobalHydra.instance().clear()
+    try:
+        sys.argv = [*command, "--cfg", "all"]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            getattr(importlib.import_module(module), function)()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = arguments
+    assert not code, f"$ {' '.join(command)}\n{err.getvalue()}"
+    config = OmegaConf.create(out.getvalue())
+    assert isinstance(config, DictConfig)
+    return resolved(config)
+
+
+def resolved(config: DictConfig) -> DictConfig:
+    """The same with every interpolation outside Hydra's own part in its value's place."""
+    hydra, before = HydraConfig.instance(), HydraConfig.instance().cfg
+    config.hydra.runtime.output_dir = "outputs/run"  # what Hydra knows once the run has begun
+    try:
+        hydra.cfg = OmegaConf.create({"hydra": config.hydra})
+        for key in config:
+            if key != "hydra" and OmegaConf.is_config(config[key]):
+                OmegaConf.resolve(config[key])
+    finally:
+        hydra.cfg = before
+    return config
+
+
+def points(command: Sequence[str]) -> Iterator[list[str]]:
+    """The single runs that a line comes to: itself, or for a sweep enough of its runs that each value is in one.
+
+    A sweep's axes are those of the line and those of its experiment's own `hydra.sweeper.params`. `...` stands for what
+    a reader adds, so such a sweep may have none.
+    """
+    if not any(word in SWEEP for word in command):
+        yield [word for word in command if word != "..."]
+        return
+    name, *arguments = (word for word in command if word not in (*SWEEP, "..."))
+    given = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(arguments)}
+    axes = {key: list(one.sweep_string_iterator()) for key, one in given.items() if one.is_sweep_override()}
+    fixed = [override.input_line for key, override in given.items() if key not in axes]
+    own = composed([name, *fixed]).hydra.sweeper.params or {}
+    axes = {key: str(values).split(",") for key, values in own.items()} | axes
+    assert axes or "..." in command, f"$ {' '.join(command)}\n-m, but nothing to sweep over"
+    first = {key: values[0] for key, values in axes.items()}
+    yield [name, *fixed, *(f"{key}={value}" for key, value in first.items())]
+    for axis, values in axes.items():
+        for value in values[1:]:
+            yield [name, *fixed, *(f"{key}={taken}" for key, taken in {**first, axis: value}.items())]
