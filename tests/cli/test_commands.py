@@ -224,8 +224,3 @@ def test_the_notebook_runs(trained, monkeypatch):
             assert not cell["outputs"], "notebooks are kept without outputs"
             exec("".join(cell["source"]), names)
     assert names["session"].images == 2
-
-
-@pytest.mark.parametrize("command", ["train", "evaluate", "chat", "data", "convert"])
-def test_help(tmp_path, command):
-    assert "== Config ==" in run(tmp_path, command, "--help")

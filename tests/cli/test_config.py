@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from visualchat.cli.config import CONF, saved_model
+from visualchat.cli.config import CONF
+from visualchat.cli.saved import saved_model
 
 
 def save_model(folder, minute):

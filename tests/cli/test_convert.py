@@ -6,8 +6,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from visualchat.cli.config import load_model
-from visualchat.cli.convert import main
+from visualchat.cli.main import convert
+from visualchat.cli.saved import load_model
 from visualchat.model import VisualChatProcessor
 
 
@@ -19,7 +19,7 @@ def command(tmp_path, monkeypatch):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["visualchat-convert", *arguments])
-        main()
+        convert()
 
     yield run
     GlobalHydra.instance().clear()

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from visualchat.cli import data
+from visualchat.cli.command import overrides
 from visualchat.cli.config import CONF
 from visualchat.data.sources import Messages
 from visualchat.tiny import TinyDialogues
@@ -55,7 +56,7 @@ def composed(*overrides: str):
     ],
 )
 def test_the_first_word_is_the_action(typed, meant):
-    assert data.overrides(typed) == meant
+    assert overrides(typed) == meant
 
 
 def test_check_adds_up(tmp_path, capsys):

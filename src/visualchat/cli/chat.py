@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 from PIL import Image
 from rich.color import Color
@@ -15,7 +14,9 @@ from rich.style import Style
 from rich.text import Text
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.config import CONF, load_model, quieten, saved_model
+from visualchat.cli.config import quieten
+from visualchat.cli.main import chat as main
+from visualchat.cli.saved import load_model, saved_model
 from visualchat.images import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
@@ -117,8 +118,7 @@ class Terminal:
                 self.console.out(error, style="red", highlight=False)
 
 
-@hydra.main(config_path=CONF, config_name="chat", version_base="1.3")
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """The command."""
     quieten()
     folder = saved_model(config.folder)

@@ -1,4 +1,4 @@
-"""Where the configuration tree lies, and the small things that all commands share."""
+"""Where the configuration tree lies, its resolvers, and what keeps other libraries quiet. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,22 +9,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils.logging import disable_progress_bar
-
-from visualchat.attention.functional import resolve_implementation
-from visualchat.attention.kinds import check_name
-from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.configuration_visualchat import MODEL_KINDS
-from visualchat.model.light import CARD, load_light
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "conf"  # in a wheel
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
-
-OUTPUTS = Path("outputs")
 
 LONGEST_NAME = 240
 """Bytes of a folder's name; 255 is the limit of common file systems."""
@@ -53,6 +43,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the tiny world needs none
     if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
         disable_progress_bar()
 
 
@@ -62,6 +54,10 @@ def check_attention(attention: DictConfig) -> None:
     Raises:
         ValueError: A name is unknown; the nearest is named.
     """
+    from visualchat.attention.functional import resolve_implementation
+    from visualchat.attention.kinds import check_name
+    from visualchat.model.configuration_visualchat import MODEL_KINDS
+
     check_name(attention.kind, MODEL_KINDS)
     resolve_implementation(attention.implementation)
 
@@ -79,6 +75,8 @@ def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence
         ValueError: The rows cannot be dealt out evenly.
     """
     if devices in ("auto", -1, "-1"):
+        import torch
+
         count = max(1, torch.cuda.device_count())
     else:
         count = int(devices) if isinstance(devices, int | str) else len(devices)
@@ -98,31 +96,3 @@ def folder_name(overrides: str, number: int) -> str:
 
 OmegaConf.register_new_resolver("accumulation", rows_to_accumulate, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
-
-
-def saved_model(folder: str | None) -> Path:
-    """The folder of a saved model, whole or light: the one asked for, or the newest under `outputs/`.
-
-    Raises:
-        ValueError: There is none.
-    """
-    if folder is not None:
-        if not any((Path(folder) / name).is_file() for name in ("config.json", CARD)):
-            raise ValueError(f"folder={folder}: no saved model there (config.json or {CARD} is missing)")
-        return Path(folder)
-    found = [*OUTPUTS.glob("**/model/config.json"), *OUTPUTS.glob(f"**/light/{CARD}")]
-    configs = sorted(found, key=lambda path: path.stat().st_mtime)
-    if not configs:
-        raise ValueError(
-            f"no saved model under {OUTPUTS}/: train one first (visualchat-train), or name one with folder="
-        )
-    return configs[-1].parent
-
-
-def load_model(
-    folder: Path, vision: str | None = None, language: str | None = None
-) -> VisualChatForConditionalGeneration:
-    """The model of a folder that `saved_model` gave; the backbones of a light one may lie elsewhere by now."""
-    if (folder / "config.json").is_file():
-        return VisualChatForConditionalGeneration.from_pretrained(folder)
-    return load_light(folder, vision, language)

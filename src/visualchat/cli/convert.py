@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from visualchat.cli.config import CONF, check_attention, quieten
+from visualchat.cli.config import check_attention, quieten
+from visualchat.cli.main import convert as main
 from visualchat.model.published import from_published, to_published
 
 ACTIONS = ("from_published", "to_published")
 
 
-@hydra.main(config_path=CONF, config_name="convert", version_base="1.3")
-def _main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
+    """The command."""
     quieten()
     console = Console()
     action = None if OmegaConf.is_missing(config, "action") else config.action
@@ -30,13 +28,6 @@ def _main(config: DictConfig) -> None:
         console.print(f"{config.file} is ready", highlight=False)
     else:
         raise ValueError(f"say first what to do, one of {', '.join(ACTIONS)}; found {action}")
-
-
-def main() -> None:
-    """The command; its first word is the action."""
-    if len(sys.argv) > 1 and "=" not in sys.argv[1] and not sys.argv[1].startswith("-"):
-        sys.argv[1] = f"action={sys.argv[1]}"
-    _main()
 
 
 if __name__ == "__main__":

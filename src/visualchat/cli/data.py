@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -21,7 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from visualchat.cli.chat import picture_in_blocks
-from visualchat.cli.config import CONF, quieten
+from visualchat.cli.config import quieten
+from visualchat.cli.main import data as main
 from visualchat.data.limits import turns_that_fit
 from visualchat.data.mix import Blend
 from visualchat.data.pack import Packing
@@ -35,17 +35,6 @@ from visualchat.images import decode_image
 ACTIONS = ("check", "stats", "show", "convert", "prepare")
 PARTS = ("train", "validation")
 console = Console()
-
-
-def overrides(arguments: Sequence[str]) -> list[str]:
-    """Hydra's overrides from a command line whose first word is the action, and for `show` the second the number."""
-    if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
-        return list(arguments)
-    action, *rest = arguments
-    found = [f"action={action}"]
-    if action == "show" and rest and rest[0].isdecimal():
-        found.append(f"number={rest.pop(0)}")
-    return [*found, *rest]
 
 
 @dataclass(frozen=True)
@@ -255,25 +244,19 @@ def _leave(path: Path, text: str) -> None:
     console.print(f"  {os.path.relpath(path)}", highlight=False)
 
 
-@hydra.main(config_path=CONF, config_name="data_tool", version_base="1.3")
-def _main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
+    """The command."""
     quieten()
     action = None if OmegaConf.is_missing(config, "action") else config.action
     if action not in ACTIONS:
         raise ValueError(f"say first what to do, one of {', '.join(ACTIONS)}; found {action}")
-    run = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     if action == "check":
-        sys.exit(1 if check(config, run) else 0)
+        sys.exit(1 if check(config, folder) else 0)
     elif action == "prepare":
         prepare(config)
     else:
-        {"stats": stats, "show": show, "convert": convert}[action](config, run)
-
-
-def main() -> None:
-    """The command."""
-    sys.argv[1:] = overrides(sys.argv[1:])
-    _main()
+        {"stats": stats, "show": show, "convert": convert}[action](config, folder)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import CONF, load_model, quieten, saved_model
+from visualchat.cli.config import quieten
+from visualchat.cli.main import evaluate as main
+from visualchat.cli.saved import load_model, saved_model
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
@@ -46,8 +47,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     return metrics
 
 
-@hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """The command."""
     evaluate(config, Path(HydraConfig.get().runtime.output_dir))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -13,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from visualchat.cli.config import CONF, check_attention, quieten
+from visualchat.cli.config import check_attention, quieten
+from visualchat.cli.main import plan as main
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.trainable import set_trainable
 from visualchat.plan.choose import Choice, Machine, assess, batch_sizes, best, largest, usable
@@ -312,8 +312,7 @@ def show(plan: Plan, console: Console) -> None:
     console.print(f"Counted: {plan.workload.source}. How: docs/planning.md.", highlight=False)
 
 
-@hydra.main(config_path=CONF, config_name="plan", version_base="1.3")
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """The command."""
     quieten()
     show(make_plan(config, dict(HydraConfig.get().runtime.choices)), Console())

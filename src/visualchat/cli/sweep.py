@@ -13,7 +13,6 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -102,6 +101,8 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
 
     Without an evaluation after training it is the one of the validation part. Runs that did not finish are left out.
     """
+    from matplotlib.figure import Figure  # here, because every command of a run loads this module
+
     runs = [run for run in runs if run.metrics]
     score = "exact_match/all" if all("exact_match/all" in run.metrics for run in runs) else "validation/exact_match"
     names = varied(runs)

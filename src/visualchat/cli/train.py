@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,8 +16,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import CONF, check_attention, quieten
+from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.jobs import needs_own_processes, run_job
+from visualchat.cli.main import train as main
 from visualchat.cli.record import closing_wandb, record_results, record_run
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
@@ -174,16 +174,15 @@ def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
     console.print(f"                visualchat-chat folder={folder}/{model}", highlight=False)
 
 
-@hydra.main(config_path=CONF, config_name="train", version_base="1.3")
-def main(config: DictConfig) -> Any:
+def run(config: DictConfig) -> Any:
     """The command; its value, exact match over all, is what a sweep compares."""
-    run = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(HydraConfig.get().runtime.output_dir)
     if needs_own_processes(config):
-        run_job("visualchat.cli.train", run)
-        metrics = json.loads((run / "metrics.json").read_text())
+        run_job("visualchat.cli.train", folder)
+        metrics = json.loads((folder / "metrics.json").read_text())
     else:
         with closing_wandb():
-            metrics = train(config, run)
+            metrics = train(config, folder)
     return metrics.get("exact_match/all")
 
 

@@ -1,0 +1,120 @@
+"""What `--help` of each command prints: what it does, its main settings and their defaults, examples. 80 columns."""
+
+_MORE = """
+See everything: --cfg job prints all settings with their values, --info defaults
+the files of conf/ that they come from."""
+
+TRAIN = f"""visualchat-train [SETTING=VALUE ...]
+
+Tunes a model on image dialogues, evaluates it, and leaves a folder under
+outputs/ with the model, its figures and sample dialogues. Without settings it
+trains on the tiny world of drawn shapes, in minutes on a laptop.
+
+  experiment=NAME           a recipe: tiny_*, paper_*, smoke
+  data=tiny                 the dialogues: tiny, own, corpora (data/source=,
+                            data/blend= choose what own and corpora read)
+  model/vision=tiny         the vision encoder
+  model/language=tiny       the language model
+  model/trainable=projector_embedding
+                            what trains; lora_language adds adapters
+  model/quantization=none   nf4 or int8 for the frozen language model
+  attention=mmca            how image and text tokens attend: causal, cross
+  trainer.max_epochs=2      passes over the data
+  trainer/strategy=auto     several GPUs: ddp, zero1 to zero3, fsdp2
+  save=full                 the whole model; light: what trained; or both
+  resume=null               a checkpoint or run folder to continue; auto
+  -m                        a sweep: every combination of a=1,2 b=3,4
+
+Examples
+  visualchat-train
+  visualchat-train attention=causal trainer.max_epochs=1
+  visualchat-train -m attention=causal,mmca trainer.max_epochs=1,2
+{_MORE}"""
+
+EVALUATE = f"""visualchat-evaluate [SETTING=VALUE ...]
+
+Scores a saved model beside the same model without images, and leaves
+metrics.json and samples.html in a folder under outputs/evaluations/.
+
+  folder=null               the model's folder, whole or light; null for the
+                            newest under outputs/
+  evaluation=tiny           the dialogues to answer
+  vision=null language=null where the backbones of a light folder are now
+
+Examples
+  visualchat-evaluate
+  visualchat-evaluate evaluation.batch_size=16
+{_MORE}"""
+
+CHAT = f"""visualchat-chat [SETTING=VALUE ...]
+
+Talks with a saved model in the terminal, with pictures in any round.
+
+  folder=null               the model's folder, whole or light; null for the
+                            newest under outputs/
+  temperature=0.0           0 for the most likely answer, up to 1 for variety
+  max_new_tokens=128        the most tokens of an answer
+  vision=null language=null where the backbones of a light folder are now
+
+Examples
+  visualchat-chat
+  visualchat-chat temperature=0.7 max_new_tokens=256
+{_MORE}"""
+
+DATA = f"""visualchat-data ACTION [SETTING=VALUE ...]
+
+Looks at the dialogues that training would read.
+
+  check                     read everything; each bad row with its reason;
+                            exit code 1 if there is any
+  stats                     lengths, images, rounds and the token budget
+  show [NUMBER]             one dialogue, with what is supervised in colour
+  convert                   Parquet shards with the images inside
+  prepare                   build every index, so that training starts at once
+
+  data=tiny                 the dialogues: tiny, own, corpora (data/source=,
+                            data/blend= choose what own and corpora read)
+  part=null                 train or validation; null for both
+  num_workers=0             processes that share the work
+  model/language=tiny       whose tokenizer counts
+
+Examples
+  visualchat-data show 3
+  visualchat-data check data=own data/source=messages source.root=pictures \\
+      source.files=[mine.jsonl]
+{_MORE}"""
+
+PLAN = f"""visualchat-plan [SETTING=VALUE ...]
+
+Computes what a training run takes before a machine is rented: parameters,
+memory of each GPU by part, tokens, steps and days. Downloads no weights, trains
+nothing. Takes every setting of visualchat-train, and:
+
+  gpu=h100                  a100, h100, h200, b200, l40s, rtx4090, mi300x
+  gpus=8                    of them in each machine (trainer.num_nodes)
+  gpu_memory=null           GiB; null for that GPU's
+  utilisation=0.4           share of the GPU's peak that a step reaches
+
+Examples
+  visualchat-plan experiment=paper_5_2_3 gpus=8 gpu=h100
+  visualchat-plan experiment=paper_4_2_1 gpus=1 gpu=rtx4090 \\
+      model/quantization=nf4 trainer/strategy=ddp
+{_MORE}"""
+
+CONVERT = f"""visualchat-convert ACTION file=FILE folder=FOLDER [SETTING=VALUE ...]
+
+Converts models of the published DeepSpeed-VisualChat code to ours, and back.
+
+  from_published            reads file= and writes folder=
+  to_published              reads folder= and writes file=
+
+  file=                     the published code's pytorch_model.bin
+  folder=                   a saved model's folder
+  model/vision=clip_large   whose configuration the file's encoder has
+  model/language=llama2_7b  whose configuration and tokenizer it has
+
+Examples
+  visualchat-convert from_published file=published/pytorch_model.bin \\
+      folder=converted model/vision=qwen_vl model/language=llama2_13b
+  visualchat-convert to_published folder=converted file=back.bin
+{_MORE}"""

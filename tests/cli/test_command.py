@@ -1,0 +1,61 @@
+"""How the commands start: help and mistakes are answered before anything heavy is imported."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("train", "evaluate", "chat", "data", "plan", "convert")
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "PIL",
+    "matplotlib",
+    "wandb",
+    "peft",
+    "deepspeed",
+)
+"""What takes long to import: none of it is needed to say what a command does or which of its settings is misspelt."""
+
+
+def start(folder: Path, command: str, *arguments: str) -> tuple[int, str, str, list[str]]:
+    """A command in a process of its own: exit code, output, errors, and what of `HEAVY` it imported."""
+    code = (
+        "import atexit, json, sys\n"
+        f"sys.argv = ['visualchat-{command}', *{list(arguments)!r}]\n"
+        f"atexit.register(lambda: print('\\n' + json.dumps([name for name in {HEAVY!r} if name in sys.modules])))\n"
+        f"from visualchat.cli.main import {command}\n"
+        f"sys.exit({command}())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    said, _, imported = done.stdout.strip().rpartition("\n")
+    return done.returncode, said, done.stderr, json.loads(imported)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_short_and_imports_nothing_heavy(tmp_path, command):
+    code, said, errors, imported = start(tmp_path, command, "--help")
+    assert (code, errors, imported) == (0, "", [])
+    assert said.startswith(f"visualchat-{command} ")
+    assert "Examples\n" in said
+    assert "--cfg job" in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("command", "mistake"),
+    [("train", "attention=mcma"), ("train", "trainer.max_epoch=1"), ("plan", "gpuz=8"), ("chat", "foldr=x")],
+)
+def test_a_misspelt_setting_is_found_before_anything_heavy_is_imported(tmp_path, command, mistake):
+    code, _, errors, imported = start(tmp_path, command, mistake)
+    assert code != 0
+    assert mistake.partition("=")[0] in errors
+    assert imported == []
+    assert not [*tmp_path.iterdir()]
