@@ -7,7 +7,8 @@ import yaml
 from commands import SHORT, assert_learns, run, run_folders
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.config import CONF, load_model
+from visualchat.cli.config import CONF
+from visualchat.cli.saved import load_model
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
 
