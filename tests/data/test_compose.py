@@ -18,7 +18,7 @@ from visualchat.data.compose import (
     group,
 )
 from visualchat.data.renumber import insert_image, renumber
-from visualchat.data.sources.base import Entry
+from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
 
 

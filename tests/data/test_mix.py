@@ -7,7 +7,8 @@ import pytest
 
 from visualchat.data.compose import Join, LlavaOtter
 from visualchat.data.mix import Blend, Mixture, share, turn_through
-from visualchat.data.sources.base import Entry, Source
+from visualchat.data.sources.base import Source
+from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from visualchat.data.sources.base import Entry
+from visualchat.data.sources.rows import Entry
 from visualchat.data.split import image_groups, side, split_sources
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, overload
 
 from visualchat.data.renumber import insert_image
-from visualchat.data.sources.base import Entry
+from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
 
 T = TypeVar("T")

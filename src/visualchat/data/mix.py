@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import overload
 
 from visualchat.data.compose import Composed, Composition
-from visualchat.data.sources.base import Report, Source
+from visualchat.data.sources.base import Source
+from visualchat.data.sources.rows import Report
 from visualchat.data.split import Side, SplitBy, split_sources
 from visualchat.dialogue import Dialogue
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
-from visualchat.data.sources.base import Entry
+from visualchat.data.sources.rows import Entry
 
 Side = Literal["train", "validation"]
 SplitBy = Literal["row", "image"]

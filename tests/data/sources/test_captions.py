@@ -6,8 +6,8 @@ import pytest
 from corpora import IMAGE
 
 from visualchat.data.sources import AOkVqa, CocoCaption, MiniGpt4, OcrVqa
-from visualchat.data.sources.base import Report
 from visualchat.data.sources.captions import LONG_REQUESTS, REASON_REQUESTS, SHORT_REQUESTS
+from visualchat.data.sources.rows import Report
 
 OPENING = ["S\n\n### Image 1:\n", IMAGE, "\n\n### Question:\n"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import test_llava
 import test_messages_source
 import test_mimic_it
+import test_own_pictures
 import test_sparkles
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "data.md"
@@ -14,6 +15,7 @@ READERS = {
     "MIMIC-IT": test_mimic_it.DAMAGED,
     "Sparkles": test_sparkles.DAMAGED,
     "messages": test_messages_source.DAMAGED,
+    "table": {case: (line, reason) for case, (line, reason, _) in test_own_pictures.TABLE_DAMAGED.items()},
 }
 
 

@@ -1,12 +1,13 @@
 """LLaVA's files: rounds, images under every name they come by, and the outcome of each damaged row."""
 
+import json
 import re
 
 import pytest
 from corpora import IMAGE
 
 from visualchat.data.sources import Llava
-from visualchat.data.sources.base import Report
+from visualchat.data.sources.rows import Report
 
 DETAIL, REASONING, DIALOGUE = "llava/detail_23k.json", "llava/complex_reasoning_77k.json", "llava/conversation_58k.json"
 COCO = "coco/train2017"
@@ -28,7 +29,7 @@ def dial(corpus):
 
     def make(*rows, **options):
         corpus.write(DIALOGUE, list(rows))
-        options = {"files": [DIALOGUE], "first_round_only": False, **options}
+        options = {"files": [DIALOGUE], **options}
         return Llava(corpus.root, "llava_dial", **options)
 
     return make
@@ -41,7 +42,7 @@ def test_detail_and_reasoning_are_single_rounds(corpus, expect):
     corpus.write(
         REASONING, [row("000000000009", "<image>\nWhy is\nit so?", " Because. "), row("000000442786", "Q", "A")]
     )
-    source = Llava(corpus.root)
+    source = Llava(corpus.root, first_round_only=True)
     assert [entry.id for entry in source.entries] == [
         f"{DETAIL}:000000442786",
         f"{REASONING}:000000000009",
@@ -51,22 +52,40 @@ def test_detail_and_reasoning_are_single_rounds(corpus, expect):
     expect(source[0], [*head, "\n\n### Question:\nWhat do you see?\n\n### Answer:\n", ("A bus.\nIt is red.",)], [30])
     expect(source[1], [*head, "\n\n### Question:\nWhy is\nit so?\n\n### Answer:\n", ("Because.",)], [200])
     expect(source[2], [*head, "\n\n### Question:\nQ\n\n### Answer:\n", ("A",)], [30])
-    assert source.report() == Report("llava", 3, 3, 3, {}, {}, {})
+    assert source.report() == Report("llava", 3, 3, 3, {}, {}, {"rows cut to their first round": 1})
     assert source.entries[1].images == (f"{COCO}/000000000009.jpg",)
 
 
 def test_conversations_keep_their_rounds(dial, expect):
     source = dial(row("000000000001", "<image>\nWhat is it?", "A cat.", "Sure, <image>?", "Yes."), on_error="skip")
     assert source.report().rejected == {"placeholders and images differ": 1}
-    source = dial(row("000000000001", "What is it?\n<image>", "A cat, `<image>`.", "Sure?", "Yes."))
+    source = dial(row("000000000001", "What is it?\n<image>", "A cat, `<img>`.", "Sure?", "Yes."))
     expect(
         source[0],
         [
-            *("S\n\n### Image 1:\n", IMAGE, "\n\n### Question:\nWhat is it?\n\n### Answer:\n", ("A cat, `<image>`.",)),
+            *("S\n\n### Image 1:\n", IMAGE, "\n\n### Question:\nWhat is it?\n\n### Answer:\n", ("A cat, `<img>`.",)),
             *("### Question:\nSure?\n\n### Answer:\n", ("Yes.",)),
         ],
         [40],
     )
+
+
+def test_all_rounds_are_read_with_the_images_of_each(dial):
+    """Whatever is asked of the class; only the published single rounds are cut, and that is counted."""
+    rows = row("a", "<image>Q", "A", "<image>R", "B", image=["000000000001.jpg", "000000000002.jpg"])
+    whole, cut = dial(rows), dial(rows, first_round_only=True)
+    assert [turn.answer for turn in whole[0].turns] == ["A", "B"]
+    assert len(whole.entries[0].images) == 2
+    assert whole.report().notes == {}
+    assert [turn.answer for turn in cut[0].turns] == ["A"]
+    assert len(cut.entries[0].images) == 1
+    assert cut.report().notes == {"rows cut to their first round": 1}
+
+
+def test_rows_of_m4_instruct(dial):
+    rows = {"sample_id": 7, "conversations": talk("<image><image>Same?", "No."), "metadata": {"dataset": "x"}}
+    (found,) = dial({**rows, "image": [f"{COCO}/000000000001.jpg", f"{COCO}/000000000002.jpg"]}).entries
+    assert (found.id, found.images) == (f"{DIALOGUE}:7", (f"{COCO}/000000000001.jpg", f"{COCO}/000000000002.jpg"))
 
 
 def test_every_way_to_name_images(dial, corpus):
@@ -133,6 +152,8 @@ DAMAGED = {
     "a NUL character": (row("x", "Q \0", "A", image=None), "wrong form"),
     "image is a number": (row("x", "Q", "A", image=7), "wrong form"),
     "image holds a number": (row("x", "Q", "A", image=["a.jpg", 7]), "wrong form"),
+    "role is a list": ({"id": "x", "conversations": [{"from": ["human"], "value": "Q"}]}, "unknown or unexpected role"),
+    "image is an object": (row("x", "Q", "A", image={"path": "a.jpg"}), "wrong form"),
     "unknown role": ({"id": "x", "conversations": [{"from": "bot", "value": "Q"}]}, "unknown or unexpected role"),
     "role twice": (
         {"id": "x", "conversations": talk("Q", "A") * 2 + talk("Q", "A")[::-1]},
@@ -153,6 +174,10 @@ DAMAGED = {
     "too few placeholders": (
         row("x", "<image>Q", "A", image=["000000000001.jpg"] * 2),
         "placeholders and images differ",
+    ),
+    "placeholder in an answer": (
+        row("x", "<image>Q", "<image>A", image="000000000001.jpg"),
+        "placeholder in an answer",
     ),
     "missing file": (row("x", "Q", "A", image="000000000999.jpg"), "missing image file"),
     "missing folder": (row("x", "Q", "A", image="nowhere/1.jpg"), "missing image file"),
@@ -187,9 +212,17 @@ def test_a_damaged_row_is_rejected_with_its_reason(case, dial, corpus, tmp_path_
     assert list(report.rejected.values()) == [1]
     assert next(iter(report.rejected)).startswith(reason)
     (error,) = source.errors
-    assert str(error).startswith("llava_dial, row ")
+    assert str(error).startswith(f"llava_dial, {DIALOGUE}, row 2")
     with pytest.raises(ValueError, match=rf"llava_dial: 1 of 3 rows are damaged[\s\S]*{re.escape(str(error))}"):
         len(dial(GOOD, bad, GOOD))
+
+
+def test_a_row_of_thousands_of_digits_is_one_bad_row(corpus, dial):
+    dial(GOOD)
+    corpus.write(DIALOGUE, f'[{json.dumps(GOOD)}, {{"id": {"7" * 5000}}}, {json.dumps(GOOD)}]')
+    source = Llava(corpus.root, files=[DIALOGUE], on_error="skip")
+    assert [error.row for error in source.errors] == [f"{DIALOGUE}, row 2"]
+    assert len(source) == 2
 
 
 def test_a_link_within_the_root_is_followed(dial, corpus):

@@ -1,13 +1,14 @@
 """Your own dialogues: every form of a row and of an image, in JSON Lines, JSON and Parquet."""
 
 import base64
+import gzip
 import json
 
 import pytest
 from corpora import IMAGE, encoded, jpeg, shade_of
 
 from visualchat.data.sources import Messages
-from visualchat.data.sources.base import Report
+from visualchat.data.sources.rows import Report
 
 
 def text(words):
@@ -79,6 +80,9 @@ def test_images_stay_where_they_are(read, expect):
         {"type": "image", "base64": encoded(40)},
         {"type": "image", "url": f"data:image/jpeg;base64,{encoded(40)}"},
         {"type": "image", "text": None, "path": "pictures/a.jpg"},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded(40)}", "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": "pictures/a.jpg"}},
+        {"type": "image_url", "image_url": "pictures/a.jpg"},
     ],
 )
 def test_every_form_of_an_image_in_the_content(read, image):
@@ -108,13 +112,25 @@ ROWS_WITH_A_COLUMN = {
         "images": ["pictures/a.jpg", "pictures/b.jpg"],
     },
     "placeholders": {
-        "messages": [user("<image><image>Q"), assistant("A <image>")],
+        "messages": [user("<image><image>Q"), assistant("A")],
         "images": ["pictures/a.jpg", "pictures/b.jpg"],
     },
     "conversations": {
         "conversations": [{"from": "human", "value": "<image>\n<image>\nQ"}, {"from": "gpt", "value": "A"}],
         "images": ["pictures/a.jpg", "pictures/b.jpg"],
         "system": "S",
+    },
+    "Mantis-Instruct": {
+        "conversation": [user("<image> <image> Q"), assistant("A")],
+        "images": [{"bytes": None, "path": "pictures/a.jpg"}, {"bytes": None, "path": "pictures/b.jpg"}],
+    },
+    "the Cauldron": {
+        "texts": [{"user": "Q", "assistant": "A", "source": "x"}, {"user": "R", "assistant": "B", "source": "x"}],
+        "images": [{"bytes": None, "path": "pictures/a.jpg"}, {"bytes": None, "path": "pictures/b.jpg"}],
+    },
+    "JSON as text": {
+        "messages": json.dumps([user("<image><image>Q"), assistant("A")]),
+        "images": ["pictures/a.jpg", "pictures/b.jpg"],
     },
     "data URLs": {
         "messages": [user("<image><image>Q"), assistant("A")],
@@ -127,7 +143,7 @@ ROWS_WITH_A_COLUMN = {
 def test_a_column_of_images(read, case):
     dialogue = read(ROWS_WITH_A_COLUMN[case])[0]
     assert [shade_of(image) for image in dialogue.images] == pytest.approx([40, 200], abs=3)
-    assert dialogue.turns[0].content[2].startswith("Q")
+    assert dialogue.turns[0].content[2].strip().startswith("Q")
     assert dialogue.turns[0].answer.startswith("A")
 
 
@@ -169,6 +185,28 @@ DAMAGED = {
     "role missing": ({"messages": [{"content": "Q"}, assistant("A")]}, "unknown or unexpected role"),
     "late system": ({"messages": [user("Q"), {"role": "system", "content": "S"}]}, "unknown or unexpected role"),
     "user twice": ({"messages": [user("Q"), user("R")]}, "unknown or unexpected role"),
+    "from is a list": ({"conversations": [{"from": ["human"], "value": "Q"}]}, "unknown or unexpected role"),
+    "role is a list": ({"messages": [{"role": ["user"], "content": "Q"}]}, "unknown or unexpected role"),
+    "placeholder in an answer": (
+        {"messages": [user("<image>Q"), assistant("<image>")], "images": ["pictures/a.jpg"]},
+        "placeholder in an answer",
+    ),
+    "messages is JSON of no list": ({"messages": "{}"}, "wrong form"),
+    "a round without a user": ({"texts": [{"assistant": "A"}]}, "wrong form"),
+    "texts holds texts": ({"texts": ["Q", "A"]}, "wrong form"),
+    "image_url of the web": (
+        {
+            "messages": [
+                user({"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}, text("Q")),
+                assistant("A"),
+            ]
+        },
+        "wrong form",
+    ),
+    "image_url without url": (
+        {"messages": [user({"type": "image_url", "image_url": {}}, text("Q")), assistant("A")]},
+        "wrong form",
+    ),
     "empty answer": ({"messages": [user("Q"), assistant(" ")]}, "empty answer"),
     "empty question": ({"messages": [user(""), assistant("A")]}, "empty question"),
     "empty text item": ({"messages": [user(A, text(" ")), assistant("A")]}, "empty question"),
@@ -247,6 +285,51 @@ def test_a_damaged_row_is_rejected_with_its_reason(read, corpus, case):
     assert [dialogue.turns[0].answer for dialogue in source] == ["A", "A"]
     with pytest.raises(ValueError, match="1 of 3 rows are damaged"):
         len(Messages(corpus.root, ["own.jsonl"]))
+
+
+def test_bad_rows_are_named_by_file_and_line(read, corpus):
+    """The second file has its own lines, blank ones counted; rows without or of repeated id have theirs."""
+    named = {"id": "x", "messages": [user("Q")]}
+    corpus.lines("one.jsonl", [GOOD] * 3)
+    corpus.write("two.jsonl", f"{json.dumps(GOOD)}\n\n\n{{broken\n{json.dumps({'messages': []})}\n")
+    corpus.write("three.json", [GOOD, named, named])
+    source = Messages(corpus.root, ["one.jsonl", "two.jsonl", "three.json"], on_error="skip")
+    assert [error.row for error in source.errors] == [
+        "two.jsonl, line 4",
+        "two.jsonl, line 5",
+        "three.json, row 2 (id x)",
+        "three.json, row 3 (id x)",
+    ]
+    assert [source.place(index) for index in (0, 3, 4)] == [
+        "one.jsonl, line 1 (id good)",
+        "two.jsonl, line 1 (id good)",
+        "three.json, row 1 (id good)",
+    ]
+
+
+def test_no_row_at_all_is_an_error(corpus):
+    corpus.write("own.jsonl", "\n\n")
+    with pytest.raises(ValueError, match=r"messages: there is no row; files=\['own.jsonl'\]"):
+        len(Messages(corpus.root, ["own.jsonl"], on_error="skip"))
+
+
+def test_packed_lines(corpus):
+    rows = "".join(json.dumps({**GOOD, "id": n}) + "\n" for n in range(5)).encode()
+    corpus.write("own.jsonl.gz", gzip.compress(rows))
+    source = Messages(corpus.root, ["own.jsonl.gz"])
+    assert [dialogue.id for dialogue in source] == [f"own.jsonl.gz:{n}" for n in range(5)]
+    corpus.write("cut.jsonl.gz", gzip.compress(rows)[:-9])
+    with pytest.raises(ValueError, match=r"cut.jsonl.gz is not valid gzip: .*is the download complete"):
+        len(Messages(corpus.root, ["cut.jsonl.gz"]))
+
+
+def test_images_in_a_folder_of_their_own(corpus):
+    corpus.jpeg("nlvr2/train_images/a.jpg", 40)
+    corpus.lines(
+        "nlvr2/rows.jsonl", [{"conversation": [user("<image> Q"), assistant("A")], "images": [{"path": "a.jpg"}]}]
+    )
+    source = Messages(corpus.root, ["nlvr2/rows.jsonl"], image_folder="nlvr2/train_images")
+    assert source.entries[0].images == ("nlvr2/train_images/a.jpg",)
 
 
 def test_rows_without_an_id_go_by_their_content(read):

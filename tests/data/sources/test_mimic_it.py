@@ -4,8 +4,8 @@ import pytest
 from corpora import IMAGE, encoded, jpeg, shade_of
 
 from visualchat.data.sources import MimicIt
-from visualchat.data.sources.base import Report
 from visualchat.data.sources.mimic_it import coco_number, spellings
+from visualchat.data.sources.rows import Report
 
 
 def ins(instruction, answer, images, related=()):

@@ -4,7 +4,7 @@ import pytest
 from corpora import IMAGE
 
 from visualchat.data.sources import Sparkles
-from visualchat.data.sources.base import Report
+from visualchat.data.sources.rows import Report
 from visualchat.data.sources.sparkles import STYLES, image_name, rename
 
 TAG = "<Img><ImageHere></Img>"

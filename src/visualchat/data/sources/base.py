@@ -10,139 +10,31 @@ each row one of three things becomes:
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import Any, Literal, get_args, overload
 
+from visualchat.data.progress import bar
+from visualchat.data.sources.files import DataRoot
+from visualchat.data.sources.row_index import RowIndex
+from visualchat.data.sources.rows import Entries, Entry, Reason, RejectedRowError, Report, RowError, Tally
+from visualchat.data.tables import Table
 from visualchat.dialogue import Dialogue, ImageInput, StoredImage
-
-if TYPE_CHECKING:
-    from visualchat.data.sources.files import DataRoot
 
 Policy = Literal["error", "skip"]
 _SHOWN = 5  # bad rows that one error message names
-
-
-class Reason(StrEnum):
-    """Why a row is rejected or left out; reports count by these."""
-
-    JSON = "broken JSON"
-    FORM = "wrong form"
-    ROLE = "unknown or unexpected role"
-    EMPTY_QUESTION = "empty question"
-    NO_ANSWER = "no answer"
-    EMPTY_ANSWER = "empty answer"
-    DUPLICATE = "duplicate id"
-    NO_IMAGE = "no image"
-    UNKNOWN_IMAGE = "unknown image id"
-    MISSING_FILE = "missing image file"
-    PATH = "path outside the data root"
-    PLACEHOLDERS = "placeholders and images differ"
-    TOO_MANY_IMAGES = "too many images"
-    OTHER_SPLIT = "another split"
-
-
-class RejectedRowError(ValueError):
-    """Raised inside a reader by a row that is damaged."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
-class LeftOutError(RejectedRowError):
-    """Raised inside a reader by a sound row that the source's settings leave out."""
-
-
-class RowError(ValueError):
-    """A damaged row of a source.
-
-    Attributes:
-        source: The source's name.
-        row: The row's id, or its number where it has none.
-        reason: Why it is rejected.
-        detail: What was found and what was expected.
-    """
-
-    def __init__(self, source: str, row: str, reason: Reason, detail: str) -> None:
-        super().__init__(f"{source}, row {row}: {reason}: {detail}")
-        self.source, self.row, self.reason, self.detail = source, row, reason, detail
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RowError, (self.source, self.row, self.reason, self.detail)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One dialogue of a source before it is built.
-
-    Attributes:
-        id: Names the dialogue; unique in its source.
-        group: What the split between training and validation goes by; rows with one id share it.
-        members: The ids of the rows that it is made of.
-        images: The identities of its images, in order; equal pictures of different sources have equal ones.
-        rows: Where the rows lie in the source's table.
-    """
-
-    id: str
-    group: str
-    members: tuple[str, ...]
-    images: tuple[str, ...]
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of a source's rows; `rows == members + left out + rejected` always holds."""
-
-    source: str
-    rows: int
-    members: int
-    dialogues: int
-    left_out: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    rejected: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    notes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __post_init__(self) -> None:
-        counted = self.members + sum(self.left_out.values()) + sum(self.rejected.values())
-        assert self.rows == counted, f"{self.source}: {self.rows} rows, but {counted} are accounted for"
-
-
-@dataclass
-class Tally:
-    """A scan in progress: what its rows have become so far."""
-
-    source: str
-    rows: int = 0
-    entries: list[Entry] = field(default_factory=list)
-    errors: list[RowError] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-
-    def reject(self, row: str, error: RejectedRowError) -> None:
-        """Count a row that does not become part of a dialogue."""
-        if isinstance(error, LeftOutError):
-            self.left_out[str(error.reason)] += 1
-        else:
-            self.errors.append(RowError(self.source, row, error.reason, error.detail))
-
-    def report(self) -> Report:
-        """The sums."""
-        return Report(
-            self.source,
-            self.rows,
-            sum(len(entry.members) for entry in self.entries),
-            len(self.entries),
-            dict(sorted(self.left_out.items())),
-            dict(sorted(Counter(str(error.reason) for error in self.errors).items())),
-            dict(sorted(self.notes.items())),
-        )
+_LARGE = 8_000_000  # bytes of annotations from which on an index is kept and a bar shown
+_CONTENT_ID = re.compile(r"[0-9a-f]{16}(#\d+)?")
+_MALFORMED = (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+_STEP = 1000  # rows between two steps of the bar
 
 
 class Source(Sequence[Dialogue], ABC):
@@ -169,10 +61,12 @@ class Source(Sequence[Dialogue], ABC):
     def _build(self, entry: Entry) -> Dialogue:
         """The dialogue of an entry."""
 
+    def place(self, index: int) -> str:
+        """Where the rows of dialogue `index` lie, in words."""
+        return " + ".join(f"row {member}" for member in self.entries[index].members)
+
     @cached_property
     def _root(self) -> DataRoot:
-        from visualchat.data.sources.files import DataRoot
-
         return DataRoot(self.root)
 
     @cached_property
@@ -181,8 +75,9 @@ class Source(Sequence[Dialogue], ABC):
             raise ValueError(
                 f"{self.name}: on_error must be one of {', '.join(get_args(Policy))}, not {self.on_error!r}"
             )
-        tally = Tally(self.name)
-        self._scan(tally)
+        tally = self._read()
+        if not tally.rows:
+            raise ValueError(f"{self.name}: there is no row; {self._told()}")
         if tally.errors and self.on_error == "error":
             shown = "\n".join(f"  {error}" for error in tally.errors[:_SHOWN])
             more = f"\n  and {len(tally.errors) - _SHOWN} more" if len(tally.errors) > _SHOWN else ""
@@ -191,6 +86,28 @@ class Source(Sequence[Dialogue], ABC):
                 f"{shown}{more}"
             )
         return tally
+
+    def _read(self) -> Tally:
+        """What became of every row."""
+        tally = Tally(self.name)
+        self._scan(tally)
+        return tally
+
+    def _settings(self) -> str:
+        """All that decides what rows become, beside the files."""
+        own = [f for f in fields(self) if f.name not in ("root", "on_error", "cache")]  # type: ignore[arg-type]
+        return repr([type(self).__qualname__, *((f.name, getattr(self, f.name)) for f in own)])
+
+    def _told(self) -> str:
+        """The settings that say which files are read."""
+        return ", ".join(f"{n}={getattr(self, n)}" for n in ("files", "file", "folder", "parts") if hasattr(self, n))
+
+    def digest(self) -> str:
+        """A hash (hex) of every row's content, of the settings, and of which rows are used; pictures are not read."""
+        tally = self._tally
+        report = tally.report()
+        told = [tally.digest, self._settings(), report.dialogues, report.members, [e.row for e in tally.errors]]
+        return hashlib.sha256(repr(told).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -233,43 +150,107 @@ class Source(Sequence[Dialogue], ABC):
 class RowSource(Source):
     """A source whose dialogues have one row each; subclasses say where rows are and how to read one."""
 
-    @cached_property
     @abstractmethod
-    def _rows(self) -> Sequence[Any]:
-        """The raw rows."""
+    def _open(self) -> Iterable[tuple[str, Table]]:
+        """The files, by the name that opens the ids of their rows."""
 
     @abstractmethod
-    def _id(self, row: Any, number: int) -> str:
+    def _id(self, file: str, row: Any) -> str:
         """The row's own id, the same in every run and place; RejectedRowError where it has none."""
 
     @abstractmethod
-    def _dialogue(self, row: Any, id: str) -> Dialogue:
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
         """The dialogue of a row.
 
         Raises:
             RejectedRowError: The row is damaged or left out.
         """
 
+    def _odd(self, row: Any) -> Iterable[str]:
+        """What is to be noted of a sound row."""
+        return ()
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[str, Table], ...]:
+        return tuple(self._open())
+
+    def _read(self) -> Tally:
+        tables = [table for _, table in self._tables]
+        size = sum(table.path.stat().st_size for table in tables)
+        if size < _LARGE:
+            return super()._read()
+        index = RowIndex(self._root, tables, self._settings())
+        with index.lock():
+            tally = index.load(self.name)
+            if tally is None:
+                tally = super()._read()
+                index.save(tally)
+        return tally
+
     def _scan(self, tally: Tally) -> None:
         seen: Counter[str] = Counter()
-        for number, row in enumerate(self._rows):
-            tally.rows += 1
-            group = f"number {number + 1}"
+        content = hashlib.sha256()
+        tally.entries = entries = Entries()
+        size = sum(table.path.stat().st_size for _, table in self._tables)
+        shown = bar(f"reading {self.name}", size) if size >= _LARGE else nullcontext(None)
+        behind = 0
+        with shown as show, self._root.listing():
+            for file, table in self._tables:
+                content.update(f"{file}\0".encode("utf-8", "surrogatepass"))
+                for row in table.scan():
+                    content.update(row.raw)
+                    if show is not None and not tally.rows % _STEP:
+                        show(behind + row.read)
+                    self._enter(tally, entries, seen, file, row.value, f"{file}, {table.unit} {row.number}")
+                behind += table.path.stat().st_size
+        tally.digest = content.hexdigest()
+
+    def _enter(self, tally: Tally, entries: Entries, seen: Counter[str], file: str, row: Any, place: str) -> None:
+        """Put the next row where it belongs."""
+        tally.rows += 1
+        group = ""
+        try:
             try:
-                group = self._id(row, number)
+                group = self._id(file, row)
                 seen[group] += 1
-                id = group if seen[group] == 1 else f"{group}#{seen[group]}"
-                dialogue = checked(self._dialogue(row, id))
-                images = tuple(image_identity(image, self._root) for image in dialogue.images)
-            except RejectedRowError as error:
-                tally.reject(group, error)
-                continue
-            if seen[group] > 1:
-                tally.notes["rows whose id occurred before"] += 1
-            tally.entries.append(Entry(id, group, (id,), images, (number,)))
+                again = seen[group]
+                dialogue = checked(self._dialogue(file, row, group if again == 1 else f"{group}#{again}"))
+            except _MALFORMED as error:  # what no reader foresaw
+                raise RejectedRowError(Reason.FORM, f"{type(error).__name__}: {error!s:.200}") from error
+            images = [image_identity(image, self._root) for image in dialogue.images]
+        except RejectedRowError as error:
+            tally.reject(_with_id(place, file, group), error)
+            return
+        if again > 1:
+            tally.notes["rows whose id occurred before"] += 1
+        tally.notes.update(self._odd(row))
+        entries.append(tally.rows - 1, group, again, images)
+
+    def place(self, index: int) -> str:
+        """The file of a dialogue's row, its line or number there, and its id."""
+        entry = self.entries[index]
+        file, table, number = self._locate(entry.rows[0])
+        return _with_id(f"{file}, {table.unit} {table.number(number)}", file, entry.id)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(len(table) for _, table in self._tables)]
+
+    def _locate(self, row: int) -> tuple[str, Table, int]:
+        """The file of a row, and which row of the file it is."""
+        place = bisect_right(self._starts, row) - 1
+        file, table = self._tables[place]
+        return file, table, row - self._starts[place]
 
     def _build(self, entry: Entry) -> Dialogue:
-        return self._dialogue(self._rows[entry.rows[0]], entry.id)
+        file, table, number = self._locate(entry.rows[0])
+        return self._dialogue(file, table[number], entry.id)
+
+
+def _with_id(place: str, file: str, id: str) -> str:
+    """A row's place, with the id if it brings one itself."""
+    own = id.removeprefix(f"{file}:")
+    return place if not own or _CONTENT_ID.fullmatch(own) else f"{place} (id {own})"
 
 
 def checked(dialogue: Dialogue) -> Dialogue:

@@ -5,16 +5,17 @@ All ask about one image; where a corpus brings no question, one of a few request
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from visualchat.data.sources.base import LeftOutError, Policy, Reason, RejectedRowError, RowSource
+from visualchat.data.json_text import Pairs, load_json
+from visualchat.data.sources.base import Policy, RowSource
 from visualchat.data.sources.fields import as_mapping, choose, get_id, get_list, get_text, turns
-from visualchat.data.tables import Pairs, load_json
+from visualchat.data.sources.rows import LeftOutError, Reason, RejectedRowError
+from visualchat.data.tables import HeldTable, Table, json_list
 from visualchat.dialogue import Dialogue
 
 SHORT_REQUESTS = (
@@ -29,16 +30,16 @@ LONG_REQUESTS = (
     "Please tell me everything you notice in the image.",
     "Give a full description of the picture.",
 )
-REASON_REQUESTS = ("Why?", "Please explain your answer.", "How can you tell?", "What speaks for that?")
+REASON_REQUESTS = ("Why?", "Please explain your answer.", "How can you tell?", "What supports that?")
 
 
-def _rows_under(path: Path, key: str) -> list[Any]:
+def _rows_under(path: Path, key: str) -> Table:
     """The list under a name of a JSON object."""
     whole = load_json(path)
     rows = whole.get(key) if isinstance(whole, dict) else None
     if not isinstance(rows, list):
         raise ValueError(f"file {path.name}: expected an object with a list of rows in {key!r}")
-    return rows
+    return HeldTable(path, rows)
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,13 @@ class CocoCaption(RowSource):
     seed: int = 0
     on_error: Policy = "error"
 
-    @cached_property
-    def _rows(self) -> Sequence[Any]:
-        return _rows_under(self._root.annotation(self.file), "images")
+    def _open(self) -> Iterator[tuple[str, Table]]:
+        yield self.file, _rows_under(self._root.annotation(self.file), "images")
 
-    def _id(self, row: Any, number: int) -> str:
+    def _id(self, file: str, row: Any) -> str:
         return f"{self.file}:{get_text(as_mapping(row), 'filename', Reason.FORM)}"
 
-    def _dialogue(self, row: Any, id: str) -> Dialogue:
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
         if (split := get_text(row, "split")) not in self.splits:
             raise LeftOutError(Reason.OTHER_SPLIT, f"split {split!r}")
         sentences = get_list(row, "sentences")
@@ -101,14 +101,13 @@ class MiniGpt4(RowSource):
     seed: int = 0
     on_error: Policy = "error"
 
-    @cached_property
-    def _rows(self) -> Sequence[Any]:
-        return _rows_under(self._root.annotation(self.file), "annotations")
+    def _open(self) -> Iterator[tuple[str, Table]]:
+        yield self.file, _rows_under(self._root.annotation(self.file), "annotations")
 
-    def _id(self, row: Any, number: int) -> str:
+    def _id(self, file: str, row: Any) -> str:
         return f"{self.file}:{get_id(as_mapping(row), 'image_id')}"
 
-    def _dialogue(self, row: Any, id: str) -> Dialogue:
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
         caption = get_text(row, "caption", Reason.EMPTY_ANSWER)
         image = self._root.file(f"{self.image_folder}/{get_id(row, 'image_id')}.jpg")
         return Dialogue(turns([(image, choose(LONG_REQUESTS, id, self.seed))], [caption]), id)
@@ -136,17 +135,13 @@ class AOkVqa(RowSource):
     seed: int = 0
     on_error: Policy = "error"
 
-    @cached_property
-    def _rows(self) -> Sequence[Any]:
-        rows = load_json(self._root.annotation(self.file))
-        if not isinstance(rows, list):
-            raise ValueError(f"file {self.file}: expected a list of rows, found {type(rows).__name__}")
-        return rows
+    def _open(self) -> Iterator[tuple[str, Table]]:
+        yield self.file, json_list(self._root.annotation(self.file))
 
-    def _id(self, row: Any, number: int) -> str:
+    def _id(self, file: str, row: Any) -> str:
         return f"{self.file}:{get_id(as_mapping(row), 'question_id')}"
 
-    def _dialogue(self, row: Any, id: str) -> Dialogue:
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
         question = get_text(row, "question", Reason.EMPTY_QUESTION).strip()
         choices, place, reasons = get_list(row, "choices"), row.get("correct_choice_idx"), get_list(row, "rationales")
         if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(choices):
@@ -188,17 +183,17 @@ class OcrVqa(RowSource):
     max_rounds: int | None = None
     on_error: Policy = "error"
 
-    @cached_property
-    def _rows(self) -> Sequence[tuple[str, Any]]:
-        whole = load_json(self._root.annotation(self.file), find_repeated=True)
+    def _open(self) -> Iterator[tuple[str, Table]]:
+        path = self._root.annotation(self.file)
+        whole = load_json(path, find_repeated=True)
         if not isinstance(whole, dict):
             raise ValueError(f"file {self.file}: expected an object of rows, found {type(whole).__name__}")
-        return (*whole.items(), *(whole.again if isinstance(whole, Pairs) else ()))
+        yield self.file, HeldTable(path, (*whole.items(), *(whole.again if isinstance(whole, Pairs) else ())))
 
-    def _id(self, row: tuple[str, Any], number: int) -> str:
+    def _id(self, file: str, row: tuple[str, Any]) -> str:
         return f"{self.file}:{row[0]}"
 
-    def _dialogue(self, row: tuple[str, Any], id: str) -> Dialogue:
+    def _dialogue(self, file: str, row: tuple[str, Any], id: str) -> Dialogue:
         fields = as_mapping(row[1])
         if (split := fields.get("split")) not in self.splits:
             raise LeftOutError(Reason.OTHER_SPLIT, f"split {split!r:.40}")

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from visualchat.data.sources.base import Reason, RejectedRowError
+from visualchat.data.json_text import BrokenRow
+from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.dialogue import Content, Turn
 
 T = TypeVar("T")
@@ -17,6 +18,10 @@ PLACEHOLDER = "<image>"
 
 def as_mapping(row: Any) -> Mapping[str, Any]:
     """The row, if it is a JSON object."""
+    if isinstance(row, dict):
+        return row
+    if isinstance(row, BrokenRow):
+        raise RejectedRowError(Reason.JSON if row.is_json else Reason.FORM, row.detail)
     if not isinstance(row, Mapping):
         raise RejectedRowError(Reason.FORM, f"expected a JSON object, found {_shown(row)}")
     return row
@@ -131,6 +136,17 @@ def join_words(pieces: Sequence[str]) -> str:
     for piece in pieces:
         text += piece if not text or piece[0] in ".,;:?!)" else f" {piece}"
     return text
+
+
+def without_placeholder(answer: str) -> str:
+    """The answer, which must not hold what stands for an image: it would be trained as text.
+
+    Raises:
+        RejectedRowError: It does.
+    """
+    if PLACEHOLDER in answer:
+        raise RejectedRowError(Reason.ANSWER_PLACEHOLDER, f"an answer holds {PLACEHOLDER}, which only questions may")
+    return answer
 
 
 def turns(contents: Sequence[tuple[Content, ...]], answers: Sequence[str]) -> tuple[Turn, ...]:

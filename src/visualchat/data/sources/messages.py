@@ -1,10 +1,13 @@
-"""Your own dialogues: JSON Lines, JSON or Parquet in Hugging Face's messages format, as TRL and LLaMA-Factory use it.
+"""Your own dialogues: JSON Lines, JSON or Parquet in the forms that chat data are exchanged in.
 
 A row holds one of
 - `messages`: [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]}]
-  where content may also be plain text;
+  where content may also be plain text, and an image OpenAI's {"type": "image_url", "image_url": {"url": "..."}};
 - `prompt` and `completion`: the same, in two lists (TRL);
-- `conversations`: [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "..."}] (LLaMA-Factory, LLaVA).
+- `conversation`: the same (Mantis-Instruct);
+- `conversations`: [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "..."}] (LLaMA-Factory, LLaVA);
+- `texts`: [{"user": "What?", "assistant": "..."}] (the Cauldron).
+Each of these lists may also be text that holds the list as JSON.
 
 Images stand in the content itself (`path`, `bytes`, `base64`, `image` or a data URL), or in a column `images` (or
 `image`) beside it: file names, bytes, or {"bytes": ..., "path": ...}. With such a column, and only then, an image item
@@ -16,26 +19,25 @@ from __future__ import annotations
 
 import base64
 import json
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from visualchat.data.sources.base import Policy, Reason, RejectedRowError, RowSource, content_id
-from visualchat.data.sources.fields import PLACEHOLDER, arrange, as_mapping, get_list, join_words
-from visualchat.data.tables import JsonLines, ParquetTable, load_json
+from visualchat.data.json_text import BrokenRow, parse_json
+from visualchat.data.sources.base import Policy, RowSource, content_id
+from visualchat.data.sources.fields import PLACEHOLDER, arrange, as_mapping, get_list, join_words, without_placeholder
+from visualchat.data.sources.files import names
+from visualchat.data.sources.rows import Reason, RejectedRowError
+from visualchat.data.tables import JsonLines, ParquetTable, Table, json_list
 from visualchat.dialogue import Caption, Content, Dialogue
 from visualchat.messages import dialogue_from_messages
 
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
-_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet")
+_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".jsonl.gz")
 _PATH_KEYS = ("path", "image")
 _DATA_KEYS = ("image", "path", "bytes", "base64", "url")
-
-Row = tuple[str, Any]
-"""A file's name and a parsed row, or the error that parsing it gave."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +46,32 @@ class Messages(RowSource):
 
     Attributes:
         root: The data root; images that are named by a path lie under it.
-        files: From the root on, each ending in .jsonl, .ndjson, .json (one list) or .parquet.
+        files: From the root on, each ending in .jsonl, .ndjson, .json (one list), .parquet or .jsonl.gz.
+        image_folder: Where the images lie that rows name, from the root on.
         name: What reports call the source.
         images_first: Whether images move to their turn's start (figure 3) or stay between the words.
         on_error: `error` or `skip`.
     """
 
     root: str | Path
-    files: Sequence[str]
+    files: str | Sequence[str]
+    image_folder: str = ""
     name: str = "messages"
     images_first: bool = False
     on_error: Policy = "error"
 
-    @cached_property
-    def _rows(self) -> Sequence[Row]:
-        return _Rows([(name, _open(self._root.annotation(name))) for name in self.files])
+    def _open(self) -> Iterator[tuple[str, Table]]:
+        return ((name, _open(self._root.annotation(name))) for name in names(self.files))
 
-    def _id(self, row: Row, number: int) -> str:
-        file, fields = _sound(row)
+    def _id(self, file: str, row: Any) -> str:
+        fields = as_mapping(row)
         id = fields.get("id")
         if isinstance(id, str | int) and not isinstance(id, bool) and id != "":
             return f"{file}:{id}"
         return f"{file}:{content_id(json.dumps(fields, sort_keys=True, default=_plain).encode())}"
 
-    def _dialogue(self, row: Row, id: str) -> Dialogue:
-        _, fields = _sound(row)
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
+        fields = as_mapping(row)
         messages = _messages(fields)
         _check_roles(messages)
         images = _Waiting([self._column_image(image) for image in _column(fields)])
@@ -92,7 +95,7 @@ class Messages(RowSource):
         """The content with every image in place, checked to lie under the root."""
         content = message["content"]
         if message["role"] != "user":
-            return content
+            return without_placeholder(content) if isinstance(content, str) and images.all else content
         if isinstance(content, str) and not images.all:
             return content
         items = content if not isinstance(content, str) else _split(content)
@@ -105,6 +108,8 @@ class Messages(RowSource):
 
     def _item(self, item: Any, images: _Waiting) -> Mapping[str, Any]:
         fields = as_mapping(item)
+        if fields.get("type") == "image_url":
+            return {"type": "image", "image": self._address(fields.get("image_url"))}
         if fields.get("type") != "image":
             return fields
         given = next((key for key in _DATA_KEYS if fields.get(key) is not None), None)
@@ -114,8 +119,18 @@ class Messages(RowSource):
         if isinstance(value, Mapping):
             return {"type": "image", "image": self._column_image(value)}
         if given in _PATH_KEYS and isinstance(value, str):
-            return {"type": "image", "image": self._root.file(value)}
+            return {"type": "image", "image": self._file(value)}
         return {"type": "image", given: value}
+
+    def _address(self, value: Any) -> Path | bytes:
+        """The image of OpenAI's {"url": ...}: a data URL or a file under the root."""
+        url = value.get("url") if isinstance(value, Mapping) else value
+        if isinstance(url, str) and "://" in url[:12]:
+            raise RejectedRowError(Reason.FORM, f"an image must be a data URL or a file, nothing is fetched: {url:.60}")
+        return self._column_image(url)
+
+    def _file(self, name: str) -> Path:
+        return self._root.file(f"{self.image_folder}/{name}" if self.image_folder and name else name)
 
     def _column_image(self, value: Any) -> Path | bytes:
         if isinstance(value, Mapping):
@@ -128,7 +143,7 @@ class Messages(RowSource):
             except ValueError as error:
                 raise RejectedRowError(Reason.FORM, f"a data URL is not valid base64: {error}") from error
         if isinstance(value, str):
-            return self._root.file(value)
+            return self._file(value)
         raise RejectedRowError(Reason.FORM, f"expected a file name or bytes of an image, found {type(value).__name__}")
 
 
@@ -163,71 +178,50 @@ class _Waiting:
             )
 
 
-class _Rows(Sequence[Row]):
-    """The rows of several files, parsed when they are asked for."""
-
-    def __init__(self, tables: Sequence[tuple[str, Sequence[Any]]]) -> None:
-        self.tables = tables
-        self.starts = [0]
-        for _, table in tables:
-            self.starts.append(self.starts[-1] + len(table))
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        number = bisect_right(self.starts, index) - 1
-        name, table = self.tables[number]
-        return name, _parse(table[index - self.starts[number]])
-
-    def __iter__(self) -> Iterator[Row]:
-        return ((name, _parse(row)) for name, table in self.tables for row in table)
-
-
-def _open(path: Path) -> Sequence[Any]:
-    if path.suffix not in _ENDINGS:
-        raise ValueError(f"file {path.name}: expected a name that ends in {', '.join(_ENDINGS)}")
-    if path.suffix == ".parquet":
-        return ParquetTable([path])
-    if path.suffix != ".json":
+def _open(path: Path) -> Table:
+    if path.name.endswith(_LINES):
         return JsonLines(path)
-    rows = load_json(path)
-    if not isinstance(rows, list):
-        raise ValueError(f"file {path.name}: expected a list of rows, found {type(rows).__name__}")
-    return rows
+    if path.suffix == ".json":
+        return json_list(path)
+    if path.suffix == ".parquet":
+        return ParquetTable(path)
+    raise ValueError(f"file {path.name}: expected a name that ends in {', '.join(_ENDINGS)}")
 
 
-def _parse(row: Any) -> Any:
-    if not isinstance(row, bytes):
-        return row
-    try:
-        return json.loads(row)
-    except (ValueError, RecursionError) as error:
-        return RejectedRowError(Reason.JSON, str(error))
-
-
-def _sound(row: Row) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(row[1], RejectedRowError):
-        raise row[1]
-    return row[0], as_mapping(row[1])
+def _list(row: Mapping[str, Any], name: str) -> Sequence[Any]:
+    """A field that must be a list, or text that holds one as JSON."""
+    if isinstance(row[name], str):
+        found = parse_json(row[name].encode("utf-8", "replace"))
+        row = {name: row[name] if isinstance(found, BrokenRow) else found}
+    return get_list(row, name)
 
 
 def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row's messages, whichever of the three forms it has."""
-    if row.get("messages") is not None:
-        found = get_list(row, "messages")
+    """A row's messages, whichever of the forms it has."""
+    name = next((name for name in ("messages", "conversation") if row.get(name) is not None), None)
+    if name is not None:
+        found = _list(row, name)
     elif row.get("prompt") is not None and row.get("completion") is not None:
-        found = [*get_list(row, "prompt"), *get_list(row, "completion")]
+        found = [*_list(row, "prompt"), *_list(row, "completion")]
     elif row.get("conversations") is not None:
-        spoken = [as_mapping(message) for message in get_list(row, "conversations")]
-        found = [{"role": _SHAREGPT.get(m.get("from", ""), m.get("from")), "content": m.get("value")} for m in spoken]
-        if isinstance(row.get("system"), str) and row["system"]:
-            found = [{"role": "system", "content": row["system"]}, *found]
+        spoken = [as_mapping(message) for message in _list(row, "conversations")]
+        found = [{"role": _role(m.get("from")), "content": m.get("value")} for m in spoken]
+    elif row.get("texts") is not None:
+        rounds = [as_mapping(message) for message in _list(row, "texts")]
+        found = [{"role": role, "content": m.get(role)} for m in rounds for role in ("user", "assistant")]
     else:
         raise RejectedRowError(
-            Reason.FORM, f"expected messages, prompt and completion, or conversations; found {', '.join(row)[:80]}"
+            Reason.FORM,
+            "expected messages, conversation, prompt and completion, conversations, or texts; "
+            f"found {', '.join(map(str, row))[:80]}",
         )
+    if isinstance(row.get("system"), str) and row["system"] and "conversations" in row:
+        found = [{"role": "system", "content": row["system"]}, *found]
     return [{"role": m.get("role"), "content": m.get("content")} for m in map(as_mapping, found)]
+
+
+def _role(name: Any) -> Any:
+    return _SHAREGPT.get(name, name) if isinstance(name, str) else name
 
 
 def _check_roles(messages: Sequence[Mapping[str, Any]]) -> None:

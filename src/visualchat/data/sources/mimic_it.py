@@ -10,6 +10,7 @@ images are examples of the same task and stay dialogues of their own.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,25 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from visualchat.data.index import ImageMap
-from visualchat.data.sources.base import (
-    Entry,
-    LeftOutError,
-    Policy,
-    Reason,
-    RejectedRowError,
-    Report,
-    Source,
-    Tally,
-    checked,
-    image_identity,
-)
+from visualchat.data.json_text import Pairs, load_json
+from visualchat.data.sources.base import Policy, Source, checked, image_identity
 from visualchat.data.sources.fields import as_mapping, get_list, get_text, turns
-from visualchat.data.tables import Pairs, load_json, parquet_rows
+from visualchat.data.sources.row_index import FOLDER
+from visualchat.data.sources.rows import Entry, LeftOutError, Reason, RejectedRowError, Report, Tally
+from visualchat.data.tables import parquet_rows, row_bytes
 from visualchat.dialogue import Dialogue, ImageInput, StoredImage
 
-_CACHE = ".visualchat"
 _MISSING_RELATED = "related ids that do not exist"
 _OTHER_IMAGES = "related rows that show other images"
+_LONGEST = 20  # digits of an image's number
 _TVC = re.compile(r"TVC_IMG_(?P<first>.*?_clip_\d+)_(?P<second>.*?)_?(?P<frame>\d+)")
 
 
@@ -84,7 +77,7 @@ class MimicIt(Source):
             raise ValueError(
                 f"{self.name}: no images; expected {stem}.json, {stem}.parquet or {stem}_Images/ under the data root"
             )
-        cache = Path(self.root) / _CACHE if self.cache is None else Path(self.cache)
+        cache = Path(self.root) / FOLDER if self.cache is None else Path(self.cache)
         return ImageMap(_shards(found), stem, cache)
 
     @cached_property
@@ -108,20 +101,25 @@ class MimicIt(Source):
         tally.rows = len(self._rows)
         sound: dict[str, tuple[int, tuple[str, ...]]] = {}
         ids: set[str] = set()
-        for number, (id, row) in enumerate(self._rows):
-            try:
-                if id in ids:
-                    raise RejectedRowError(Reason.DUPLICATE, "an earlier row has this id")
-                ids.add(id)
-                images = self._read_images(row)
-                checked(self._dialogue([row], images, id))
-                sound[id] = number, tuple(image_identity(image, self._root) for image in images)
-            except RejectedRowError as error:
-                tally.reject(id, error)
+        content = hashlib.sha256()
+        with self._root.listing():
+            for number, (id, row) in enumerate(self._rows):
+                content.update(row_bytes([id, row]))
+                try:
+                    if id in ids:
+                        raise RejectedRowError(Reason.DUPLICATE, "an earlier row has this id")
+                    ids.add(id)
+                    images = self._read_images(row)
+                    checked(self._dialogue([row], images, id))
+                    sound[id] = number, tuple(image_identity(image, self._root) for image in images)
+                except RejectedRowError as error:
+                    tally.reject(f"row {id}", error)
+        tally.digest = content.hexdigest()
+        tally.entries = entries = []
         for members in self._related(sound, ids, tally):
             named = tuple(f"{self.folder}/{self.part}:{id}" for id in members)
             rows = tuple(sound[id][0] for id in members)
-            tally.entries.append(Entry(named[0], min(named), named, sound[members[0]][1], rows))
+            entries.append(Entry(named[0], min(named), named, sound[members[0]][1], rows))
 
     def _related(
         self, sound: Mapping[str, tuple[int, tuple[str, ...]]], ids: set[str], tally: Tally
@@ -192,8 +190,8 @@ def coco_number(key: str) -> int:
         RejectedRowError: The id ends in no number.
     """
     digits = key.rpartition("_")[2]
-    if not (digits.isascii() and digits.isdigit()):
-        raise RejectedRowError(Reason.UNKNOWN_IMAGE, f"{key!r} does not end in an image's number")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _LONGEST):
+        raise RejectedRowError(Reason.UNKNOWN_IMAGE, f"{key!r:.80} does not end in an image's number")
     return int(digits)
 
 

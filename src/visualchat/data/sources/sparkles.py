@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from visualchat.data.sources.base import Policy, Reason, RejectedRowError, RowSource, content_id
+from visualchat.data.sources.base import Policy, RowSource, content_id
 from visualchat.data.sources.fields import arrange, as_mapping, choose, get_id, get_list, pair_rounds, turns
-from visualchat.data.tables import load_json
+from visualchat.data.sources.rows import Reason, RejectedRowError
+from visualchat.data.tables import Table, json_list
 from visualchat.dialogue import Content, Dialogue
 
 Style = Literal["small letter", "capital letter", "ordinal"]
 STYLES: tuple[Style, ...] = get_args(Style)
 
 _TAG = "<Img><ImageHere></Img>"
+_TAGGED = re.compile(rf"\bIMAGE#(\w+)\s*{_TAG}")
 _SENTENCE_STARTS = re.compile(r"(?:^|[.!?:]\s+|\n\s*)$")
 _REFERENCE = re.compile(r"\bIMAGE#")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -53,33 +54,25 @@ class Sparkles(RowSource):
     seed: int = 0
     on_error: Policy = "error"
 
-    @cached_property
-    def _rows(self) -> Sequence[tuple[str, Any]]:
+    def _open(self) -> Iterator[tuple[str, Table]]:
         if self.style not in (*STYLES, "any"):
             raise ValueError(f"{self.name}: style must be any, {', '.join(STYLES)}; found {self.style!r}")
-        rows: list[tuple[str, Any]] = []
         for part in self.parts:
-            found = load_json(self._root.annotation(f"{part}/annotations/{part.rpartition('/')[2]}.json"))
-            if not isinstance(found, list):
-                raise ValueError(f"file {part}.json: expected a list of rows, found {type(found).__name__}")
-            rows += ((part, row) for row in found)
-        return rows
+            yield part, json_list(self._root.annotation(f"{part}/annotations/{part.rpartition('/')[2]}.json"))
 
-    def _id(self, row: tuple[str, Any], number: int) -> str:
-        part, fields = row
-        named = next((str(fields[n]) for n in ("id", "evaluation_id") if n in as_mapping(fields)), None)
-        return f"{part}:{named or content_id(json.dumps(fields, sort_keys=True).encode())}"
+    def _id(self, file: str, row: Any) -> str:
+        named = next((str(row[n]) for n in ("id", "evaluation_id") if n in as_mapping(row)), None)
+        return f"{file}:{named or content_id(json.dumps(row, sort_keys=True).encode())}"
 
-    def _dialogue(self, row: tuple[str, Any], id: str) -> Dialogue:
-        part, fields = row
-        messages = [as_mapping(message) for message in get_list(as_mapping(fields), "dialogue")]
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
+        messages = [as_mapping(message) for message in get_list(as_mapping(row), "dialogue")]
         rounds = pair_rounds(messages, "role", "content", ("user", "assistant"))
         style = choose(STYLES, id.partition("#")[0], self.seed) if self.style == "any" else self.style
         names: dict[str, str] = {}
         contents: list[tuple[Content, ...]] = []
         answers: list[str] = []
         for number, (question, answer) in enumerate(rounds):
-            images = self._images(part, messages[2 * number], names, style)
+            images = self._images(file, messages[2 * number], names, style)
             pieces = question.split(_TAG)
             if len(pieces) - 1 != len(images):
                 raise RejectedRowError(
@@ -92,16 +85,35 @@ class Sparkles(RowSource):
             answers.append(rename(answer, names))
         return Dialogue(turns(contents, answers), id)
 
-    def _images(self, part: str, message: Any, names: dict[str, str], style: Style) -> list[Path]:
-        """The images of a message; their names are added to those of earlier ones."""
+    def _images(self, part: str, message: Mapping[str, Any], names: dict[str, str], style: Style) -> list[Path]:
+        """The images of a message as the dialogue shows them; their names are added to those of earlier ones."""
+        listed = get_list(message, "images") if "images" in message else ()
+        keys = [get_id(as_mapping(image), "image_id") for image in listed]
+        if not self.images_first:
+            keys = in_order_of_tags(message["content"], keys)
         found: list[Path] = []
-        for image in get_list(message, "images") if "images" in message else ():
-            key = get_id(as_mapping(image), "image_id")
+        for key in keys:
             if key in names:
                 raise RejectedRowError(Reason.DUPLICATE, f"image id {key} is given twice, so its name is ambiguous")
             names[key] = image_name(len(names) + 1, style)
             found.append(self._root.file(f"{part}/images/{key}.jpg"))
         return found
+
+
+def in_order_of_tags(text: str, keys: list[str]) -> list[str]:
+    """Image ids in the order in which a text has their tags; as they are where tags stand without ids.
+
+    Raises:
+        RejectedRowError: The ids at the tags are others.
+    """
+    tagged = _TAGGED.findall(text)
+    if len(tagged) != text.count(_TAG):
+        return keys
+    if sorted(tagged) != sorted(keys):
+        raise RejectedRowError(
+            Reason.PLACEHOLDERS, f"tags stand at images {', '.join(tagged)}, but images holds {', '.join(keys)}"
+        )
+    return tagged
 
 
 def image_name(number: int, style: Style) -> str:
