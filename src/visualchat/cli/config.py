@@ -56,10 +56,11 @@ def check_attention(attention: DictConfig) -> None:
     """
     from visualchat.attention.functional import resolve_implementation
     from visualchat.attention.kinds import check_name
-    from visualchat.model.configuration_visualchat import MODEL_KINDS
+    from visualchat.model.configuration_visualchat import MODEL_KINDS, check_image_numbers
 
     check_name(attention.kind, MODEL_KINDS)
     resolve_implementation(attention.implementation)
+    check_image_numbers(attention.image_numbers)
 
 
 def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence[int], num_nodes: int) -> int:

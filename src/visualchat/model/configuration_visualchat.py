@@ -9,11 +9,18 @@ from transformers.configuration_utils import SubConfigSpec
 
 from visualchat.attention import KINDS, implementation_name
 from visualchat.attention.kinds import check_name
+from visualchat.model.numbers import STARTS
 from visualchat.model.projector import PROJECTORS
 from visualchat.model.vision import QwenVLVisionConfig
 
 MODEL_KINDS = (*KINDS, "cross")
 """How a model may attend: the family, and gated cross-attention to images outside the sequence."""
+
+
+def check_image_numbers(choice: str) -> None:
+    """Raise a ValueError unless the choice is one of `STARTS`."""
+    if choice not in STARTS:
+        raise ValueError(f"unknown image_numbers {choice!r}, expected one of {', '.join(STARTS)}")
 
 
 class VisualChatConfig(PreTrainedConfig):
@@ -26,6 +33,9 @@ class VisualChatConfig(PreTrainedConfig):
             or `cross` for causal attention over text and gated cross-attention to images outside the sequence.
         attention_implementation: `auto`, `sdpa`, `eager` or `flex`, as in `visualchat.attention.multimodal_attention`.
         cross_attention_every: With `cross`: a gated layer stands before n-th layer, n this number.
+        image_numbers: Whether image tokens are told their image's number by a vector added to them: `none`; `learned`,
+            which starts at zero; `label`, which starts at the mean embedding of the label's words.
+        image_number_limit: The largest number that has a vector.
         projector_type: A name in `visualchat.model.projector.PROJECTORS`.
         image_seq_length: Tokens an image takes in the language model. Image slots are known by `mm_token_type_ids`
             alone, so the vocabulary needs no image token.
@@ -49,6 +59,8 @@ class VisualChatConfig(PreTrainedConfig):
     attention_kind: str = "mmca"
     attention_implementation: str = "auto"
     cross_attention_every: int = 4
+    image_numbers: str = "none"
+    image_number_limit: int = 64
     projector_type: str = "linear"
     image_seq_length: int = 256
     vision_feature_layer: int | None = None
@@ -58,6 +70,9 @@ class VisualChatConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         _ = self.decoder_attention  # raises where a name is unknown
+        check_image_numbers(self.image_numbers)
+        if self.image_number_limit < 1:
+            raise ValueError(f"image_number_limit must be at least 1, found {self.image_number_limit}")
         if self.projector_type not in PROJECTORS:
             raise ValueError(f"unknown projector {self.projector_type!r}, expected one of {', '.join(PROJECTORS)}")
         if isinstance(self.vision_config, QwenVLVisionConfig) and (

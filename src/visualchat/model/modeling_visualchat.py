@@ -18,17 +18,25 @@ from torch import Tensor, nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoTokenizer,
     Cache,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.utils import ModelOutput
 
-from visualchat.attention import KINDS, Modality, add_cross_attention
-from visualchat.encoding import NO_UNIT
+from visualchat.attention import Modality, add_cross_attention
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.language import load_language_model
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
+from visualchat.model.numbers import (
+    ImageNumbers,
+    attention_ids,
+    known_units,
+    longer_by_text,
+    slot_numbers,
+    start_at_labels,
+)
 from visualchat.model.outside import hold, outside_sequence, unseen_image
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.sharding import gathered, is_split_model, shapes_only
@@ -75,6 +83,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self._add_cross_attention()
         self.multi_modal_projector = self._new_projector()
+        self.image_numbers = self._new_numbers()
         self.post_init()
 
     @classmethod
@@ -122,6 +131,11 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (norm := model.multi_modal_projector.last_norm) is not None:
             with gathered(model.get_input_embeddings().weight) as embedding:
                 nn.init.constant_(norm.weight, embedding.float().std().item())
+        if (numbers := model._new_numbers()) is not None:
+            model.image_numbers = numbers.to(dtype)
+            if joint.image_numbers == "label":
+                with gathered(model.get_input_embeddings().weight) as embedding:
+                    start_at_labels(model.image_numbers, embedding, AutoTokenizer.from_pretrained(language))
         model.generation_config = language_model.generation_config
         return model.eval()
 
@@ -134,6 +148,11 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _new_projector(self) -> Projector:
         sizes = self.vision_tower.config.hidden_size, self.language_model.config.hidden_size
         return PROJECTORS[self.config.projector_type](ProjectorShape(*sizes, self.config.image_seq_length))
+
+    def _new_numbers(self) -> ImageNumbers | None:
+        if self.config.image_numbers == "none":
+            return None
+        return ImageNumbers(self.config.image_number_limit, self.language_model.config.hidden_size)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The language model's token embedding."""
@@ -267,6 +286,8 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features)
         filling = image_features if image_index is None or image_features is None else image_features[image_index]
+        units = known_units(self.config, unit_ids, key_modality)
+        filling = self._numbered(filling, units, mm_token_type_ids)
         masks = {"attention_mask": attention_mask, "position_ids": position_ids}
         if segment_ids is not None:
             masks |= self._packed(segment_ids, position_ids, past_key_values)
@@ -274,7 +295,7 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             masks |= self._outside(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
         else:
             inputs_embeds = self._inside(inputs_embeds, filling, mm_token_type_ids, past_key_values)
-        kwargs |= masks | self._ids(unit_ids, key_modality)
+        kwargs |= masks | attention_ids(self.config, units, key_modality)
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
@@ -297,20 +318,12 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             logits = language_head(self.language_model, out.last_hidden_state[:, kept])
         return VisualChatOutput(loss, logits, out.past_key_values, image_features, losses)
 
-    def _ids(self, unit_ids: Tensor | None, key_modality: Tensor) -> dict[str, Tensor]:
-        """What tells the language model which image a token is of, (B, K), where its kind of attention asks."""
-        kind = KINDS.get(self.config.attention_kind)
-        if kind is None or not (kind.uses_units or kind.uses_images):
-            return {}
-        image = key_modality == Modality.IMAGE
-        if unit_ids is None:
-            if image.any():
-                raise ValueError(
-                    f"attention kind {self.config.attention_kind!r} tells images apart: it needs unit_ids (B, K), the "
-                    "number of the image at its tokens and its label's, -1 elsewhere, as the processor makes them"
-                )
-            unit_ids = torch.full_like(key_modality, NO_UNIT)
-        return {"unit_ids": unit_ids} if kind.uses_units else {"image_ids": unit_ids.masked_fill(~image, NO_UNIT)}
+    def _numbered(self, filling: Tensor | None, units: Tensor | None, mm_token_type_ids: Tensor) -> Tensor | None:
+        """The images (N, P, E) with the vectors of their numbers; as they are where the model has none."""
+        if self.image_numbers is None or filling is None or units is None:
+            return filling
+        numbers = slot_numbers(units, mm_token_type_ids, len(filling))
+        return filling if numbers is None else self.image_numbers(filling, numbers)  # a misfit is refused below
 
     def _inside(
         self, inputs_embeds: Tensor, filling: Tensor | None, mm_token_type_ids: Tensor, cache: Cache | None
@@ -346,8 +359,9 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.training or ((cache is None or not cache.get_seq_length()) and is_split_model(self))
 
     def _blank_features(self) -> Tensor:
-        """A blank image, projected, of however many tokens."""
-        return self.multi_modal_projector(self.vision_features(self.blank_image()))
+        """A blank image, projected and numbered, of however many tokens."""
+        blank = self.multi_modal_projector(self.vision_features(self.blank_image()))
+        return blank if self.image_numbers is None else self.image_numbers(blank, blank.new_ones(1, dtype=torch.long))
 
     def _packed(self, segment_ids: Tensor, position_ids: Tensor | None, cache: Cache | None) -> dict[str, Any]:
         """What tells the language model of the dialogues in a row."""
@@ -395,7 +409,6 @@ class VisualChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         model_inputs["key_modality"] = mm_token_type_ids
-        if unit_ids is not None:  # what is generated belongs to no image; a chunk of a prompt takes its own part
-            surplus = input_ids.shape[1] - unit_ids.shape[1]
-            model_inputs["unit_ids"] = nn.functional.pad(unit_ids, (0, surplus), value=NO_UNIT)
+        if unit_ids is not None:
+            model_inputs["unit_ids"] = longer_by_text(unit_ids, input_ids.shape[1])
         return model_inputs

@@ -148,6 +148,8 @@ def _prefixes(config: VisualChatConfig) -> dict[str, str]:
     """
     assert isinstance(config.vision_config, PreTrainedConfig)
     assert isinstance(config.text_config, PreTrainedConfig)
+    if config.image_numbers != "none":
+        raise ValueError(f"the published code has no image numbers, found image_numbers {config.image_numbers!r}")
     encoder, language = config.vision_config.model_type, config.text_config.model_type
     if encoder not in VISION_PREFIXES or config.projector_type not in PROJECTOR_PREFIXES or language != "llama":
         raise ValueError(

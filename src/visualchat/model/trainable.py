@@ -24,7 +24,7 @@ class Trainable:
     """What trains.
 
     Attributes:
-        projector: The projector.
+        projector: The projector, and the vectors of images' numbers where the model has them.
         embedding: The token embedding.
         vision: The vision encoder: `frozen`, `lora` or `full`.
         language: The language model, likewise; `full` includes head and token embedding.
@@ -77,6 +77,8 @@ def set_trainable(model: VisualChatForConditionalGeneration, trainable: Trainabl
         elif choice == "full":
             part.requires_grad_(True)
     model.multi_modal_projector.requires_grad_(trainable.projector)
+    if model.image_numbers is not None:
+        model.image_numbers.requires_grad_(trainable.projector)
     embedding.requires_grad_(trainable.embedding or trainable.language == "full")
     for module in model.modules():
         if isinstance(module, GatedCrossAttention):  # new in the model, so always
@@ -129,7 +131,7 @@ class Part:
     trainable_bytes: int = 0
 
 
-NEW_PARTS = ("projector", "adapters", "cross-attention")
+NEW_PARTS = ("projector", "image numbers", "adapters", "cross-attention")
 """Parts that no pretrained model brings."""
 
 
@@ -173,6 +175,7 @@ def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
 _TITLES = {
     "vision_tower": "vision encoder",
     "multi_modal_projector": "projector",
+    "image_numbers": "image numbers",
     "language_model": "language model",
 }
 
