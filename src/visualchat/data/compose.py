@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, overload
 
+from visualchat.data.origin import digest_of, joint_digest, place_of
 from visualchat.data.renumber import insert_image
 from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
@@ -244,10 +245,28 @@ class ShuffledNumbers(Composition):
 
 
 class Composed(Sequence[Dialogue]):
-    """The dialogues of recipes, each made when it is asked for."""
+    """The dialogues of recipes, each made when it is asked for.
 
-    def __init__(self, corpora: Corpora, recipes: Sequence[Recipe]) -> None:
-        self.corpora, self.recipes = corpora, recipes
+    Args:
+        corpora: What the recipes take from.
+        recipes: One a dialogue.
+        settings: All that the recipes depend on beside the corpora.
+    """
+
+    def __init__(self, corpora: Corpora, recipes: Sequence[Recipe], settings: str = "") -> None:
+        self.corpora, self.recipes, self.settings = corpora, recipes, settings
+
+    def place(self, index: int) -> str:
+        """Where the rows of dialogue `index` lie, in words."""
+        return " + ".join(place_of(self.corpora[name], number) for name, number in self.rows_in(index))
+
+    def rows_in(self, index: int) -> tuple[Place, ...]:
+        """The dialogues of sources that dialogue `index` is made of."""
+        return tuple(dict.fromkeys(self.recipes[index].places))
+
+    def digest(self) -> str:
+        """A hash (hex) of the corpora and of how they are composed."""
+        return joint_digest(self.settings, *((name, digest_of(part)) for name, part in self.corpora.items()))
 
     def __len__(self) -> int:
         return len(self.recipes)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure, with_pictures
 from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
 from visualchat.data.mix import Blend
+from visualchat.data.origin import digest_of, joint_digest
 from visualchat.data.pack import Packing
 from visualchat.data.schedule import Rows, Schedule, in_order, rows_of, shuffled
 from visualchat.dialogue import Dialogue
@@ -98,6 +99,13 @@ class VisualChatDataModule(lightning.LightningDataModule):
     def use_features(self, store: FeatureStore) -> None:
         """Look the pictures of all batches up in a store; to be called before the loaders are made."""
         self.collate = replace(self.collate, features=store)
+
+    def digest(self) -> str:
+        """A hash (hex) of the content of all dialogues, those that train and those that validate.
+
+        Rows of files count by their bytes, with the readers' settings; pictures in files of their own are not read.
+        """
+        return joint_digest(digest_of(self.train), digest_of(self.validation))
 
     def train_batches(self) -> int:
         """Batches of an epoch on each rank."""

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import overload
 
 from visualchat.data.compose import Composed, Composition
+from visualchat.data.origin import digest_of, joint_digest, place_of, rows_in
 from visualchat.data.sources.base import Source
 from visualchat.data.sources.rows import Report
 from visualchat.data.split import Side, SplitBy, split_sources
@@ -81,6 +82,20 @@ class Mixture(Sequence[Dialogue]):
             if 0 <= place - self.starts[name] < len(part):
                 return name, place - self.starts[name]
         raise IndexError(f"place {place} is out of range for {self._size} dialogues")
+
+    def place(self, index: int) -> str:
+        """Where the rows of dialogue `index` lie, in words."""
+        name, number = self.locate(index)
+        return place_of(self.parts[name], number)
+
+    def rows_in(self, index: int) -> tuple[tuple[str, int], ...]:
+        """The dialogues of sources that dialogue `index` is made of."""
+        name, number = self.locate(index)
+        return rows_in(self.parts[name], number)
+
+    def digest(self) -> str:
+        """A hash (hex) of all parts and of how much of each an epoch takes."""
+        return joint_digest(*((name, digest_of(part), self.wanted[name]) for name, part in self.parts.items()))
 
     def __len__(self) -> int:
         return self._size
@@ -159,7 +174,8 @@ class Blend:
             except KeyError as error:
                 known = ", ".join(self.sources)
                 raise ValueError(f"part {name} needs the source {error}; the sources are {known}") from error
-            made[name] = Composed(self.sources, recipes)
+            settings = repr((part, side, self.share, self.split_by, self.seed))
+            made[name] = Composed(self.sources, recipes, settings)
         return made
 
 

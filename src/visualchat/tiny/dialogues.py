@@ -6,6 +6,7 @@ pictures' place, for pretraining on text.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ class TinyDialogues:
             return dialogue
         foreign = draw(sample_scene(rng, SEEN))
         return insert_image(dialogue, foreign, rng.randrange(1, len(dialogue.images))) or dialogue
+
+    def digest(self) -> str:
+        """A hash (hex) of all that the dialogues are drawn from."""
+        return hashlib.sha256(repr(sorted(vars(self).items())).encode()).hexdigest()
 
     def sketch(self, index: int) -> Sketch:
         """Dialogue `index` before it is drawn.

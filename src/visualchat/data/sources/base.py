@@ -87,6 +87,10 @@ class Source(Sequence[Dialogue], ABC):
             )
         return tally
 
+    def rows_in(self, index: int) -> tuple[tuple[str, int], ...]:
+        """The dialogues of sources that dialogue `index` is made of: itself."""
+        return ((self.name, index),)
+
     def _read(self) -> Tally:
         """What became of every row."""
         tally = Tally(self.name)
