@@ -3,9 +3,10 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM as CausalLM
 from transformers import (
+    AutoModel,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     Cohere2Config,
     Dinov2Config,
@@ -15,10 +16,16 @@ from transformers import (
     SiglipVisionConfig,
     pipeline,
 )
+from transformers import AutoModelForCausalLM as CausalLM
 
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.encoding import IGNORE_INDEX
-from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model import (
+    VisualChatConfig,
+    VisualChatForConditionalGeneration,
+    VisualChatModel,
+    VisualChatProcessor,
+)
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head
 
 COLOURS = ("red", "green", "blue", "white")
@@ -39,7 +46,7 @@ def dialogues() -> list[Dialogue]:
 
 def test_image_k_lands_at_slot_k(model, processor):
     batch = processor.batch(dialogues())
-    features = model.get_image_features(batch["pixel_values"])
+    features = model.get_image_features(batch["pixel_values"]).pooler_output
     embeds = model.get_input_embeddings()(batch["input_ids"])
     spliced = model.splice(embeds, batch["mm_token_type_ids"], features)
     assert len(features) == 4
@@ -187,7 +194,7 @@ def test_from_backbones_unties_the_head_and_keeps_the_weights(model, backbones):
 
 def test_a_norm_projector_starts_at_the_spread_of_words(make_model, processor):
     model = make_model(projector_type="linear_norm")
-    images = model.get_image_features(processor.batch(dialogues())["pixel_values"])
+    images = model.get_image_features(processor.batch(dialogues())["pixel_values"]).pooler_output
     words = model.get_input_embeddings().weight
     # A layer norm's output has exactly the spread of its gain.
     torch.testing.assert_close(images.std(-1, unbiased=False).mean(), words.std(), rtol=0.02, atol=0)
@@ -224,6 +231,98 @@ def test_pipeline(model, processor):
     prompt = processor(images=picture(0), text="What is it?")
     expected = model.generate(**prompt, max_new_tokens=4, do_sample=False)[:, prompt["input_ids"].shape[1] :]
     assert said[0]["generated_text"] == processor.decode(expected[0], skip_special_tokens=True)
+
+
+def test_a_batched_pipeline_says_what_each_row_gets_alone(model, processor):
+    def chat(question, *pictures):
+        content = [*({"type": "image", "image": picture(n)} for n in pictures), {"type": "text", "text": question}]
+        return [{"role": "user", "content": content}]
+
+    chats = [chat("What?", 0), chat("Which of these two pictures is blue?", 1, 2), chat("Red?", 0)]
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    settings = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    alone = [pipe(one, **settings)[0]["generated_text"] for one in chats]
+    together = [row[0]["generated_text"] for row in pipe(chats, batch_size=3, **settings)]
+    assert together == alone
+
+
+@pytest.mark.parametrize("kind", ["mmca", "causal", "cross"])
+def test_attention_changes_within_its_kind_only(make_model, processor, kind):
+    model = make_model(attention_kind=kind, cross_attention_every=1)
+    if kind == "cross":
+        processor = VisualChatProcessor(processor.image_processor, processor.tokenizer, 1)
+    batch = processor.prompt(dialogues()[:1])
+    expected = model(**batch).logits
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        own = f"mmca_{name}" if kind == "mmca" else name
+        assert model.language_model.config._attn_implementation == own
+        assert model.vision_tower.config._attn_implementation == name
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-4, rtol=1e-4)
+    model.set_attn_implementation({"text_config": "eager"})
+    assert model.language_model.config._attn_implementation == ("mmca_eager" if kind == "mmca" else "eager")
+    assert model.vision_tower.config._attn_implementation == "sdpa"
+    for other in ("mmca_joint_sdpa", *(["flash_attention_2", "vllm"] if kind == "mmca" else [])):
+        with pytest.raises(ValueError, match=f"'{other}' is not one of attention kind"):
+            model.set_attn_implementation(other)
+    model.language_model.config._attn_implementation = "sdpa" if kind == "mmca" else "mmca_sdpa"
+    with pytest.raises(ValueError, match=r"the language model attends by '.*sdpa', config.attention_kind says"):
+        model(**batch)
+
+
+def test_a_folder_is_loaded_with_the_attention_asked_for(make_model, processor, tmp_path):
+    make_model(attention_kind="mmca").save_pretrained(tmp_path)
+    for asked, text in (("eager", "mmca_eager"), ({"text_config": "eager"}, "mmca_eager"), ("sdpa", "mmca_sdpa")):
+        loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=asked)
+        assert loaded.language_model.config._attn_implementation == text
+        assert loaded(**processor.batch(dialogues())).loss.isfinite()
+    for asked, found in (("vllm", "is not one of attention kind 'mmca'"), ("mmca_eager", "would switch the vision")):
+        with pytest.raises(ValueError, match=found):
+            AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation=asked)
+
+
+def test_the_base_model_is_the_same_model_up_to_its_head(make_model, processor, tmp_path):
+    model, batch = make_model(), processor.batch(dialogues())
+    labels = batch.pop("labels")
+    bare = model.base_model
+    assert type(bare) is VisualChatModel
+    assert [name for name, _ in bare.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert all(a is b for a, b in zip(bare.parameters(), model.parameters(), strict=True))
+    model.forward = None  # what a trainer puts in its place is not the base model's
+    found = model.base_model(**batch)
+    del model.forward
+    torch.testing.assert_close(language_head(model.language_model, found.last_hidden_state), model(**batch).logits)
+    assert bare.train(False).training == model.training
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is VisualChatModel
+    assert torch.equal(loaded(**batch).last_hidden_state, found.last_hidden_state)
+    assert type(AutoModelForMultimodalLM.from_pretrained(tmp_path)) is type(model)
+    out = model(**batch, labels=labels, output_hidden_states=True, return_dict=False)
+    assert isinstance(out, tuple)
+    states = model(**batch, output_hidden_states=True).hidden_states
+    assert len(states) == model.language_model.config.num_hidden_layers + 1
+    assert torch.equal(states[-1], found.last_hidden_state)
+
+
+def test_attention_weights_are_given_where_they_exist(make_model, processor):
+    batch = processor.prompt(dialogues()[:1])
+    causal = make_model(attention_kind="causal", attention_implementation="eager")
+    weights = causal(**batch, output_attentions=True).attentions
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones_like(weights[0].sum(-1)))
+    with pytest.raises(ValueError, match="attention kind 'mmca' gives no attention weights"):
+        make_model(attention_implementation="eager")(**batch, output_attentions=True)
+
+
+def test_the_vocabulary_can_be_resized(make_model, processor, tmp_path):
+    model, batch = make_model(), processor.batch(dialogues())
+    before, size = model(**batch).logits, model.config.text_config.vocab_size
+    model.resize_token_embeddings(size + 7)
+    assert len(model.get_input_embeddings().weight) == len(model.get_output_embeddings().weight) == size + 7
+    torch.testing.assert_close(model(**batch).logits[:, :size], before)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert loaded.config.text_config.vocab_size == loaded.language_model.config.vocab_size == size + 7
 
 
 def test_a_text_only_training_batch_touches_the_vision_side(model, processor):

@@ -48,7 +48,7 @@ def test_all_tokens_of_an_image_carry_its_numbers_vector(numbered, processor):
     """By hand: embeddings with the images in their slots, the vector of its number on each of their tokens."""
     model, batch = numbered(), processor.batch(dialogues("Yes."))
     embeds = model.get_input_embeddings()(batch["input_ids"])
-    features = model.get_image_features(batch["pixel_values"])
+    features = model.get_image_features(batch["pixel_values"]).pooler_output
     embeds = model.splice(embeds, batch["mm_token_type_ids"], features)
     for row, numbers in enumerate(NUMBERS):
         slots = (batch["mm_token_type_ids"][row] == Modality.IMAGE).nonzero().flatten().tolist()

@@ -52,7 +52,7 @@ def by_hand(model, features):
     if slots.any():
         before = (~slots).cumsum(0)[slots]  # text tokens before each image
         images = {
-            "image_states": model.get_image_features(features["pixel_values"])[None],
+            "image_states": model.get_image_features(features["pixel_values"]).pooler_output[None],
             "image_positions": before[None],
         }
     return model.language_model(features["input_ids"][:, ~slots], **images).logits[0]

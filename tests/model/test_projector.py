@@ -118,7 +118,7 @@ def test_it_trains(name):
 def test_a_model_with_it_saves_loads_and_answers(name, make_model, processor, tmp_path):
     model = make_model(projector_type=name)
     batch = processor.batch([Dialogue((Turn.ask("Which?", [picture()], "that"),))])
-    assert model.get_image_features(batch["pixel_values"]).shape == (1, 4, 32)
+    assert model.get_image_features(batch["pixel_values"]).pooler_output.shape == (1, 4, 32)
     model.train()(**batch).loss.backward()
     assert all(weight.grad.abs().sum() > 0 for weight in model.multi_modal_projector.parameters() if weight.ndim == 2)
     model.eval().save_pretrained(tmp_path)
@@ -145,7 +145,7 @@ def test_perceiver_gives_as_many_tokens_as_asked(strategy, make_model, processor
     """The encoder gives 4 patches, with or without a class token; an image takes 9 tokens."""
     model = make_model(projector_type="perceiver", image_seq_length=9, vision_feature_select_strategy=strategy)
     pixels = processor.batch([Dialogue((Turn.ask("Which?", [picture()], "that"),))])["pixel_values"]
-    assert model.get_image_features(pixels).shape == (1, 9, 32)
+    assert model.get_image_features(pixels).pooler_output.shape == (1, 9, 32)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,9 @@ class VisualChatProcessor(ProcessorMixin):
         if tokenizer is not None:
             self._texts = prompt_template(template, tokenizer)
             tokenizer.add_tokens([*self._texts.tokens], special_tokens=True)
+            tokenizer.padding_side = (
+                "left"  # whoever pads prompts by the tokenizer, such as a pipeline, pads for generate
+            )
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod

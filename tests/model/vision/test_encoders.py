@@ -116,7 +116,7 @@ def test_from_a_folder_to_an_answer_and_back(encoder, backbones, tmp_path):
     processor = VisualChatProcessor.from_backbones(encoder.folder, backbones.language, image_seq_length=encoder.tokens)
     assert str(encoder.folder) not in str(model.config)
     batch = processor.batch(dialogues())
-    assert model.get_image_features(batch["pixel_values"]).shape == (3, encoder.tokens, 32)
+    assert model.get_image_features(batch["pixel_values"]).pooler_output.shape == (3, encoder.tokens, 32)
 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)

@@ -1,0 +1,88 @@
+"""Which function the language model attends by: always one of the configured kind, whoever asks for another.
+
+transformers, and programs that serve its models, choose attention by a name (`sdpa`, `eager`, ...) that means plain
+causal attention. A model that was trained with another kind would go on with it and answer worse without a word, so a
+name is read as an implementation of the configured kind, and what cannot be read so is refused.
+"""
+
+from __future__ import annotations
+
+from visualchat.attention import KINDS, implementation_name
+from visualchat.attention.functional import IMPLEMENTATIONS
+from visualchat.model.configuration_visualchat import VisualChatConfig
+
+PLAIN = {"eager": "eager", "sdpa": "sdpa", "flex_attention": "flex"}
+"""transformers' names of what the kinds are implemented by, too."""
+
+OWN = {implementation_name(kind, how) for kind in KINDS for how in IMPLEMENTATIONS if kind != "causal"}
+"""Names that transformers has from `visualchat.attention`."""
+
+
+def _kind(config: VisualChatConfig) -> str:
+    return "causal" if config.images_outside else config.attention_kind
+
+
+def within_kind(config: VisualChatConfig, requested: str) -> str:
+    """The language model's `attn_implementation` where somebody asks for one by name.
+
+    Raises:
+        ValueError: The configured kind has no such implementation.
+    """
+    kind = _kind(config)
+    if kind == "causal" and requested not in OWN:
+        return requested  # transformers' own, which checks it
+    if kind != "causal" and requested in PLAIN:
+        return implementation_name(kind, PLAIN[requested])
+    if requested in {implementation_name(kind, how) for how in IMPLEMENTATIONS}:
+        return requested
+    raise ValueError(
+        f"attn_implementation={requested!r} is not one of attention kind {kind!r}, which config.attention_kind says: "
+        f"expected one of {', '.join(PLAIN)}"
+    )
+
+
+def by_part(config: VisualChatConfig, requested: str | dict[str, str]) -> dict[str, str]:
+    """What transformers' `set_attn_implementation` takes, for encoder and language model each.
+
+    Raises:
+        ValueError: As in `within_kind`.
+    """
+    if isinstance(requested, str):
+        requested = {"text_config": requested} | (
+            {} if requested in OWN else {"": requested, "vision_config": requested}
+        )
+    if "text_config" in requested:
+        requested = {**requested, "text_config": within_kind(config, requested["text_config"])}
+    return requested
+
+
+def initial_attention(config: VisualChatConfig) -> str:
+    """The `attn_implementation` of a language model that is built: what `from_pretrained` was asked for, or the field.
+
+    Raises:
+        ValueError: As in `within_kind`; or a name of this package was asked for the encoder, too.
+    """
+    asked = config._attn_implementation
+    if asked in OWN:
+        raise ValueError(
+            f"attn_implementation={asked!r} would switch the vision encoder, too: expected one of {', '.join(PLAIN)}, "
+            f'or {{"text_config": {asked!r}}}'
+        )
+    text = getattr(config.text_config, "_attn_implementation", None)
+    if text is not None and (asked is not None or config.attention_implementation == "auto"):
+        return within_kind(config, text)
+    return config.decoder_attention
+
+
+def check_attention(config: VisualChatConfig, used: str | None) -> None:
+    """Refuse a language model whose attention somebody has switched past the joint model.
+
+    Raises:
+        ValueError: It is not of the configured kind.
+    """
+    kind = _kind(config)
+    if (used in OWN) if kind == "causal" else (used not in {implementation_name(kind, how) for how in IMPLEMENTATIONS}):
+        raise ValueError(
+            f"the language model attends by {used!r}, config.attention_kind says {kind!r}: its answers would not be "
+            "those it was trained for; choose by set_attn_implementation of the whole model"
+        )
