@@ -44,14 +44,11 @@ def trained(model, processor, folder, batch_size: int, accumulate: int) -> tuple
     return trainer.state.log_history[0]["loss"], {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(1, 4), (2, 2)])
-def test_transformers_trainer_accumulates_to_the_same_loss_and_step(
-    make_model, processor, tmp_path, batch_size, accumulate
-):
+def test_transformers_trainer_accumulates_to_the_same_loss_and_step(make_model, processor, tmp_path):
     expected = make_model()(**processor.batch(dialogues())).loss.item()
     loss, whole = trained(make_model(), processor, tmp_path, 4, 1)
     assert loss == pytest.approx(expected, rel=1e-4)
-    accumulated, parts = trained(make_model(), processor, tmp_path, batch_size, accumulate)
+    accumulated, parts = trained(make_model(), processor, tmp_path, 2, 2)
     assert accumulated == pytest.approx(expected, rel=1e-4)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, atol=1e-5, rtol=1e-4)
