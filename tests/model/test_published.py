@@ -4,8 +4,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers import CLIPVisionModel, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaForCausalLM
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+from visualchat.attention import multimodal_attention
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.published import from_published, to_published
@@ -89,16 +91,27 @@ def test_the_embedding_that_generates_is_the_trained_one(parts, file, backbones,
     assert set(back) < set(published(parts))
 
 
+def clip(folder, **changes):
+    """The folder of an encoder with heads of 64, as those that the published code was used with."""
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "num_hidden_layers": 2}
+    torch.manual_seed(4)
+    CLIPVisionModel(CLIPVisionConfig(**{**sizes, "image_size": 16, "patch_size": 8, **changes})).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("projector", ["linear_norm", "vit"])
-def test_there_and_back(make_model, backbones, processor, tmp_path, projector):
-    model = make_model(projector_type=projector, vision_feature_select_strategy="full", image_seq_length=5)
+def test_there_and_back(backbones, processor, tmp_path, projector):
+    vision = clip(tmp_path / "clip")
+    model = VisualChatForConditionalGeneration.from_backbones(
+        vision, backbones.language, projector_type=projector, image_seq_length=5
+    )
     model.save_pretrained(tmp_path / "a", max_shard_size="40KB")
     assert len(list((tmp_path / "a").glob("*.safetensors"))) > 1
     to_published(tmp_path / "a", tmp_path / "pytorch_model.bin")
     size = sum(file.stat().st_size for file in (tmp_path / "a").glob("*.safetensors"))
     embedding = model.get_input_embeddings().weight.nbytes
     assert (tmp_path / "pytorch_model.bin").stat().st_size < size + embedding + 40_000  # names; no storage saved twice
-    from_published(tmp_path, tmp_path / "b", backbones.vision, backbones.language, image_seq_length=5)
+    from_published(tmp_path, tmp_path / "b", vision, backbones.language, image_seq_length=5)
     again = load(tmp_path / "b")
     expected, found = model.state_dict(), again.state_dict()
     assert expected.keys() == found.keys()
@@ -107,6 +120,117 @@ def test_there_and_back(make_model, backbones, processor, tmp_path, projector):
     batch = processor.batch([dialogue])
     assert torch.equal(again(**batch).logits, model(**batch).logits)
     assert "/tmp" not in (tmp_path / "b" / "config.json").read_text()
+
+
+def vit_parts(parts, folder):
+    """The published parts with the `vit` projector: an encoder layer as the encoder's own, then the baseline."""
+    encoder = CLIPVisionModel.from_pretrained(folder)
+    encoder.config._attn_implementation = "eager"
+    layer = CLIPEncoderLayer(encoder.config)
+    projection = nn.Sequential(nn.Linear(encoder.config.hidden_size, 32), nn.LayerNorm(32, eps=1e-12))
+    weights = published((encoder, projection, *parts[2:]))
+    weights = {name.replace("projection.", "projection.projection."): weight for name, weight in weights.items()}
+    weights |= {f"projection.vis_layer.{name}": weight for name, weight in layer.state_dict().items()}
+    return encoder, layer, projection, weights
+
+
+def test_a_vit_projector_computes_what_the_published_one_does(parts, file, backbones, tmp_path):
+    vision = clip(tmp_path / "clip")
+    encoder, layer, projection, weights = vit_parts(parts, vision)
+    torch.save(weights, file)
+    from_published(file, tmp_path / "ours", vision, backbones.language, **SETTINGS)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = projection(layer(encoder(pixels).last_hidden_state, None))
+        found = load(tmp_path / "ours").get_image_features(pixels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # two forms of attention, float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 2}, "num_attention_heads, 2 in clip_vision_model, ours has 1 at width 64"),
+        ({"hidden_act": "gelu"}, "hidden_act, 'gelu' in clip_vision_model, ours has 'quick_gelu'"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps, 1e-06 in clip_vision_model, ours has 1e-05"),
+    ],
+)
+def test_a_vit_projector_that_would_compute_something_else_is_refused(
+    parts, file, backbones, tmp_path, changes, message
+):
+    vision = clip(tmp_path / "clip", **changes)
+    torch.save(vit_parts(parts, vision)[-1], file)
+    with pytest.raises(ValueError, match=message):
+        from_published(file, tmp_path / "ours", vision, backbones.language, **SETTINGS)
+    assert not (tmp_path / "ours").exists()
+    model = VisualChatForConditionalGeneration.from_backbones(
+        vision, backbones.language, projector_type="vit", image_seq_length=5
+    )
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(ValueError, match=message):
+        to_published(tmp_path / "a", tmp_path / "back.bin")
+
+
+class PublishedAttention:
+    """What the published code computes, its additive masks of the smallest number written out; (B, H, S, D) float64.
+
+    Of the text side and of the image side each query sees what stands before it; an image token of the image side
+    itself. A mask is added for the later tokens and one for the other side's: both together leave minus infinity, one
+    alone the smallest number. A row that sees no image is thus even over earlier text and later images.
+    """
+
+    def __init__(self, image: torch.Tensor) -> None:
+        self.image = image  # (S,)
+
+    def __call__(self, query, key, value):
+        smallest = torch.finfo(query.dtype).min
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        itself = ~torch.eye(len(later), dtype=torch.bool)
+        of_images = ~self.image[None].expand_as(later) | (self.image[:, None] & itself)
+        of_text = self.image[None].expand_as(later)
+        sides = [scores + later.double() * smallest + hidden.double() * smallest for hidden in (of_text, of_images)]
+        return sum(side.softmax(-1) @ value for side in sides)
+
+
+def test_what_the_published_attention_adds_where_no_image_is_seen():
+    """`mmca_reference` is the published attention but for an even mean in text that stands before every image."""
+    modality = torch.tensor([[0, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0]])
+    image = modality[0] == 1
+    query, key, value = (torch.randn(1, 2, 11, 8).double() for _ in range(3))
+    kind = {"kind": "mmca_reference", "query_modality": modality, "key_modality": modality}
+    expected = multimodal_attention(query, key, value, **kind)
+    for row in range(3):
+        place = torch.arange(11)
+        even = (~image & (place <= row)) | (image & (place > row))
+        expected[:, :, row] += value[:, :, even].mean(2)
+    found = PublishedAttention(image)(query, key, value)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    text = torch.zeros_like(modality)
+    alone = multimodal_attention(query, key, value, kind="causal", query_modality=text, key_modality=text)
+    doubled = PublishedAttention(text[0] == 1)(query, key, value)  # without images it adds the mean of what is before
+    means = value.cumsum(2) / torch.arange(1, 12)[:, None]
+    torch.testing.assert_close(doubled, alone + means, atol=1e-10, rtol=1e-10)
+
+
+def test_the_published_code_shows_images_in_reverse(parts, file, backbones, processor, tmp_path):
+    """Two images: what it computes is what ours computes of the same images the other way round."""
+    encoder, projection, decoder, embedding = parts
+    from_published(file, tmp_path / "ours", backbones.vision, backbones.language, **SETTINGS)
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    pixels = processor.image_processor(images=[red, blue], return_tensors="pt")["pixel_values"]
+    tokens = torch.tensor([[1, 8, 9]])
+    with torch.no_grad():
+        images = [projection(encoder(picture[None]).last_hidden_state) for picture in pixels]
+        words = embedding(tokens)
+        theirs = decoder(inputs_embeds=torch.cat([words, images[1], words, images[0], words], 1)).logits
+        model = load(tmp_path / "ours")
+        gap = torch.zeros(1, 5, dtype=torch.long)
+        given = {
+            "input_ids": torch.cat([tokens, gap, tokens, gap, tokens], 1),
+            "mm_token_type_ids": torch.tensor([[0] * 3 + [1] * 5 + [0] * 3 + [1] * 5 + [0] * 3]),
+        }
+        assert not torch.allclose(model(**given, pixel_values=pixels).logits, theirs, atol=1e-2)
+        torch.testing.assert_close(model(**given, pixel_values=pixels.flip(0)).logits, theirs, rtol=0, atol=1e-5)
 
 
 def test_half_precision_stays(parts, file, backbones, tmp_path):

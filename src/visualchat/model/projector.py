@@ -97,11 +97,15 @@ class ViTProjector(Projector):
     def __init__(self, shape: ProjectorShape) -> None:
         super().__init__()
         self.shape = shape
-        width = shape.in_features
-        config = CLIPVisionConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=_heads(width, 64))
+        config = self.layer_config(shape.in_features)
         config._attn_implementation = "sdpa"
         self.layer = CLIPEncoderLayer(config)
         self.baseline = LinearNormProjector(shape)
+
+    @staticmethod
+    def layer_config(width: int) -> CLIPVisionConfig:
+        """What the layer is, at that width."""
+        return CLIPVisionConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=_heads(width, 64))
 
     @property
     def last_norm(self) -> nn.LayerNorm:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+from visualchat.model.projector import ViTProjector
 from visualchat.model.vision import vision_config
 
 FILE = "pytorch_model.bin"
@@ -156,11 +157,31 @@ def _prefixes(config: VisualChatConfig) -> dict[str, str]:
             f"the published code has encoders {', '.join(VISION_PREFIXES)}, projectors {', '.join(PROJECTOR_PREFIXES)} "
             f"and llama; found {encoder}, {config.projector_type} and {language}"
         )
+    if config.projector_type == "vit":
+        _check_vit(config.vision_config)
     return {
         VISION_PREFIXES[encoder]: "vision_tower.",
         **PROJECTOR_PREFIXES[config.projector_type],
         "lang_decoder.": "language_model.",
     }
+
+
+def _check_vit(encoder: PreTrainedConfig) -> None:
+    """Refuse a `vit` projector whose layer is another there: that code gives it the encoder's heads and activation.
+
+    Neither is in the file, so nothing else would tell.
+
+    Raises:
+        ValueError: Ours differ from the encoder's.
+    """
+    ours = ViTProjector.layer_config(encoder.hidden_size)
+    for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
+        found, expected = getattr(encoder, name, None), getattr(ours, name)
+        if encoder.model_type != "clip_vision_model" or found != expected:
+            raise ValueError(
+                f"the published code's vit projector has its encoder's {name}, {found!r} in {encoder.model_type}, ours "
+                f"has {expected!r} at width {encoder.hidden_size}: it would compute something else"
+            )
 
 
 def _ours(weights: Mapping[str, Tensor], config: VisualChatConfig) -> dict[str, Tensor]:
