@@ -25,6 +25,8 @@ from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 
 VISION, LANGUAGE = backbone("vision"), backbone("language_mixed")
+GROWN = 436
+"""Tokens: three more than the language model brings, as where a template adds some."""
 
 
 def text_only(number: int) -> Dialogue:
@@ -74,7 +76,7 @@ def main(name: str, ranks: str, folder: str, precision: str = "32-true") -> None
     def build():
         torch.manual_seed(0)
         return VisualChatForConditionalGeneration.from_backbones(
-            VISION, LANGUAGE, image_seq_length=16, projector_type="linear_norm"
+            VISION, LANGUAGE, image_seq_length=16, projector_type="linear_norm", vocab_size=GROWN
         )
 
     def fit(**settings):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from visualchat.model.sharding import gathered
+from visualchat.model.sharding import gathered, is_split
 
 
 def load_language_model(
@@ -94,13 +94,15 @@ def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
 
 def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
     """Give embedding and head at least `size` rows; each new one is the mean of the old, so it depends on no chance."""
-    old = len(language_model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    old = language_model.get_input_embeddings().num_embeddings  # the weight itself may be split over ranks
+    assert isinstance(old, int)
     if size <= old:
         return
     language_model.resize_token_embeddings(size, mean_resizing=False)
     for part in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
         with torch.no_grad():
             for weight in part.parameters():  # a head may have a bias
+                assert not is_split(weight)  # transformers makes grown parts whole on each rank
                 weight[old:] = weight[:old].mean(dim=0)
 
 
