@@ -54,24 +54,41 @@ def resolved(config: DictConfig) -> DictConfig:
     return config
 
 
-def points(command: Sequence[str]) -> Iterator[list[str]]:
-    """The single runs that a line comes to: itself, or for a sweep enough of its runs that each value is in one.
+def axes(command: Sequence[str]) -> dict[str, list[str]]:
+    """What a line sweeps over and the values of each; nothing for a line that starts one run.
 
     A sweep's axes are those of the line and those of its experiment's own `hydra.sweeper.params`. `...` stands for what
     a reader adds, so such a sweep may have none.
     """
     if not any(word in SWEEP for word in command):
-        yield [word for word in command if word != "..."]
-        return
-    name, *arguments = (word for word in command if word not in (*SWEEP, "..."))
-    given = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides(arguments)}
-    axes = {key: list(one.sweep_string_iterator()) for key, one in given.items() if one.is_sweep_override()}
-    fixed = [override.input_line for key, override in given.items() if key not in axes]
-    own = composed([name, *fixed]).hydra.sweeper.params or {}
-    axes = {key: str(values).split(",") for key, values in own.items()} | axes
-    assert axes or "..." in command, f"$ {' '.join(command)}\n-m, but nothing to sweep over"
-    first = {key: values[0] for key, values in axes.items()}
-    yield [name, *fixed, *(f"{key}={value}" for key, value in first.items())]
-    for axis, values in axes.items():
+        return {}
+    overrides = OverridesParser.create().parse_overrides(single(command)[1:])
+    given = {one.get_key_element(): one for one in overrides if one.is_sweep_override()}
+    fixed = [one.input_line for one in overrides if not one.is_sweep_override()]
+    own = composed([command[0], *fixed]).hydra.sweeper.params or {}
+    found = {key: str(values).split(",") for key, values in own.items()}
+    found |= {key: list(one.sweep_string_iterator()) for key, one in given.items()}
+    assert found or "..." in command, f"$ {' '.join(command)}\n-m, but nothing to sweep over"
+    return found
+
+
+def single(command: Sequence[str]) -> list[str]:
+    """The words of a line without the flag of a sweep, `...`, and choices that are left open (`attention=...`)."""
+    return [word for word in command if word not in (*SWEEP, "...") and not is_open(word)]
+
+
+def is_open(word: str) -> bool:
+    """Whether a word stands for any choice of a group."""
+    group, _, value = word.partition("=")
+    return value == "..." and (ROOT / "conf" / group).is_dir()
+
+
+def points(command: Sequence[str]) -> Iterator[list[str]]:
+    """The single runs that a line comes to: itself, or for a sweep enough of its runs that each value is in one."""
+    swept = axes(command)
+    fixed = [word for word in single(command) if word.lstrip("+").partition("=")[0] not in swept]
+    first = {key: values[0] for key, values in swept.items()}
+    yield [*fixed, *(f"{key}={value}" for key, value in first.items())]
+    for axis, values in swept.items():
         for value in values[1:]:
-            yield [name, *fixed, *(f"{key}={taken}" for key, taken in {**first, axis: value}.items())]
+            yield [*fixed, *(f"{key}={taken}" for key, taken in {**first, axis: value}.items())]

@@ -125,7 +125,16 @@ def lines_of(document: str, markdown: str) -> Iterator[Line]:
                 yield Line(document, tuple(words), typed=False)
 
 
+def comment_lines(document: str, text: str) -> Iterator[Line]:
+    """The lines in a configuration's comments; what each does stands behind it, after two blanks or a colon."""
+    for shown in re.findall(r"^# +(visualchat-\w+ .+?)(?:  .*|: .*)?$", text, re.MULTILINE):
+        for _, words in commands(shown):
+            yield Line(document, tuple(words), typed=False)
+
+
 def all_lines() -> list[Line]:
-    """Of all documents, each once."""
+    """Of all documents and of the files of conf/ that are a command's, each once."""
     found = [line for path in DOCUMENTS for line in lines_of(str(path.relative_to(ROOT)), path.read_text("utf-8"))]
+    for path in sorted((ROOT / "conf").glob("*.yaml")):
+        found += comment_lines(str(path.relative_to(ROOT)), path.read_text("utf-8"))
     return list(dict.fromkeys(found))
