@@ -1,5 +1,8 @@
 """`visualchat-plan` from the configuration to what is printed."""
 
+import json
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
@@ -45,7 +48,7 @@ def test_70b_on_one_and_on_eight_gpus():
     assert "200,413" in text  # 90% of table 1
     one = plan("experiment=paper_5_2_3", "gpus=1")
     assert not any(choice.fits for choice in one.configured)
-    assert "trainer/strategy=zero3_offload with data.batch_size=" in printed(one)
+    assert "this does: trainer/strategy=zero3_offload data.batch_size=" in printed(one)
     four_bits = plan("experiment=paper_5_2_3", "gpus=1", "model/quantization=nf4", "trainer/strategy=auto")
     assert four_bits.configured[True].fits
 
@@ -63,6 +66,68 @@ def test_numbers_may_be_given():
     assert found.machine.memory == 48 * GIB
     assert found.steps == 5 * 10
     assert found.gpu == ("mine", 100.0, 0.5)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The overrides for forty dialogues about one picture each, with an answer of 317 characters."""
+    rows = [
+        {
+            "id": str(number),
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "path": f"{number}.png"}, {"type": "text", "text": "?"}],
+                },
+                {"role": "assistant", "content": "x" * 317},
+            ],
+        }
+        for number in range(40)
+    ]
+    for row in rows:
+        (tmp_path / f"{row['id']}.png").touch()  # that it is there is enough: a plan reads no picture
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = [f"source.root={tmp_path}", "source.files=[rows.jsonl]"]
+    return ["data=own", "data/source=messages", *source, "data.blend.validation=0.5", "evaluation=none"]
+
+
+def test_own_data_are_planned_without_a_network(own, monkeypatch):
+    """The tokenizer and the pictures' preparation of real backbones lie on the Hub: nothing of them is needed."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address) or [])
+    found = plan(*own, "model/language=llama3_8b", "model/vision=siglip_so400m", "model/quantization=nf4", "gpus=1")
+    assert asked == []
+    assert found.workload.images == 1
+    assert found.workload.answers == 101  # 317 characters, 3.17 a token, and the end
+    assert found.configured[0].step.tokens == 4096  # an estimate of the longest would be no limit
+    text = printed(found)
+    assert "data=own, data/source=messages, attention mmca" in text
+    assert re.search(r"3.17 characters a token \(the tokenizer is not on this machine\)", text)
+
+
+def test_the_parameter_table_counts_the_bits_that_the_memory_table_counts():
+    sixteen, four = (
+        printed(plan("experiment=paper_4_2_1", "gpus=1", f"model/quantization={bits}")) for bits in ("none", "nf4")
+    )
+
+    def held(text):
+        (language,) = re.findall(r"language model +│[^│]*│[^│]*│ *([^│]*?) *│ *([\d.]+)", text)
+        (all_of_it,) = re.findall(r"│ all +│[^│]*│[^│]*│[^│]*│ *([\d.]+)", text)
+        (weights,) = re.findall(r"│ weights +│ *([\d.]+)", text)
+        return language, all_of_it, weights
+
+    assert held(sixteen)[0] == ("bfloat16", "12.1")
+    assert held(four)[0] == ("nf4", "3.39")  # 4.5 of 16 bits
+    assert held(four)[1] == held(four)[2] != held(sixteen)[1] == held(sixteen)[2]
+
+
+def test_what_a_plan_advises_can_be_typed_and_fits():
+    tight = ["experiment=paper_5_2_3", "gpus=1"]
+    (advice,) = re.findall(r"this does: (.*)", printed(plan(*tight)))
+    again = plan(*tight, *advice.split())
+    assert again.configured[again.checkpointing].fits
+    assert again.rows_per_step == plan(*tight).rows_per_step
 
 
 @pytest.mark.parametrize(

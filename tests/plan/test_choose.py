@@ -2,7 +2,7 @@
 
 from small import build
 
-from visualchat.plan.choose import Machine, assess, batch_sizes, best, largest, usable
+from visualchat.plan.choose import FULL, Machine, assess, batch_sizes, best, largest, usable
 from visualchat.plan.memory import Step
 from visualchat.plan.shapes import sizes_of
 
@@ -17,7 +17,7 @@ def test_batches_divide_each_gpus_share():
 def test_the_largest_batch_that_fits():
     sizes = sizes_of(build())
     four = assess(sizes, Machine(1, 1e12, 0.0), "auto", Step(4, 64, 1, 8, False)).memory.total
-    machine = Machine(1, four, 0.0)
+    machine = Machine(1, four / FULL + 1, 0.0)
     chosen = largest(sizes, machine, "auto", STEP, [1, 2, 4, 8])
     assert (chosen.step.rows, chosen.fits) == (4, True)
     nothing = largest(sizes, Machine(1, 1.0, 0.0), "auto", STEP, [1, 2])

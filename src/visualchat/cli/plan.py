@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,23 +15,29 @@ from rich.table import Column, Table
 
 from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.main import plan as main
+from visualchat.encoding import encode_segments
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
+from visualchat.model.processing_visualchat import prompt_template
 from visualchat.model.trainable import set_trainable
-from visualchat.plan.choose import Choice, Machine, assess, batch_sizes, best, largest, usable
-from visualchat.plan.memory import STRATEGIES, Step
+from visualchat.plan.choose import FULL, Choice, Machine, assess, batch_sizes, best, largest, usable
+from visualchat.plan.memory import STRATEGIES, Step, held_parts, weight_bytes
 from visualchat.plan.shapes import Architecture, Sizes, meta_model, sizes_of
 from visualchat.plan.workload import (
+    CHARACTERS_PER_TOKEN,
     GPU_MEMORY,
     PEAK_TFLOPS,
     SETS,
+    TokenEstimate,
     Workload,
     days,
+    local_tokenizer,
     measured,
     of_table,
     operations,
     optimizer_steps,
     packed_rows,
 )
+from visualchat.template import PAPER, render
 
 SAMPLE = 256
 """Dialogues measured where the data are at hand."""
@@ -46,7 +53,12 @@ def architecture(node: DictConfig) -> Architecture:
     values = node.get("architecture")
     if values is not None:
         return OmegaConf.to_container(values, resolve=True)  # type: ignore[return-value]
-    return instantiate(node.path)
+    return located(node.path)
+
+
+def located(path: DictConfig | str) -> str:
+    """A folder or Hub name: as it stands, or what its `_target_` gives."""
+    return path if isinstance(path, str) else instantiate(path)
 
 
 def build_without_weights(config: DictConfig) -> VisualChatForConditionalGeneration:
@@ -68,15 +80,32 @@ def find_workload(config: DictConfig, blend: str | None) -> Workload:
     if len(given) == len(config.workload):
         return Workload(**given, source="as given by workload.*")
     if blend in SETS:
-        found = of_table(SETS[str(blend)], 1.0 - config.blend.validation)
-    else:
-        processor = instantiate(config.processor)
-        data = instantiate(config.data, processor=processor)
-        sample = [data.train[index] for index in range(min(SAMPLE, len(data.train)))]
-        encodings = [processor.encode(dialogue) for dialogue in sample]
-        size = getattr(data.train, "epoch_size", len(data.train))
-        found = measured(encodings, [len(dialogue.images) for dialogue in sample], size, "the configured data")
-    return replace(found, **given)
+        return replace(of_table(SETS[str(blend)], 1.0 - config.blend.validation), **given)
+    return replace(measured_workload(config), **given)
+
+
+def measured_workload(config: DictConfig) -> Workload:
+    """What an epoch of data at hand holds, by the language model's tokenizer, or by an estimate where it is not here.
+
+    Neither pictures nor anything of the Hub are read.
+    """
+    train = instantiate(config.data, processor=None).train
+    sample = [train[index] for index in range(min(SAMPLE, len(train)))]
+    prompt = config.processor
+    tokenizer = local_tokenizer(located(prompt.language))
+    template = PAPER
+    if tokenizer is not None:
+        template = prompt_template(prompt.template, tokenizer)
+        tokenizer.add_tokens([*template.tokens], special_tokens=True)
+    counter: Any = TokenEstimate() if tokenizer is None else tokenizer
+    encode = partial(encode_segments, tokenizer=counter, image_seq_length=prompt.image_seq_length, template=template)
+    encodings = [encode(render(dialogue, prompt.system, template)) for dialogue in sample]
+    size = getattr(train, "epoch_size", len(train))
+    found = measured(encodings, [len(dialogue.images) for dialogue in sample], size, "the configured data")
+    if tokenizer is not None:
+        return found
+    estimated = f"{found.source}, with {CHARACTERS_PER_TOKEN} characters a token (the tokenizer is not on this machine)"
+    return replace(found, source=estimated, longest=None)
 
 
 @dataclass(frozen=True)
@@ -92,6 +121,7 @@ class Plan:
         configured: The configured strategy, without and with checkpointing.
         checkpointing: Which of the two is configured.
         options: The other ways to run it, the preferred first.
+        bits: Of a quantized base.
         rows_per_step: Rows of an optimizer step.
         epochs: Epochs, and `steps` of the optimizer over all of them.
         steps: Optimizer steps.
@@ -107,6 +137,7 @@ class Plan:
     configured: tuple[Choice, Choice]
     checkpointing: bool
     options: tuple[Choice, ...]
+    bits: int | None
     rows_per_step: int
     epochs: int
     steps: int
@@ -151,7 +182,7 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
         epochs * workload.dialogues * operations(sizes, workload, kind, checkpointing=on).total for on in (False, True)
     ]
     return Plan(
-        title=choices.get("experiment") or "no experiment: the tiny world",
+        title=title(choices),
         kind=kind,
         sizes=sizes,
         machine=machine,
@@ -159,12 +190,19 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
         configured=(configured[0], configured[1]),
         checkpointing=bool(config.get("gradient_checkpointing", False)),
         options=options,
+        bits=bits,
         rows_per_step=rows_per_step,
         epochs=epochs,
         steps=optimizer_steps(rows, data.batch_size, machine.gpus, accumulate, epochs),
         operations=(total[0], total[1]),
         gpu=gpu,
     )
+
+
+def title(choices: dict[str, Any]) -> str:
+    """The run by its choices: its experiment and its data."""
+    names = ("experiment", "data", "data/source", "data/blend")
+    return ", ".join(f"{name}={choices[name]}" for name in names if choices.get(name))
 
 
 def _machine(config: DictConfig) -> tuple[Machine, tuple[str, float, float]]:
@@ -192,16 +230,16 @@ def full_step(sizes: Sizes, workload: Workload, data: DictConfig) -> Step:
     return Step(data.batch_size, tokens, images, answers, checkpointing=False)
 
 
-def parameters_table(sizes: Sizes) -> Table:
-    """Parameters by part."""
+def parameters_table(sizes: Sizes, bits: int | None) -> Table:
+    """Parameters by part, and what they take at rest."""
     table = Table("part", "parameters", "trained", "dtype", "GiB", title="parameters", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for part in sizes.parts:
+    for part in held_parts(sizes, bits):
         trained = f"{part.trainable:,}" if part.trainable else "-"
         table.add_row(part.name, f"{part.parameters:,}", trained, ", ".join(part.dtypes), gib(part.bytes))
     table.add_section()
-    table.add_row("all", f"{sizes.parameters:,}", f"{sizes.trained:,}", "", gib(sizes.weights))
+    table.add_row("all", f"{sizes.parameters:,}", f"{sizes.trained:,}", "", gib(weight_bytes(sizes, bits)))
     return table
 
 
@@ -219,7 +257,9 @@ def memory_table(plan: Plan) -> Table:
         table.add_row(name, gib(without.memory.gpu[name]), gib(with_.memory.gpu[name]))
     table.add_section()
     table.add_row("all on the GPU", gib(without.memory.total), gib(with_.memory.total))
-    table.add_row(f"fits {plan.machine.memory / GIB:g} GiB", *(yes_no(choice.fits) for choice in plan.configured))
+    table.add_row(
+        f"fits {FULL:.0%} of {plan.machine.memory / GIB:g} GiB", *(yes_no(choice.fits) for choice in plan.configured)
+    )
     for name in ("cpu", "nvme"):
         amounts = [getattr(choice.memory, name) for choice in plan.configured]
         if any(amounts):
@@ -229,8 +269,8 @@ def memory_table(plan: Plan) -> Table:
 
 def options_table(plan: Plan) -> Table:
     """Every strategy with the largest batch that fits."""
-    title = f"ways to a step of {plan.rows_per_step} rows, the largest batch that fits (or the smallest there is)"
-    heads = ("checkpoints", "batch", "accumulated", "GPU GiB", "CPU GiB", "NVMe GiB", "fits")
+    title = f"ways to a step of {plan.rows_per_step} rows: the largest batch that fits, else the smallest"
+    heads = ("check-\npointing", "batch", "accumu-\nlated", "GPU\nGiB", "CPU\nGiB", "NVMe\nGiB", "fits")
     table = Table(Column("strategy", no_wrap=True), *heads, title=title, title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
@@ -276,18 +316,23 @@ def run_table(plan: Plan) -> Table:
 
 
 def verdict(plan: Plan) -> str:
-    """One sentence: does it fit, and what to do if not."""
+    """One sentence: does it fit, and what to type if not."""
     configured = plan.configured[plan.checkpointing]
-    taken = best(plan.options)
     if configured.fits:
         how = ", gradient checkpointing" if plan.checkpointing else ""
         return f"As configured it fits: {configured.strategy}, data.batch_size={configured.step.rows}{how}."
+    taken = best(plan.options)
     if taken is None:
         return "It does not fit, under no strategy: take more or larger GPUs, or model/quantization=nf4."
-    how = " and gradient checkpointing" if taken.step.checkpointing else ""
+    return f"As configured it does not fit; this does: {settings(taken, plan)}"
+
+
+def settings(choice: Choice, plan: Plan) -> str:
+    """What to add to the command line for a choice."""
+    accumulate = plan.rows_per_step // (choice.step.rows * plan.machine.gpus)
     return (
-        f"As configured it does not fit; trainer/strategy={taken.strategy} with data.batch_size={taken.step.rows}{how} "
-        "does."
+        f"trainer/strategy={choice.strategy} data.batch_size={choice.step.rows} "
+        f"trainer.accumulate_grad_batches={accumulate} gradient_checkpointing={str(choice.step.checkpointing).lower()}"
     )
 
 
@@ -305,11 +350,11 @@ def yes_no(value: bool) -> str:
 def show(plan: Plan, console: Console) -> None:
     """Print it."""
     console.print(f"\n{plan.title}, attention {plan.kind}", style="bold", highlight=False)
-    for table in (parameters_table(plan.sizes), memory_table(plan), options_table(plan), run_table(plan)):
+    for table in (parameters_table(plan.sizes, plan.bits), memory_table(plan), options_table(plan), run_table(plan)):
         console.print()
         console.print(table)
-    console.print(f"\n{verdict(plan)}", highlight=False)
-    console.print(f"Counted: {plan.workload.source}. How: docs/planning.md.", highlight=False)
+    console.print(f"\n{verdict(plan)}", highlight=False, soft_wrap=True)
+    console.print(f"Counted: {plan.workload.source}. How: docs/planning.md.", highlight=False, soft_wrap=True)
 
 
 def run(config: DictConfig) -> None:

@@ -9,10 +9,11 @@ Letters: E hidden size, D head size, Hq and Hkv heads of queries and keys, F wid
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from visualchat.model.loss import CHUNK
+from visualchat.model.trainable import Part
 from visualchat.plan.shapes import Sizes
 
 Place = Literal["gpu", "cpu", "nvme"]
@@ -22,6 +23,9 @@ LIVE_ELEMENTS = 1_000_000_000
 
 QUANTISED_BITS = {8: 8.0, 4: 4.5}
 """Bits a weight of the language layers takes quantised: NF4 has one fp32 scale to 64 weights."""
+
+QUANTISED_NAME = {8: "int8", 4: "nf4"}
+"""How such weights are called."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +141,22 @@ def logits(sizes: Sizes, step: Step, whole: bool) -> int:
     return min(rows, max(1, CHUNK // sizes.vocabulary)) * row + rows * sizes.hidden * 4
 
 
-def weight_bytes(sizes: Sizes, base_bits: int | None) -> float:
-    """Bytes of all weights, the frozen language layers quantised to so many bits if asked."""
+def held_parts(sizes: Sizes, base_bits: int | None) -> list[Part]:
+    """The model's parts as a GPU holds them, the frozen language layers quantised to so many bits if asked."""
     if base_bits is None:
-        return sizes.weights
-    frozen = sum(part.bytes - part.trainable_bytes for part in sizes.parts if part.name == "language model")
-    return sizes.weights - frozen + frozen / sizes.element * QUANTISED_BITS[base_bits] / 8
+        return [*sizes.parts]
+    return [_quantised(part, base_bits) if part.name == "language model" else part for part in sizes.parts]
+
+
+def _quantised(part: Part, bits: int) -> Part:
+    frozen = (part.parameters - part.trainable) * QUANTISED_BITS[bits] / 8
+    dtypes = (QUANTISED_NAME[bits], *part.dtypes) if part.trainable else (QUANTISED_NAME[bits],)
+    return replace(part, dtypes=dtypes, bytes=part.trainable_bytes + round(frozen))
+
+
+def weight_bytes(sizes: Sizes, base_bits: int | None) -> int:
+    """Bytes of all weights as a GPU holds them."""
+    return sum(part.bytes for part in held_parts(sizes, base_bits))
 
 
 def estimate(

@@ -8,10 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from visualchat.attention import KINDS
 from visualchat.encoding import IGNORE_INDEX, Encoding
 from visualchat.plan.shapes import Sizes
+
+CHARACTERS_PER_TOKEN = 3.17
+"""Of English in LLaMA 2's tokenizer; LLaMA 3's makes fewer tokens, 3.94 (arXiv 2407.21783, section 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -196,3 +204,24 @@ def measured(encodings: Sequence[Encoding], images: Sequence[int], dialogues: in
         max(map(len, encodings)),
         max(images),
     )
+
+
+class TokenEstimate:
+    """Stands in for a tokenizer that would have to be downloaded: as many tokens as a text's length suggests."""
+
+    bos_token_id = eos_token_id = pad_token_id = 0
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        """As a tokenizer of transformers is called; the ids mean nothing."""
+        return {"input_ids": [0] * math.ceil(len(text) / CHARACTERS_PER_TOKEN)}
+
+
+def local_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a folder or of the local Hub cache; None where it would have to be downloaded."""
+    folder = Path(path)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(str(path), "tokenizer_config.json")
+        if not isinstance(cached, str):
+            return None
+        folder = Path(cached).parent
+    return AutoTokenizer.from_pretrained(folder)
