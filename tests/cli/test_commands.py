@@ -55,7 +55,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path, str]:
 def test_training_leaves_what_it_promises(trained):
     folder, left, said = trained
     metrics = json.loads((left / "metrics.json").read_text())
-    for column in ("", "untrained/", "blind/", "text/"):
+    for column in ("", "untrained/", "blind/", "captions/"):
         assert 0.0 <= metrics[f"{column}exact_match/all"] <= 1.0
     assert metrics["train/steps"] == 3
     with Image.open(left / "curves.png") as picture:

@@ -39,6 +39,28 @@ def test_each_file_composes_into_a_command(path):
     assert check_targets(config) or command == "chat"
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data").glob("*.yaml")))
+def test_all_data_take_the_same_settings(name):
+    settings = {"batch_size": 2, "max_length": 64, "packing": True, "bad_rows": "skip", "num_workers": 1, "seed": 5}
+    settings["feature_cache"] = "features"
+    data = composed("train", f"data={name}", *(f"data.{key}={value}" for key, value in settings.items())).data
+    assert {key: data[key] for key in settings} == settings
+
+
+def test_an_evaluation_is_of_the_data_that_trains():
+    for overrides, expected in (
+        ([], "tiny"),
+        (["data=tiny_mixed"], "tiny"),
+        (["data=own"], "default"),
+        (["data=corpora", "data/blend=set1"], "default"),
+        (["data=own", "evaluation=none"], "none"),
+        (["experiment=paper_5_2_1"], "none"),
+        (["experiment=tiny_5_2_1"], "tiny"),
+    ):
+        assert composed("train", *overrides).hydra.runtime.choices.evaluation == expected, overrides
+    assert composed("evaluate", "data=own").evaluation.dialogues == "validation"
+
+
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_each_file_says_what_it_is(path):
     first = next(line for line in (ROOT / path).read_text().splitlines() if not line.startswith("# @package"))

@@ -133,12 +133,39 @@ def test_evaluate_tells_kind_images_and_outcome_of_every_answer(model, processor
     speak_in_letters(model, processor.tokenizer)
     dialogues = mixed_dialogues(model, processor, 5, for_empty="B")
     expected = [
-        Outcome(turn.kind, len(dialogue.images), exact)
+        (turn.kind, len(dialogue.images), exact)
         for dialogue in dialogues
         for turn, exact in zip(dialogue.turns, generated_exactly(model, processor, dialogue), strict=True)
     ]
-    assert len({outcome.correct for outcome in expected}) == 2
-    assert evaluate(model, processor, iter(dialogues), batch_size=batch_size) == expected
+    found = evaluate(model, processor, iter(dialogues), batch_size=batch_size)
+    assert [(o.kind, o.images, o.correct) for o in found] == expected
+    assert len({o.correct for o in found}) == 2
+    assert [(o.tokens, o.right, pytest.approx(o.loss, rel=1e-5)) for o in found] == [  # one by one, without padding
+        row for dialogue in dialogues for row in token_by_token(model, processor, dialogue)
+    ]
+    figures = summarise(found)
+    (batch,) = [processor.batch(dialogues)]
+    with torch.no_grad():
+        assert figures["answer_loss/all"] == pytest.approx(float(model(**batch).loss), rel=1e-5)
+
+
+def token_by_token(model, processor, dialogue):
+    """Of each answer its tokens, how many are the model's best, and their loss: from plain logits at every position."""
+    features = processor.batch([dialogue])
+    labels = features.pop("labels")[0]
+    with torch.no_grad():
+        scores = model(**features).logits[0].double().log_softmax(-1)
+    rows, before = [], False
+    for position in range(1, len(labels)):
+        answered = bool(labels[position] != IGNORED)
+        if answered and not before:
+            rows.append([0, 0, 0.0])
+        if answered:
+            rows[-1][0] += 1
+            rows[-1][1] += int(scores[position - 1].argmax() == labels[position])
+            rows[-1][2] -= float(scores[position - 1, labels[position]])
+        before = answered
+    return [tuple(row) for row in rows]
 
 
 def test_a_blind_evaluation_hides_the_images_and_counts_them_still(model, processor):
@@ -175,30 +202,37 @@ def test_evaluate_of_nothing_is_nothing(model, processor):
 
 def test_summary():
     outcomes = [
-        Outcome("colour", 1, True),
-        Outcome("colour", 1, False),
-        Outcome("colour", 2, True),
-        Outcome("count", 2, True),
-        Outcome("", 0, False),
+        Outcome("colour", 1, True, 2, 2, 0.5),
+        Outcome("colour", 1, False, 3, 1, 4.5),
+        Outcome("colour", 2, True, 1, 1, 0.0),
+        Outcome("count", 2, True, 1, 1, 0.0),
+        Outcome("", 0, False, 3, 0, 5.0),
     ]
     assert summarise(outcomes) == {
         "exact_match/all": 3 / 5,
         "exact_match/colour": 2 / 3,
         "exact_match/count": 1.0,
-        "exact_match/answer": 0.0,
         "exact_match/images_0": 0.0,
         "exact_match/images_1": 1 / 2,
         "exact_match/images_2": 1.0,
+        "answer_loss/all": 1.0,
+        "token_accuracy/all": 1 / 2,
     }
 
 
 def test_kinds_apart_count_for_themselves_alone():
-    outcomes = [Outcome("colour", 1, True), Outcome("describe", 1, False), Outcome("describe", 3, True)]
+    outcomes = [
+        Outcome("colour", 1, True, 2, 2, 0.5),
+        Outcome("describe", 1, False, 9, 0, 90.0),
+        Outcome("describe", 3, True, 9, 9, 9.0),
+    ]
     assert summarise(outcomes, ["describe", "unheard of"]) == {
         "exact_match/all": 1.0,
         "exact_match/colour": 1.0,
         "exact_match/describe": 1 / 2,
         "exact_match/images_1": 1.0,
+        "answer_loss/all": 0.25,
+        "token_accuracy/all": 1.0,
     }
     assert summarise(outcomes[1:], ["describe"]) == {"exact_match/describe": 1 / 2}
     assert summarise([]) == {}

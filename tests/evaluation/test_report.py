@@ -21,35 +21,40 @@ def rows_of(table):
 
 def test_one_row_a_metric_and_one_column_a_model():
     table = metrics_table(
-        "held-out",
         {
             "tuned": {
+                "answer_loss/all": 1.23456,
+                "token_accuracy/all": 0.875,
                 "exact_match/all": 0.5,
                 "exact_match/colour": 1.0,
                 "exact_match/images_2": 0.1234,
                 "unseen/exact_match/all": 0.75,
+                "unseen/answer_loss/all": 2.0,
             },
             "blind": {"exact_match/all": 0.25, "exact_match/which_image": 0.0},
         },
     )
-    assert table.title == "held-out"
-    assert [column.header for column in table.columns] == ["exact match, %", "tuned", "blind"]
+    assert table.caption == "blind: the model without images"
+    assert [column.header for column in table.columns] == ["shares in %", "tuned", "blind"]
     assert rows_of(table) == [
-        ("all", "50.0", "25.0"),
-        ("all, unseen", "75.0", "-"),
-        ("colour", "100.0", "-"),
-        ("which image", "-", "0.0"),
-        ("images 2", "12.3", "-"),
+        ("answer loss, nats a token", "1.235", "-"),
+        ("  unseen", "2.000", "-"),
+        ("token accuracy", "87.5", "-"),
+        ("exact match", "50.0", "25.0"),
+        ("  unseen", "75.0", "-"),
+        ("  colour", "100.0", "-"),
+        ("  which image", "-", "0.0"),
+        ("  images 2", "12.3", "-"),
     ]
 
 
 def test_rows_are_all_then_parts_then_kinds_then_numbers_of_images():
     kinds = ["images_10", "yes_no", "images_2", "all", "count", "images_1", "images_of_cats"]
     names = [*(f"exact_match/{name}" for name in kinds), "unseen/exact_match/all", "seen/exact_match/all"]
-    table = metrics_table("", {"model": dict.fromkeys(names, 0.0)})
-    assert [row[0] for row in rows_of(table)] == [
-        "all",
-        *("all, seen", "all, unseen"),
+    table = metrics_table({"model": dict.fromkeys(names, 0.0)})
+    assert [row[0].strip() for row in rows_of(table)] == [
+        "exact match",
+        *("seen", "unseen"),
         *("count", "images of cats", "yes no"),
         *("images 1", "images 2", "images 10"),
     ]
@@ -181,11 +186,18 @@ def test_right_and_wrong_answers_are_marked():
     page = Page(samples_page("Samples", dialogues, [["Yes.", "Yes."], [""]]))
     assert page.texts(tag="span", **{"class": "right"}) == ["Yes."]
     assert page.texts(tag="span", **{"class": "wrong"}) == ["Yes.", ""]
-    assert page.texts(**{"class": "kind"}) == ["first", "colour", "(true: No.)", "second", "(true: So.)"]
-    assert page.texts(tag="section") == [
-        "firstQuestion: One? colourAnswer: Yes.Question: Two?Answer: Yes. (true: No.)",
-        "secondQuestion: Three?Answer:  (true: So.)",
+    assert page.texts(**{"class": "kind"}) == [
+        "first 1 of 2 answers exact",
+        "colour",
+        "(true: No.)",
+        "second 0 of 1 answers exact",
+        "(true: So.)",
     ]
+    assert page.texts(tag="section") == [
+        "first 1 of 2 answers exactQuestion: One? colourAnswer: Yes.Question: Two?Answer: Yes. (true: No.)",
+        "second 0 of 1 answers exactQuestion: Three?Answer:  (true: So.)",
+    ]
+    assert page.texts(id="score") == ["1 of 3 answers are exactly the true ones."]
     assert page.texts(tag="title") == page.texts(tag="h1") == ["Samples"]
 
 
@@ -204,6 +216,12 @@ def test_images_of_every_form_are_in_the_page_and_numbered_through_the_dialogue(
         Dialogue((Turn.ask("That?", [pictures[3]], "No."),)),
     ]
     page = Page(samples_page("Samples", dialogues, [["No.", "No."], ["No."]]))
+    assert page.texts(tag="div") == [
+        "Question: IsImage 1likeImage 2?",  # where they stand in the question
+        "Question: Image 3This?",
+        "Question: Image 1That?",
+    ]
+    assert page.texts(tag="figcaption") == ["Image 1", "Image 2", "Image 3", "Image 1"]
     shown = [element for element in page.elements if element["tag"] == "img"]
     assert [image["alt"] for image in shown] == ["Image 1", "Image 2", "Image 3", "Image 1"]
     for image, picture in zip(shown, pictures, strict=True):
@@ -211,6 +229,15 @@ def test_images_of_every_form_are_in_the_page_and_numbered_through_the_dialogue(
         assert head == "data:image/png;base64"
         with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as found:
             assert found.tobytes() == picture.tobytes()
+
+
+def test_large_pictures_are_made_smaller_and_left_as_they_are():
+    photo = Image.new("RGB", (3000, 2000))
+    page = Page(samples_page("Samples", [Dialogue((Turn.ask("What?", [photo], "It."),))], [["It."]]))
+    (image,) = (element for element in page.elements if element["tag"] == "img")
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2]))) as found:
+        assert found.size == (512, 341)
+    assert photo.size == (3000, 2000)
 
 
 def test_a_page_stands_alone():

@@ -66,8 +66,12 @@ def test_no_dialogues_no_answers(model, processor):
 
 def test_parts_together_and_each(monkeypatch):
     parts = {
-        "seen": [Outcome("count", 1, True), Outcome("colour", 2, False), Outcome("describe", 2, True)],
-        "unseen": [Outcome("count", 1, True), Outcome("describe", 1, False)],
+        "seen": [
+            Outcome("count", 1, True, 3, 3, 0.5),
+            Outcome("colour", 2, False, 1, 0, 3.0),
+            Outcome("describe", 2, True, 9, 9, 1.0),
+        ],
+        "unseen": [Outcome("count", 1, True, 4, 4, 0.5), Outcome("describe", 1, False, 9, 1, 50.0)],
     }
     asked = []
 
@@ -84,8 +88,14 @@ def test_parts_together_and_each(monkeypatch):
         "exact_match/describe": 1 / 2,
         "exact_match/images_1": 1.0,
         "exact_match/images_2": 0.0,
+        "answer_loss/all": 4.0 / 8,
+        "token_accuracy/all": 7 / 8,
         "seen/exact_match/all": 1 / 2,
+        "seen/answer_loss/all": 3.5 / 4,
+        "seen/token_accuracy/all": 3 / 4,
         "unseen/exact_match/all": 1.0,
+        "unseen/answer_loss/all": 0.5 / 4,
+        "unseen/token_accuracy/all": 1.0,
     }
     assert asked == [
         ("model", "processor", {"blind": True, "batch_size": 7, "description": f"x, {name}"}) for name in parts

@@ -22,8 +22,8 @@ from rich.text import Text
 from visualchat.cli.chat import picture_in_blocks
 from visualchat.cli.config import quieten
 from visualchat.cli.main import data as main
+from visualchat.cli.scoring import blend_of
 from visualchat.data.limits import turns_that_fit
-from visualchat.data.mix import Blend
 from visualchat.data.pack import Packing
 from visualchat.data.shards import write_shards
 from visualchat.data.show import page, pieces
@@ -59,9 +59,9 @@ def load(config: DictConfig, default: Sequence[str] = PARTS) -> Data:
     if config.part is not None and config.part not in PARTS:
         raise ValueError(f"unknown part={config.part}, expected one of {', '.join(PARTS)}")
     names = default if config.part is None else (config.part,)
-    if "blend" in config.data:
-        blend: Blend = instantiate(config.data.blend)
-        return Data({name: getattr(blend, name) for name in names}, blend.sources)
+    blend = blend_of(config.data)
+    if blend is not None:
+        return Data({name: getattr(blend, name) for name in names}, dict(blend.sources))
     parts = {name: instantiate(config.data[name]) for name in names}
     return Data(parts, {part.name: part for part in parts.values() if isinstance(part, Source)})
 

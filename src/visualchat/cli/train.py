@@ -20,9 +20,9 @@ from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.main import train as main
 from visualchat.cli.record import closing_wandb, record_results, record_run
-from visualchat.evaluation.exact_match import prefixed
-from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
-from visualchat.evaluation.runner import answer_turns, evaluate_parts
+from visualchat.cli.scoring import Scored, dialogues_to_score, score
+from visualchat.data.datamodule import VisualChatDataModule
+from visualchat.evaluation.report import draw_curves
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.light import save_light
 from visualchat.model.trainable import merge_adapters
@@ -50,7 +50,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
     build_model = instantiate(config.build_model, vocab_size=len(processor.tokenizer))
-    data = instantiate(config.data, processor=processor)
+    data: VisualChatDataModule = instantiate(config.data, processor=processor)
     module = VisualChatModule(
         build_model,
         instantiate(config.optimizer),
@@ -80,7 +80,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics |= {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
     }
-    metrics |= _evaluate(config, model, build_model, processor, run)
+    metrics |= _evaluate(config, model, build_model, data, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     record_results(metrics, trainer.loggers, trainer.global_step)
     if "csv" in config.logger and "metrics" in config.callbacks:
@@ -130,34 +130,24 @@ def _evaluate(
     config: DictConfig,
     model: VisualChatForConditionalGeneration,
     build_model: partial[VisualChatForConditionalGeneration],
-    processor: VisualChatProcessor,
+    data: VisualChatDataModule,
     run: Path,
 ) -> dict[str, float]:
-    """The tuned model beside the untrained one, the blind one and the language model reading captions.
+    """The tuned model beside the untrained one, the blind one and, where there are captions, the one that reads them.
 
     Nothing where the evaluation has no dialogues.
     """
     settings = config.evaluation
-    if not settings.dialogues:
+    processor: VisualChatProcessor = data.processor  # type: ignore[assignment]
+    parts = dialogues_to_score(settings, config.data, processor, data.validation)
+    if not parts:
         return {}
-    score = partial(evaluate_parts, processor=processor, apart=settings.apart, batch_size=settings.batch_size)
-    parts = {name: [*part] for name, part in instantiate(settings.dialogues).items()}
     untrained = build_model().to(model.device)  # type: ignore[arg-type]
-    columns = {
-        "tuned": score(model, parts=parts, description="tuned"),
-        "untrained": score(untrained, parts=parts, description="untrained"),
-        "blind": score(model, parts=parts, blind=True, description="blind"),
-    }
+    columns: dict[str, Scored] = {"tuned": (model, parts), "untrained": (untrained, parts), "blind": (model, parts)}
     if settings.captioned:
-        columns["text"] = score(untrained, parts=instantiate(settings.captioned), description="captions")
-    console.print(metrics_table(f"held-out dialogues, attention {config.attention.kind}", columns))
-    chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
-    page = samples_page("Sample dialogues", chosen, answer_turns(model, processor, chosen))
-    (run / "samples.html").write_text(page)
-    metrics = dict(columns.pop("tuned"))
-    for name, column in columns.items():
-        metrics |= prefixed(name, column)
-    return metrics
+        columns["captions"] = untrained, instantiate(settings.captioned)
+    title = f"held-out dialogues, attention {config.attention.kind}, data={HydraConfig.get().runtime.choices['data']}"
+    return score(columns, settings, processor, run, title)
 
 
 def _say_what_is_where(run: Path, seconds: float, model: str) -> None:

@@ -14,11 +14,15 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
 from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure, with_pictures
+from visualchat.data.held_out import spread
 from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
 from visualchat.data.mix import Blend
 from visualchat.data.origin import digest_of, joint_digest
+from visualchat.data.own import OwnData
 from visualchat.data.pack import Packing
 from visualchat.data.schedule import Rows, Schedule, in_order, rows_of, shuffled
+from visualchat.data.sources import Source
+from visualchat.data.split import SplitBy
 from visualchat.dialogue import Dialogue
 from visualchat.features import FeatureStore
 
@@ -96,6 +100,19 @@ class VisualChatDataModule(lightning.LightningDataModule):
         """Both sides of a blend of corpora; `settings` are the other arguments."""
         return cls(processor, blend.train, blend.validation, **settings)
 
+    @classmethod
+    def from_source(
+        cls,
+        processor: BatchingProcessor,
+        source: Source | None,
+        validation: float | str | Sequence[str] = 0.1,
+        split_by: SplitBy = "row",
+        **settings: Any,
+    ) -> VisualChatDataModule:
+        """Both sides of one corpus, as `OwnData` splits it; `settings` are the other arguments."""
+        own = OwnData(source, validation, split_by, settings.get("seed", 0))
+        return cls(processor, own.train, own.validation, **settings)
+
     def use_features(self, store: FeatureStore) -> None:
         """Look the pictures of all batches up in a store; to be called before the loaders are made."""
         self.collate = replace(self.collate, features=store)
@@ -122,26 +139,13 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return self._loader(self.validation, self._schedule(rows_of(in_order(size)), size), packed=False)
 
     def samples(self, count: int) -> list[Dialogue]:
-        """At most `count` validation dialogues, always the same ones, spread evenly over all, cut to the limit.
+        """At most `count` validation dialogues with their pictures, always the same ones, cut to the limit.
 
         Raises:
             ValueError: One of them is bad and the policy is `error`; with `skip` the next good one takes its place.
         """
-        size = len(self.validation)
-        chosen: dict[int, Dialogue] = {}
-        for start in sorted({number * size // count for number in range(count)}):
-            for index in range(start, size):
-                if index in chosen:
-                    continue
-                try:
-                    found = measure(self.validation[index], self.processor, self.collate.max_length).dialogue
-                    chosen[index] = with_pictures(found, {})
-                except ValueError:
-                    if self.bad_rows == "error":
-                        raise
-                    continue
-                break
-        return list(chosen.values())
+        limit, skip = self.collate.max_length, self.bad_rows == "skip"
+        return [with_pictures(found, {}) for found in spread(self.validation, count, self.processor, limit, skip=skip)]
 
     def plan(self) -> Packing:
         """Which training dialogues share a row; made once.

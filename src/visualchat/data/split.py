@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 from visualchat.data.sources.rows import Entry
@@ -31,14 +31,22 @@ def side(identity: str, validation: float = 0.1, salt: str = "") -> Side:
     """
     if not 0 <= validation <= 1:
         raise ValueError(f"the share of validation must lie between 0 and 1, found {validation}")
+    return "validation" if _draw(identity, salt) < validation * 2**64 else "train"
+
+
+def _draw(identity: str, salt: str) -> int:
+    """A number below 2^64 that belongs to the identity."""
     digest = hashlib.sha256(f"{salt}\0{identity}".encode("utf-8", "surrogatepass")).digest()
-    return "validation" if int.from_bytes(digest[:8], "big") < validation * 2**64 else "train"
+    return int.from_bytes(digest[:8], "big")
 
 
 def split_sources(
     sources: Mapping[str, Sequence[Entry]], validation: float = 0.1, by: SplitBy = "row", salt: str = ""
 ) -> dict[str, dict[Side, list[int]]]:
     """The places of each source's dialogues on each side.
+
+    A share between 0 and 1 leaves no side empty where there are two identities: of a few rows, of which the hash would
+    hold out none, the one that comes nearest is held out.
 
     Args:
         sources: The entries of each source.
@@ -52,14 +60,37 @@ def split_sources(
     if by not in get_args(SplitBy):
         raise ValueError(f"dialogues are split by {' or '.join(get_args(SplitBy))}, not by {by!r}")
     names = image_groups(sources) if by == "image" else None
+
+    def identity(entry: Entry) -> str:
+        return entry.group if names is None or not entry.images else names[entry.images[0]]
+
     found: dict[str, dict[Side, list[int]]] = {}
     for source, entries in sources.items():
         sides: dict[Side, list[int]] = {"train": [], "validation": []}
         for place, entry in enumerate(entries):
-            identity = entry.group if names is None or not entry.images else names[entry.images[0]]
-            sides[side(identity, validation, salt)].append(place)
+            sides[side(identity(entry), validation, salt)].append(place)
         found[source] = sides
+    if 0 < validation < 1:
+        empty = [name for name in get_args(Side) if not any(sides[name] for sides in found.values())]
+        identities = {identity(entry) for entry in _all(sources)} if len(empty) == 1 else set()
+        if len(identities) > 1:
+            nearest = {"validation": min, "train": max}[empty[0]]
+            _move(nearest(identities, key=lambda name: (_draw(name, salt), name)), empty[0], sources, found, identity)
     return found
+
+
+def _move(
+    chosen: str,
+    to: Side,
+    sources: Mapping[str, Sequence[Entry]],
+    found: Mapping[str, dict[Side, list[int]]],
+    identity: Callable[[Entry], str],
+) -> None:
+    """Bring the dialogues of one identity to a side that has none."""
+    other: Side = "train" if to == "validation" else "validation"
+    for source, sides in found.items():
+        sides[to] = [place for place in sides[other] if identity(sources[source][place]) == chosen]
+        sides[other] = [place for place in sides[other] if identity(sources[source][place]) != chosen]
 
 
 def image_groups(sources: Mapping[str, Sequence[Entry]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Exact match of greedy answers, in one forward pass.
+"""Answer loss, token accuracy and exact match of greedy answers, in one forward pass.
 
 Given the true history, greedy decoding reproduces an answer exactly if and only if the model's best next token is the
 true one at every token of the answer, its end token included. So no token needs to be generated.
@@ -27,11 +27,17 @@ class Outcome:
         kind: The question's kind.
         images: Images of the whole dialogue, whether the model saw them or not.
         correct: Whether the answer is exactly the true one.
+        tokens: Of the true answer, its end included.
+        right: How many of them are the model's best token after the true ones before.
+        loss: Nats, the sum over the true tokens.
     """
 
     kind: str
     images: int
     correct: bool
+    tokens: int
+    right: int
+    loss: float
 
 
 def correct_answers(logits: Tensor, labels: Tensor) -> list[bool]:
@@ -41,15 +47,23 @@ def correct_answers(logits: Tensor, labels: Tensor) -> list[bool]:
         logits: (answer tokens, V), as the model returns them with labels.
         labels: (B, S); answers are the unbroken runs of labelled tokens.
     """
+    right = _right(logits, labels)
+    sums = _by_answer(torch.stack((right, torch.ones_like(right))), labels)
+    return (sums[0] == sums[1]).tolist()
+
+
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    """(answer tokens,), 1 where the model's best token is the true one, else 0."""
+    return (logits.argmax(-1) == labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]).double()
+
+
+def _by_answer(values: Tensor, labels: Tensor) -> Tensor:
+    """Sums of (n, answer tokens) over each answer, (n, answers)."""
     labelled = labels[:, 1:] != IGNORE_INDEX
     starts = labelled.clone()
     starts[:, 1:] &= ~labelled[:, :-1]
     answer = starts[labelled].cumsum(0) - 1  # the number of the answer that each labelled token belongs to
-    wrong = logits.argmax(-1) != labels[:, 1:][labelled]
-    if not len(answer):
-        return []
-    mistakes = torch.zeros(int(answer[-1]) + 1, dtype=torch.long, device=labels.device)
-    return (mistakes.index_add(0, answer, wrong.long()) == 0).tolist()
+    return values.new_zeros(len(values), int(starts.sum())).index_add(1, answer, values)
 
 
 @torch.no_grad()  # not inference_mode: its tensors would cost the layers their shared attention plan
@@ -82,9 +96,15 @@ def evaluate(
     for batch in track(batches, description, transient=True, disable=not sys.stdout.isatty()):
         shown = [dialogue.without_images() for dialogue in batch] if blind else batch
         features = processor.batch(shown).to(model.device)
-        correct = correct_answers(model(**features).logits, features["labels"])
+        out = model(**features)
+        right = _right(out.logits, features["labels"])
+        values = torch.stack((torch.ones_like(right), right, out.answer_losses.double()))
+        sums = _by_answer(values, features["labels"]).T.tolist()
         asked = [(turn.kind, _image_count(dialogue)) for dialogue in batch for turn in dialogue.turns]
-        outcomes += [Outcome(kind, images, c) for (kind, images), c in zip(asked, correct, strict=True)]
+        outcomes += [
+            Outcome(kind, images, tokens == right, int(tokens), int(right), loss)
+            for (kind, images), (tokens, right, loss) in zip(asked, sums, strict=True)
+        ]
     return outcomes
 
 
@@ -94,18 +114,25 @@ def _image_count(dialogue: Dialogue) -> int:
 
 
 def summarise(outcomes: Sequence[Outcome], apart: Sequence[str] = ()) -> dict[str, float]:
-    """Shares of exact answers: `all` without the kinds named in `apart`, each kind, and each number of images.
+    """The figures of a set of answers: over all of them but the kinds named in `apart`, by kind, by number of images.
 
     Returns:
-        Keys `exact_match/all`, `exact_match/<kind>`, `exact_match/images_<n>` (which leaves out `apart` too), in 0..1.
+        `answer_loss/all`, nats a token of the true answers; `token_accuracy/all`, the share of these tokens that are
+        the model's best; and shares of exact answers, `exact_match/all`, `exact_match/<kind>` where questions have
+        kinds, and `exact_match/images_<n>`.
     """
-    groups: dict[str, list[bool]] = {"all": []}
+    counted = [outcome for outcome in outcomes if outcome.kind not in apart]
+    groups: dict[str, list[bool]] = {"all": [outcome.correct for outcome in counted]}
     for outcome in outcomes:
-        groups.setdefault(outcome.kind or "answer", []).append(outcome.correct)
-        if outcome.kind not in apart:
-            groups["all"].append(outcome.correct)
-            groups.setdefault(f"images_{outcome.images}", []).append(outcome.correct)
-    return {f"exact_match/{name}": sum(c) / len(c) for name, c in sorted(groups.items()) if c}
+        if outcome.kind:
+            groups.setdefault(outcome.kind, []).append(outcome.correct)
+    for outcome in counted:
+        groups.setdefault(f"images_{outcome.images}", []).append(outcome.correct)
+    metrics = {f"exact_match/{name}": sum(c) / len(c) for name, c in sorted(groups.items()) if c}
+    if tokens := sum(outcome.tokens for outcome in counted):
+        metrics["answer_loss/all"] = sum(outcome.loss for outcome in counted) / tokens
+        metrics["token_accuracy/all"] = sum(outcome.right for outcome in counted) / tokens
+    return metrics
 
 
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,36 +11,59 @@ from pathlib import Path
 
 from rich.table import Table
 
-from visualchat.dialogue import Caption, Content, Dialogue
+from visualchat.dialogue import Caption, Dialogue, ImageInput
 from visualchat.images import decode_image
 
+LEGEND = {
+    "blind": "the model without images",
+    "untrained": "the model before training",
+    "captions": "the untrained language model reading captions in place of images",
+}
+"""What columns stand for that are no model of their own."""
 
-def metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Table:
+_TITLES = {"answer_loss": "answer loss, nats a token", "token_accuracy": "token accuracy", "exact_match": "exact match"}
+
+
+def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """One row a metric and one column a model; shares in percent, a dash where a model has no figure."""
-    table = Table(title=title)
-    table.add_column("exact match, %")
+    legend = "; ".join(f"{name}: {LEGEND[name]}" for name in columns if name in LEGEND)
+    table = Table(caption=legend or None, caption_justify="left")
+    table.add_column("shares in %")
     for name in columns:
         table.add_column(name, justify="right")
     metrics = sorted({metric for column in columns.values() for metric in column}, key=_order)
     for metric in metrics:
-        cells = [f"{100 * column[metric]:.1f}" if metric in column else "-" for column in columns.values()]
+        cells = [_cell(metric, column[metric]) if metric in column else "-" for column in columns.values()]
         table.add_row(_label(metric), *cells)
     return table
 
 
-def _order(metric: str) -> tuple[int, int, str]:
-    """`all` first, then parts, kinds, numbers of images."""
-    name = metric.removeprefix("exact_match/")
-    images = name.removeprefix("images_")
-    if images != name and images.isdecimal():
-        return 3, int(images), name
-    return 0 if name == "all" else 1 if "/" in name else 2, 0, name
+def _parts(metric: str) -> tuple[str, str, str]:
+    """`unseen/exact_match/all` as "unseen", "exact_match", "all"; the first is empty where there is no part."""
+    *before, figure, group = metric.split("/")
+    return "/".join(before), figure, group
+
+
+def _order(metric: str) -> tuple[int, int, int, str]:
+    """Loss, accuracy, exact match; of each `all` first, then parts, kinds, numbers of images."""
+    part, figure, group = _parts(metric)
+    first = list(_TITLES).index(figure) if figure in _TITLES else len(_TITLES)
+    images = group.removeprefix("images_")
+    if images != group and images.isdecimal():
+        return first, 3, int(images), metric
+    return first, 1 if part else 0 if group == "all" else 2, 0, metric
 
 
 def _label(metric: str) -> str:
-    """`exact_match/images_2` as "images 2", `unseen/exact_match/all` as "all, unseen"."""
-    part, _, name = metric.rpartition("exact_match/")
-    return f"{name}, {part.rstrip('/')}" if part else name.replace("_", " ")
+    """`exact_match/images_2` as "  images 2", `unseen/exact_match/all` as "  unseen"; `all` says what is counted."""
+    part, figure, group = _parts(metric)
+    if group != "all":
+        return f"  {group.replace('_', ' ')}"
+    return f"  {part}" if part else _TITLES.get(figure, figure)
+
+
+def _cell(metric: str, value: float) -> str:
+    return f"{value:.3f}" if "answer_loss/" in metric else f"{100 * value:.1f}"
 
 
 def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
@@ -88,50 +111,65 @@ def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
     figure.savefig(picture, dpi=120)
 
 
+SIDE = 512
+"""Pixels of a picture's longer side on the page, at most."""
+
 STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}
-section{border:1px solid #ddd;border-radius:8px;padding:.6rem 1rem;margin:1rem
-0}img{image-rendering:pixelated;width:128px; margin:.2rem .4rem .2rem 0;border:1px solid #ccc}p{margin:.35rem
-0}.kind{color:#888;font-size:.85em}.right{color:#176b2c} .wrong{color:#b3261e}.label{font-weight:600}"""
+section{border:1px solid #ddd;border-radius:8px;padding:.6rem 1rem;margin:1rem 0}p{margin:.35rem 0}
+figure{display:inline-block;margin:.2rem .5rem .2rem 0;vertical-align:middle;text-align:center}
+figcaption{color:#888;font-size:.85em}
+img{image-rendering:pixelated;height:128px;max-width:100%;border:1px solid #ccc;display:block}
+.kind{color:#888;font-size:.85em}.right{color:#176b2c}.wrong{color:#b3261e}.label{font-weight:600}"""
 
 
 def samples_page(title: str, dialogues: Sequence[Dialogue], answers: Sequence[Sequence[str]]) -> str:
-    """A self-contained HTML page of dialogues: images, the model's answers and, where these differ, the true ones.
+    """A self-contained HTML page of dialogues with the model's answers and, where these differ, the true ones.
+
+    Images stand where they stand in the question, with their numbers; each dialogue and the page say how many answers
+    are exactly the true ones.
 
     Args:
         title: The page's heading.
         dialogues: With true answers.
         answers: The model's, one a turn.
     """
-    sections = []
+    sections, exact = [], 0
     for dialogue, given in zip(dialogues, answers, strict=True):
-        parts, number = [f"<section><p class=kind>{html.escape(dialogue.id)}</p>"], 0
-        for turn, answer in zip(dialogue.turns, given, strict=True):
-            for item in turn.content:
-                if isinstance(item, str):
-                    continue
-                number += 1
-                parts.append(_shown(item, f"Image {number}"))
-            kind = f" <span class=kind>{html.escape(turn.kind)}</span>" if turn.kind else ""
-            parts.append(f"<p><span class=label>Question:</span> {html.escape(turn.question)}{kind}</p>")
-            right = answer == turn.answer
-            truth = "" if right else f" <span class=kind>(true: {html.escape(turn.answer or '')})</span>"
-            mark = "right" if right else "wrong"
-            parts.append(
-                f"<p><span class=label>Answer:</span> <span class={mark}>{html.escape(answer)}</span>{truth}</p>"
-            )
-        sections.append("".join(parts) + "</section>")
+        right = sum(answer == turn.answer for turn, answer in zip(dialogue.turns, given, strict=True))
+        exact += right
+        sections.append(_dialogue(dialogue, given, f"{right} of {len(given)} answers exact"))
     name = html.escape(title)
-    return f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>" + "\n".join(
-        sections
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
+        f"<p id=score>{exact} of {sum(map(len, answers))} answers are exactly the true ones.</p>" + "\n".join(sections)
     )
 
 
-def _shown(item: Content, label: str) -> str:
-    """HTML of a picture, or of the words that stand for it."""
-    if isinstance(item, str | Caption):
-        text = item if isinstance(item, str) else item.text
-        return f"<p><span class=label>{label}:</span> <i>{html.escape(text)}</i></p>"
+def _dialogue(dialogue: Dialogue, answers: Sequence[str], score: str) -> str:
+    """A dialogue's section."""
+    parts, number = [f"<section><p class=kind>{html.escape(dialogue.id)} <span class=score>{score}</span></p>"], 0
+    for turn, answer in zip(dialogue.turns, answers, strict=True):
+        asked = []
+        for item in turn.content:
+            number += not isinstance(item, str)
+            asked.append(html.escape(item) if isinstance(item, str) else _shown(item, f"Image {number}"))
+        kind = f" <span class=kind>{html.escape(turn.kind)}</span>" if turn.kind else ""
+        parts.append(f"<div><span class=label>Question:</span> {''.join(asked)}{kind}</div>")
+        right = answer == turn.answer
+        truth = "" if right else f" <span class=kind>(true: {html.escape(turn.answer or '')})</span>"
+        mark = "right" if right else "wrong"
+        parts.append(f"<p><span class=label>Answer:</span> <span class={mark}>{html.escape(answer)}</span>{truth}</p>")
+    return "".join(parts) + "</section>"
+
+
+def _shown(item: Caption | ImageInput, label: str) -> str:
+    """HTML of a picture, or of the words that stand for it, with its number."""
+    if isinstance(item, Caption):
+        return f"<span class=caption>[{label}: <i>{html.escape(item.text)}</i>]</span> "
+    picture = decode_image(item).copy()  # one in memory may be the very one that is given
+    picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    decode_image(item).save(buffer, "PNG")
+    picture.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{label}" title="{label}">'
+    caption = f"<figcaption>{label}</figcaption>"
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{label}" title="{label}">{caption}</figure>'

@@ -23,7 +23,7 @@ def evaluate_parts(
     batch_size: int = 32,
     description: str = "evaluating",
 ) -> dict[str, float]:
-    """Exact match over all parts together, and `<part>/exact_match/all` for each.
+    """The figures of `summarise` over all parts together; of several parts also `<part>/.../all` for each.
 
     Args:
         model: Answers.
@@ -45,8 +45,9 @@ def evaluate_parts(
         if all(outcome.kind in apart for outcome in part):
             raise ValueError(f"part {name!r} of the evaluation has no answer of a kind that counts (apart: {[*apart]})")
     metrics = summarise([o for part in outcomes.values() for o in part], apart)
-    for name, part in outcomes.items():
-        metrics |= prefixed(name, {"exact_match/all": summarise(part, apart)["exact_match/all"]})
+    for name, part in outcomes.items() if len(outcomes) > 1 else ():
+        figures = summarise(part, apart)
+        metrics |= prefixed(name, {key: value for key, value in figures.items() if key.endswith("/all")})
     return metrics
 
 

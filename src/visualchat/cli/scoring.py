@@ -1,0 +1,109 @@
+"""What training and evaluation say of a model at the end: figures beside baselines, a table, a page of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from visualchat.data.held_out import held_out
+from visualchat.data.mix import Blend
+from visualchat.data.own import OwnData
+from visualchat.dialogue import Dialogue
+from visualchat.evaluation.exact_match import prefixed
+from visualchat.evaluation.report import metrics_table, samples_page
+from visualchat.evaluation.runner import answer_turns, evaluate_parts
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+
+VALIDATION = "validation"
+"""Value of `evaluation.dialogues`: the validation dialogues of the data."""
+
+Scored = tuple[VisualChatForConditionalGeneration, Mapping[str, Sequence[Dialogue]]]
+"""A model, and the dialogues that it is scored on by the name of their part."""
+
+
+def blend_of(data: DictConfig) -> Blend | OwnData | None:
+    """What splits the corpora of a data configuration; None where its dialogues are given side by side."""
+    if "blend" in data:
+        return instantiate(data.blend)
+    if "source" in data:
+        source = None if data.source is None else instantiate(data.source)
+        return OwnData(source, data.validation, data.split_by, data.seed)
+    return None
+
+
+def validation_dialogues(data: DictConfig) -> Sequence[Dialogue]:
+    """The validation dialogues of a data configuration; what trains is not touched."""
+    blend = blend_of(data)
+    found: Sequence[Dialogue] = instantiate(data.validation) if blend is None else blend.validation
+    return found
+
+
+def dialogues_to_score(
+    settings: DictConfig,
+    data: DictConfig,
+    processor: VisualChatProcessor,
+    validation: Sequence[Dialogue] | None = None,
+) -> dict[str, list[Dialogue]]:
+    """The dialogues of an evaluation by the name of their part; none where the evaluation has none.
+
+    Args:
+        settings: Of the evaluation.
+        data: Of the data.
+        processor: Measures dialogues.
+        validation: Those of the data, where they are at hand.
+
+    Raises:
+        ValueError: They cannot be read, or none is sound.
+    """
+    if settings.dialogues != VALIDATION:
+        return {name: [*part] for name, part in instantiate(settings.dialogues).items()}
+    found = validation_dialogues(data) if validation is None else validation
+    return held_out(found, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")
+
+
+def score(
+    columns: Mapping[str, Scored], settings: DictConfig, processor: VisualChatProcessor, run: Path, title: str
+) -> dict[str, float]:
+    """Score each column, print the table, leave the page of samples of the first one's answers.
+
+    Args:
+        columns: Models by the name of their column: the one in question first, and `blind` for one without images.
+        settings: Of the evaluation.
+        processor: Of all of them.
+        run: The folder that gets `samples.html`.
+        title: Of the table.
+
+    Returns:
+        The first column's figures, and those of the others under the columns' names.
+    """
+    found = {
+        name: evaluate_parts(
+            model,
+            processor,
+            parts,
+            apart=settings.apart,
+            blind=name == "blind",
+            batch_size=settings.batch_size,
+            description=name,
+        )
+        for name, (model, parts) in columns.items()
+    }
+    first, (model, parts) = next(iter(columns.items()))
+    dialogues = [dialogue for part in parts.values() for dialogue in part]
+    answers_given = sum(len(dialogue.turns) for dialogue in dialogues)
+    console = Console()
+    console.print(f"\n{title}: {len(dialogues)} dialogues, {answers_given} answers", highlight=False, soft_wrap=True)
+    console.print(metrics_table(found))
+    chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
+    answers = answer_turns(
+        model, processor, chosen, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
+    )
+    (run / "samples.html").write_text(samples_page("Sample dialogues", chosen, answers), encoding="utf-8")
+    metrics = found.pop(first)
+    for name, column in found.items():
+        metrics |= prefixed(name, column)
+    return metrics
