@@ -113,27 +113,33 @@ EXPECTED_ITEM = (
         pytest.param(None, f"{EXPECTED_ITEM}None", id="nothing in a list"),
         pytest.param(
             {"type": "image", "url": "https://example.org/cat.png"},
-            "only data:image/...;base64 URLs are read, nothing is fetched; found 'https://example.org/cat.png'",
+            "nothing is fetched from 'https://example.org/cat.png'; download it and give its path",
             id="remote URL",
         ),
         pytest.param(
             {"type": "image", "url": "data:text/html;base64,AAAA"},
-            "only data:image/...;base64 URLs are read, nothing is fetched; found 'data:text/html;base64'",
+            "expected data:image/...;base64, found 'data:text/html;base64'",
             id="data URL of no image",
         ),
         pytest.param(
             {"type": "image", "url": "data:image/svg+xml,<svg/>"},
-            "only data:image/...;base64 URLs are read, nothing is fetched; found 'data:image/svg+xml'",
+            "expected data:image/...;base64, found 'data:image/svg+xml'",
             id="data URL without base64",
         ),
-        pytest.param({"type": "image", "base64": "AAA"}, "base64 is not valid base64: ", id="cut base64"),
-        pytest.param({"type": "image", "base64": "A*A="}, "base64 is not valid base64: ", id="no base64"),
-        pytest.param({"type": "image", "base64": "AAAé"}, "base64 is not valid base64: ", id="beyond ASCII"),
+        pytest.param({"type": "image", "base64": "AAA"}, "not valid base64: ", id="cut base64"),
+        pytest.param({"type": "image", "base64": "A*A="}, "not valid base64: ", id="no base64"),
+        pytest.param({"type": "image", "base64": "AAAé"}, "not valid base64: ", id="beyond ASCII"),
+        pytest.param({"type": "image", "url": "data:image/png;base64,!"}, "not valid base64: ", id="bad data URL"),
         pytest.param(
-            {"type": "image", "url": "data:image/png;base64,!"}, "url is not valid base64: ", id="bad data URL"
+            {"type": "image", "path": 7},
+            "cannot read a picture from int, expected ",
+            id="number as path",
         ),
-        pytest.param({"type": "image", "path": 7}, "cannot read an image from path of type int", id="number as path"),
-        pytest.param({"type": "image", "bytes": [7]}, "cannot read an image from bytes of type list", id="list"),
+        pytest.param(
+            {"type": "image", "bytes": [7]},
+            "cannot read a picture from list, expected ",
+            id="list",
+        ),
     ],
 )
 def test_a_wrong_item_is_named(item, complaint):
@@ -171,7 +177,6 @@ def message(role) -> Mapping:
     ("roles", "complaint"),
     [
         (["assistant"], "message 1: expected role 'user', found 'assistant'"),
-        (["user", "user"], "message 2: expected role 'assistant', found 'user'"),
         (["user", "assistant", "assistant"], "message 3: expected role 'user', found 'assistant'"),
         (["user", "system"], "message 2: expected role 'assistant', found 'system'"),
         (["user", "assistant", "system"], "message 3: expected role 'user', found 'system'"),
@@ -199,6 +204,18 @@ def test_messages_without_a_question_are_refused(messages):
         dialogue_from_messages(messages, "row 7")
 
 
-def test_an_image_alone_is_refused():
-    with pytest.raises(ValueError, match=r"^row 7: turn 1 has no question"):
-        dialogue_from_messages([user({"type": "image", "path": "cat.png"})], "row 7")
+def test_an_image_alone_is_a_question():
+    dialogue = dialogue_from_messages([user({"type": "image", "path": "cat.png"})])
+    assert dialogue.turns == (Turn((Path("cat.png"),)),)
+
+
+def test_user_messages_in_a_row_are_one_question():
+    image = {"type": "image", "path": "cat.png"}
+    dialogue = dialogue_from_messages([user(image), user(text("What?")), user(text("And where?"), image)])
+    assert dialogue.turns == (Turn((Path("cat.png"), "What?", "\n", "And where?", Path("cat.png"))),)
+
+
+@pytest.mark.parametrize("url", ["cat.png", {"url": "cat.png", "detail": "low"}])
+def test_openais_form_of_an_image(url):
+    dialogue = dialogue_from_messages([user(text("What?"), {"type": "image_url", "image_url": url})])
+    assert dialogue.images == (Path("cat.png"),)

@@ -86,7 +86,7 @@ class Dialogue:
         system: What stands before the first turn; None for the processor's default.
 
     Raises:
-        ValueError: There is no turn, a turn holds no question, or a turn before the last has no answer.
+        ValueError: There is no turn, a turn holds neither question nor image, or a turn before the last has no answer.
     """
 
     turns: tuple[Turn, ...]
@@ -97,7 +97,7 @@ class Dialogue:
         if not self.turns:
             raise ValueError(f"{self.id}: a dialogue needs at least one turn, found none")
         for number, turn in enumerate(self.turns, start=1):
-            if not turn.question.strip():
+            if not turn.question.strip() and not turn.images:
                 raise ValueError(f"{self.id}: turn {number} has no question, found {turn.question!r}")
             if turn.answer is None and number < len(self.turns):
                 raise ValueError(

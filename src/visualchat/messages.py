@@ -1,4 +1,4 @@
-"""Messages in Hugging Face's chat format -> `Dialogue`.
+"""Messages in Hugging Face's chat format, or OpenAI's -> `Dialogue`.
 
 [{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "What is it?"}]},
  {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]}]
@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from visualchat.dialogue import Content, Dialogue, ImageInput, Turn
+from visualchat.image_inputs import decode_base64, image_input
 
 
 def dialogue_from_messages(messages: Sequence[Mapping[str, Any]], id: str = "messages") -> Dialogue:
-    """The dialogue that alternating user and assistant messages form, after at most one system message.
+    """The dialogue that user and assistant messages form, after at most one system message.
+
+    User messages in a row are one question.
 
     Raises:
         ValueError: A role is unknown or out of turn, or an item of content cannot be read; the message is named.
@@ -33,8 +32,8 @@ def dialogue_from_messages(messages: Sequence[Mapping[str, Any]], id: str = "mes
         items = _items(message.get("content"), name)
         if role == "system" and number == 1:
             system = _text_only(items, name)
-        elif role == "user" and content is None:
-            content = items
+        elif role == "user":
+            content = items if content is None else _joined(content, items)
         elif role == "assistant" and content is not None:
             turns.append(Turn(content, _text_only(items, name)))
             content = None
@@ -58,6 +57,9 @@ def _item(item: Any, name: str) -> Content:
     kind = item.get("type") if isinstance(item, Mapping) else None
     if kind == "text" and isinstance(item.get("text"), str):
         return item["text"]
+    if kind == "image_url" and item.get("image_url") is not None:
+        found = item["image_url"]
+        return image_input(found.get("url") if isinstance(found, Mapping) else found, name)
     if kind == "image":
         for key in ("image", "path", "bytes", "base64", "url"):
             if item.get(key) is not None:
@@ -69,22 +71,15 @@ def _item(item: Any, name: str) -> Content:
 
 
 def _image(key: str, value: Any, name: str) -> ImageInput:
-    if isinstance(value, Image.Image | Path | bytes):
-        return value
-    if isinstance(value, str) and key in ("image", "path"):
-        return Path(value)
-    if isinstance(value, str) and key == "url":
-        head, comma, value = value.partition(",")
-        if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
-            raise ValueError(
-                f"{name}: only data:image/...;base64 URLs are read, nothing is fetched; found {head!r:.100}"
-            )
-    if isinstance(value, str):
-        try:
-            return base64.b64decode(value, validate=True)
-        except ValueError as error:  # binascii.Error is one, too
-            raise ValueError(f"{name}: {key} is not valid base64: {error}") from error
-    raise ValueError(f"{name}: cannot read an image from {key} of type {type(value).__name__}")
+    if key == "base64" and isinstance(value, str):
+        return decode_base64(value, name)
+    return image_input(value, name)
+
+
+def _joined(first: tuple[Content, ...], second: tuple[Content, ...]) -> tuple[Content, ...]:
+    """Two messages of a user as one: words that would meet stand on lines of their own."""
+    meet = first and second and isinstance(first[-1], str) and isinstance(second[0], str)
+    return (*first, "\n", *second) if meet else (*first, *second)
 
 
 def _text_only(items: tuple[Content, ...], name: str) -> str:

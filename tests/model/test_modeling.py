@@ -227,7 +227,11 @@ def test_unknown_names_in_the_config_are_refused():
 def test_pipeline(model, processor):
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
     content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": "What is it?"}]
-    said = pipe([{"role": "user", "content": content}], max_new_tokens=4, do_sample=False, return_full_text=False)
+    said = pipe(
+        [{"role": "user", "content": content}],
+        generate_kwargs={"max_new_tokens": 4, "do_sample": False},
+        return_full_text=False,
+    )
     prompt = processor(images=picture(0), text="What is it?")
     expected = model.generate(**prompt, max_new_tokens=4, do_sample=False)[:, prompt["input_ids"].shape[1] :]
     assert said[0]["generated_text"] == processor.decode(expected[0], skip_special_tokens=True)
@@ -240,7 +244,7 @@ def test_a_batched_pipeline_says_what_each_row_gets_alone(model, processor):
 
     chats = [chat("What?", 0), chat("Which of these two pictures is blue?", 1, 2), chat("Red?", 0)]
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
-    settings = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    settings = {"generate_kwargs": {"max_new_tokens": 6, "do_sample": False}, "return_full_text": False}
     alone = [pipe(one, **settings)[0]["generated_text"] for one in chats]
     together = [row[0]["generated_text"] for row in pipe(chats, batch_size=3, **settings)]
     assert together == alone

@@ -60,7 +60,7 @@ def test_loading_makes_no_second_copy(folder, monkeypatch):
 def test_a_pipeline_takes_the_folder(folder):
     pipe = pipeline("image-text-to-text", model=str(folder))
     content = [{"type": "image", "image": Image.new("RGB", (20, 20), "red")}, {"type": "text", "text": "What is it?"}]
-    said = pipe([{"role": "user", "content": content}], do_sample=False, return_full_text=False)
+    said = pipe([{"role": "user", "content": content}], generate_kwargs={"do_sample": False}, return_full_text=False)
     assert isinstance(pipe.model, VisualChatForConditionalGeneration)
     assert isinstance(said[0]["generated_text"], str)
 

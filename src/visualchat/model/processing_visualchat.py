@@ -7,7 +7,7 @@ Shapes: B rows of one dialogue each, or of several with packing; S tokens of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from visualchat.attention import Modality
 from visualchat.chat_format import chat_format
-from visualchat.dialogue import Dialogue, ImageInput, Turn
+from visualchat.dialogue import Dialogue
 from visualchat.encoding import IGNORE_INDEX, NO_UNIT, Encoding, encode_segments, end_token_ids, filler_token_id
 from visualchat.features import FeatureStore, picture_key
 from visualchat.images import decode_image
-from visualchat.messages import dialogue_from_messages
+from visualchat.model.prompt_calls import PromptCalls
 from visualchat.model.vision import load_image_processor
-from visualchat.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, TextSegment, render
+from visualchat.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
 
 
 def prompt_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -41,7 +41,7 @@ def prompt_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     return templates[name]
 
 
-class VisualChatProcessor(ProcessorMixin):
+class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
     """Tokenizer, image processor and template as one.
 
     Args:
@@ -52,7 +52,7 @@ class VisualChatProcessor(ProcessorMixin):
         template: What stands around system text, questions and answers: a name of `prompt_template`. Special tokens
             that it needs are added to the tokenizer; the model's vocabulary must have room for them (`vocab_size` of
             `VisualChatForConditionalGeneration.from_backbones`).
-        chat_template: Unused; the tokenizer's own is what `template="chat"` reads.
+        chat_template: Of transformers; must be None: the tokenizer's own is what `template="chat"` reads.
     """
 
     def __init__(
@@ -189,52 +189,12 @@ class VisualChatProcessor(ProcessorMixin):
         del features["labels"]
         return features
 
-    def __call__(
-        self,
-        images: ImageInput | Sequence[ImageInput] | None = None,
-        text: str | Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> BatchFeature:
-        """One question about some images (or about none), ready for `generate`; several questions without images.
-
-        For dialogues of several turns use `apply_chat_template` or `prompt`.
-
-        Raises:
-            ValueError: There is no text, or several texts come with images.
-        """
-        if text is None:
-            raise ValueError("processor(images=..., text=...) needs a text, found None")
-        texts = [text] if isinstance(text, str) else list(text)
-        given: list[ImageInput] = [images] if isinstance(images, ImageInput) else list(images or ())
-        if given and len(texts) != 1:
-            raise ValueError(f"images go with exactly one text, found {len(texts)} texts; use apply_chat_template")
-        return self.prompt([Dialogue((Turn.ask(question, given),), id="prompt") for question in texts])
-
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
-        tokenize: bool = True,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """Messages in Hugging Face's chat format (`visualchat.messages`), one conversation or several, for `generate`.
-
-        Args:
-            conversation: Messages; the last is the user's.
-            tokenize: False gives the prompt as text, with "<image>" at each image slot.
-            return_dict: False gives the token ids alone.
-            **kwargs: transformers' further arguments, which this template does not need.
-        """
-        several = bool(conversation) and not isinstance(conversation[0], Mapping)
-        conversations: Any = conversation if several else [conversation]
-        dialogues = [dialogue_from_messages(c, f"conversation {n}") for n, c in enumerate(conversations, start=1)]
-        if not tokenize:
-            texts = [
-                "".join(s.text if isinstance(s, TextSegment) else "<image>" for s in self.render(d)) for d in dialogues
-            ]
-            return texts if several else texts[0]
-        features = self.prompt(dialogues)
-        return features if return_dict else features["input_ids"]
+    def _padded(self, encodings: Sequence[Encoding], padding_side: str, length: int) -> dict[str, Any]:
+        """Encodings of one row each as tensors (B, S), S at least `length`, without what only packed rows have."""
+        rows = [[encoding] for encoding in encodings]
+        columns = _columns(rows, filler_token_id(self.tokenizer), padding_side, length)
+        del columns["position_ids"], columns["segment_ids"]
+        return columns
 
 
 def _check_lengths(packed: Sequence[Sequence[Encoding]], dialogues: Sequence[Dialogue], max_length: int) -> None:
@@ -252,7 +212,7 @@ def _check_lengths(packed: Sequence[Sequence[Encoding]], dialogues: Sequence[Dia
         first += len(row)
 
 
-def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: str) -> dict[str, Any]:
+def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: str, length: int = 0) -> dict[str, Any]:
     """The tensors (B, S) of a batch whose rows are one or several dialogues each."""
     padding = {
         "input_ids": filler,
@@ -262,7 +222,7 @@ def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: st
         "labels": IGNORE_INDEX,
         "segment_ids": -1,
     }
-    longest = max(sum(map(len, row)) for row in packed)
+    longest = max(length, *(sum(map(len, row)) for row in packed))
     columns: dict[str, list[list[int]]] = {name: [] for name in (*padding, "position_ids")}
     for row in packed:
         values = {
@@ -273,10 +233,10 @@ def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: st
             "segment_ids": [number for number, encoding in enumerate(row) for _ in range(len(encoding))],
             "position_ids": [position for encoding in row for position in range(len(encoding))],
         }
-        length = len(values["input_ids"])
-        values["attention_mask"] = [1] * length
-        surplus = {name: [value] * (longest - length) for name, value in padding.items()}
-        surplus["position_ids"] = list(range(longest - length))
+        missing = longest - len(values["input_ids"])
+        values["attention_mask"] = [1] * len(values["input_ids"])
+        surplus = {name: [value] * missing for name, value in padding.items()}
+        surplus["position_ids"] = list(range(missing))
         for name, column in columns.items():
             column.append(values[name] + surplus[name] if padding_side == "right" else surplus[name] + values[name])
     return {name: torch.tensor(rows) for name, rows in columns.items()}

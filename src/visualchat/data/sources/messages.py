@@ -118,6 +118,8 @@ class Messages(RowSource):
         value = fields[given]
         if isinstance(value, Mapping):
             return {"type": "image", "image": self._column_image(value)}
+        if given == "url" and isinstance(value, str):
+            return {"type": "image", "image": self._address(value)}
         if given in _PATH_KEYS and isinstance(value, str):
             return {"type": "image", "image": self._file(value)}
         return {"type": "image", given: value}
