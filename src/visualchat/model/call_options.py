@@ -35,7 +35,7 @@ REASONS = {
 
 
 _GENERATION = {*GenerationConfig().to_dict(), *inspect.signature(GenerationMixin.generate).parameters}
-"""Settings of `generate`. transformers' image-text pipeline gives those that it does not know itself to the processor."""
+"""Settings of `generate`; transformers' pipeline hands those that it does not know itself to the processor."""
 
 logger = logging.getLogger(__name__)
 
