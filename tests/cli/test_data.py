@@ -204,5 +204,5 @@ def test_the_exit_code_tells(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("outputs/data/*/*/check.json"))
     done = run(tmp_path, "chekc")
-    assert done.returncode != 0
-    assert "one of check, stats, show, convert, prepare; found chekc" in done.stderr
+    assert done.returncode == 2
+    assert "did you mean check?\nexpected one of check, stats, show, convert, prepare" in done.stderr

@@ -1,26 +1,36 @@
 """How every command starts: its help and its configuration first, its work, with all that must be imported, after.
 
-So help and misspelt settings are answered at once. Hydra's own errors reach the person through `visualchat.cli.errors`.
+So help and misspelt settings are answered at once. Errors reach the person through `visualchat.cli.mistakes`.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from visualchat.cli.config import CONF
+from visualchat.cli.mistakes import describe, nearest
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: with 1 it raises errors instead of printing them."""
+
+DEBUG = "debug=true"
+"""What a person types for the whole trace of an error, as with `HYDRA_FULL_ERROR=1`."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +49,102 @@ class Command:
     help: str
     actions: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """As it is typed."""
+        return f"visualchat-{self.work.rpartition('.')[2]}"
+
+
+class _EndedError(BaseException):
+    """The work ended with an error; not an `Exception`, so that Hydra lets it pass unprinted."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
 
 def start(command: Command) -> None:
-    """Answer `--help`, or compose the configuration and do the work."""
-    arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:
+    """Answer `--help`, or compose the configuration and do the work; errors end with words and an exit code."""
+    typed = sys.argv[1:]
+    if "--help" in typed or "-h" in typed:
         print(command.help)
         return
-    sys.argv[1:] = overrides(arguments)
+    settings = [item for item in typed if item != DEBUG]
+    sys.argv[1:] = overrides(settings) if command.actions else settings
+    whole_trace = DEBUG in typed or os.environ.get(FULL_ERROR) == "1"
 
     def job(config: DictConfig) -> Any:
-        return imported(command.work).run(config)
+        hydra_config = HydraConfig.get()
+        try:
+            with _environment(FULL_ERROR, "1" if whole_trace else None):  # as processes that it starts should find it
+                return imported(command.work).run(config)
+        except Exception as error:
+            if hydra_config.mode == RunMode.MULTIRUN:
+                raise  # this run failed, the sweep goes on
+            folder, name = Path(hydra_config.runtime.output_dir), hydra_config.job.name
+            remove_empty_run(folder, hydra_config.output_subdir, f"{name}.log")
+            raise _EndedError(error) from None
 
     job.__module__ = command.work  # Hydra names the job after it
-    hydra.main(config_path=CONF, config_name=command.config, version_base="1.3")(job)()
+    try:
+        check_action(sys.argv[1:], command.actions)
+        with _environment(FULL_ERROR, "1"):  # Hydra then raises its errors instead of printing them
+            hydra.main(config_path=CONF, config_name=command.config, version_base="1.3")(job)()
+    except _EndedError as ended:
+        sys.exit(_report(ended.error, command, whole_trace))
+    except Exception as error:
+        sys.exit(_report(error, command, whole_trace))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def check_action(arguments: Sequence[str], actions: Sequence[str]) -> None:
+    """Whether a command that does several things was told which.
+
+    Raises:
+        ValueError: It was not, or it knows no such action.
+    """
+    if not actions or any(argument.startswith("-") for argument in arguments):
+        return
+    found = next((item.removeprefix("action=") for item in arguments if item.startswith("action=")), None)
+    expected = f"expected one of {', '.join(actions)}"
+    if found is None:
+        raise ValueError(f"missing action: {expected}")
+    if found not in actions:
+        raise ValueError(f"unknown action {found}{nearest(found, actions)}\n{expected}")
+
+
+def _report(error: Exception, command: Command, whole_trace: bool) -> int:
+    """Print what went wrong.
+
+    Returns:
+        The exit code.
+    """
+    code, words = describe(error, command.config, sys.argv[1:])
+    if whole_trace or words is None:
+        traceback.print_exception(error)
+    if words is not None:
+        print(f"{command.name}: {words}", file=sys.stderr)
+    return code
+
+
+def remove_empty_run(folder: Path, records: str | None, log: str) -> None:
+    """Remove the folder of a run that ended before it left anything but Hydra's own records.
+
+    Args:
+        folder: Of the run.
+        records: Its folder with the configuration; None where there is none.
+        log: The name of its log.
+    """
+    if records is None:
+        return
+    left = {path.name for path in folder.iterdir()} - {records}
+    if left - {log} or (log in left and (folder / log).stat().st_size):
+        return
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if parent == Path.cwd() or any(parent.iterdir()):
+            return
+        parent.rmdir()
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
@@ -80,3 +172,17 @@ def _garbage_kept() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()  # modules stay: no later collection need look at them
+
+
+@contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment, or unset it, and set it back."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.main import convert as main
 from visualchat.model.published import from_published, to_published
 
-ACTIONS = ("from_published", "to_published")
-
 
 def run(config: DictConfig) -> None:
     """The command."""
     quieten()
     console = Console()
-    action = None if OmegaConf.is_missing(config, "action") else config.action
-    if action == "from_published":
+    if config.action == "from_published":
         check_attention(config.attention)
         from_published(config.file, config.folder, **instantiate(config.model_settings))
         instantiate(config.processor).save_pretrained(config.folder)
         console.print(f"{config.folder}/ is ready: visualchat-chat folder={config.folder}", highlight=False)
-    elif action == "to_published":
+    else:
         to_published(config.folder, config.file)
         console.print(f"{config.file} is ready", highlight=False)
-    else:
-        raise ValueError(f"say first what to do, one of {', '.join(ACTIONS)}; found {action}")
 
 
 if __name__ == "__main__":

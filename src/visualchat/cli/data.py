@@ -32,7 +32,6 @@ from visualchat.data.survey import Finding, quantiles, survey, totals
 from visualchat.dialogue import Dialogue
 from visualchat.images import decode_image
 
-ACTIONS = ("check", "stats", "show", "convert", "prepare")
 PARTS = ("train", "validation")
 console = Console()
 
@@ -247,16 +246,13 @@ def _leave(path: Path, text: str) -> None:
 def run(config: DictConfig) -> None:
     """The command."""
     quieten()
-    action = None if OmegaConf.is_missing(config, "action") else config.action
-    if action not in ACTIONS:
-        raise ValueError(f"say first what to do, one of {', '.join(ACTIONS)}; found {action}")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if action == "check":
+    if config.action == "check":
         sys.exit(1 if check(config, folder) else 0)
-    elif action == "prepare":
+    elif config.action == "prepare":
         prepare(config)
     else:
-        {"stats": stats, "show": show, "convert": convert}[action](config, folder)
+        {"stats": stats, "show": show, "convert": convert}[config.action](config, folder)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 _MORE = """
 See everything: --cfg job prints all settings with their values, --info defaults
-the files of conf/ that they come from."""
+the files of conf/ that they come from. debug=true shows an error's whole trace."""
 
 TRAIN = f"""visualchat-train [SETTING=VALUE ...]
 

@@ -1,0 +1,204 @@
+"""What went wrong, in words for the person who typed the command: one to three lines, with what to type instead.
+
+A mistake ends a command with exit code 2, a run that cannot go on with 1; both without a trace. Everything else is a
+fault of the program and keeps its trace.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from visualchat.cli.config import CONF
+
+MISTAKE, FAILURE = 2, 1
+"""Exit codes."""
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def describe(error: BaseException, config: str, arguments: Sequence[str]) -> tuple[int, str | None]:
+    """The exit code of an error, and its words; None for a fault of the program.
+
+    Args:
+        error: What ended the command.
+        config: The file of `conf/` that holds the command's settings.
+        arguments: Hydra's overrides, as typed.
+    """
+    words = _settings(error, config, arguments)
+    cause = error
+    if words is None:
+        if isinstance(error, InstantiationException) and error.__cause__ is not None:
+            cause = error.__cause__
+        if (from_worker := _from_worker(cause)) is not None:
+            words = from_worker
+        elif isinstance(cause, RuntimeError) and _is_ours(cause):
+            return FAILURE, shortened(str(cause))
+        elif _is_mistake(cause, instantiated=cause is not error):
+            words = str(cause)
+        elif isinstance(cause, TypeError | ValueError | AttributeError):
+            words = _wrong_type(config, arguments)
+    return (FAILURE, None) if words is None else (MISTAKE, shortened(words))
+
+
+def shortened(words: str, lines: int = 3) -> str:
+    """At most three lines; the place of the rest is named."""
+    found = [line for line in words.strip().splitlines() if line.strip()]
+    if len(found) <= lines:
+        return "\n".join(found)
+    return "\n".join([*found[: lines - 1], f"({len(found) - lines + 1} more lines: debug=true shows them)"])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for a name that is nearly a known one, else nothing."""
+    known = [*known]
+    same = [other for other in known if re.split(r"[./]", other)[-1] == name]
+    found = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def groups() -> dict[str, list[str]]:
+    """The choices of every group of `conf/`."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(Path(CONF).rglob("*.yaml")):
+        group = path.parent.relative_to(CONF).as_posix()
+        if group not in (".", "run"):
+            found.setdefault(group, []).append(path.stem)
+    return found
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).resolve().is_relative_to(PACKAGE)
+
+
+def _is_mistake(error: BaseException, *, instantiated: bool) -> bool:
+    """Whether the error says what a person did wrong: a setting, a file, or a value that our code refuses."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno is None  # transformers', about a model that is not there
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's
+        return True
+    if isinstance(error, TypeError):
+        return instantiated and "unexpected keyword argument" in str(error)
+    return isinstance(error, ValueError) and (instantiated or _is_ours(error))
+
+
+def _from_worker(error: BaseException) -> str | None:
+    """The words of our own `ValueError` in a worker of torch's DataLoader, which reaches us as a trace in a text."""
+    text = str(error)
+    if not isinstance(error, ValueError) or not text.startswith("Caught ") or "DataLoader worker process" not in text:
+        return None
+    place = re.findall(r'^  File "([^"]+)"', text, re.MULTILINE)[-1:]
+    if not place or not Path(place[0]).resolve().is_relative_to(PACKAGE):
+        return None
+    return re.split(r"^[\w.]*Error: ", text, flags=re.MULTILINE)[-1]
+
+
+def _settings(error: BaseException, config: str, arguments: Sequence[str]) -> str | None:
+    """Words for an error of Hydra's about what was typed; None for any other."""
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error, arguments)
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']+)'", text)):
+        group, _, choice = found[1].rpartition("/")
+        if not (known := groups().get(group, [])):
+            return f"unknown setting {group or choice}{nearest(group or choice, groups())}"
+        return f"unknown choice {group}={choice}{nearest(choice, known)}\n{group} is one of {', '.join(known)}"
+    if found := re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)'", text):
+        return _unknown(found[1] or found[2], config, arguments)
+    if found := re.search(r"Multiple values for (\S+)\.", text):
+        return f"{found[1]} has a value already: type {found[1]}=... without the +"
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = found[1].partition("=")
+        return f"{found[1]}: for a sweep over these values add -m, for a list type '{key}=[{value}]'"
+    if isinstance(error, InterpolationKeyError) and (found := re.search(r"Interpolation key '([^']+)'", text)):
+        wanting = {group: choices for group, choices in groups().items() if group.rpartition("/")[2] == found[1]}
+        for group, choices in wanting.items():
+            return f"{group} is not chosen: type {group}=...\n{group} is one of {', '.join(choices)}"
+        return f"a setting refers to {found[1]}, which does not exist{nearest(found[1], _names(config, []))}"
+    if isinstance(error, MissingMandatoryValue) and (found := re.search(r"Missing mandatory value: (\S+)", text)):
+        return f"{found[1]} is needed: type {found[1]}=..."
+    if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
+        return None if _is_ours(error) else text
+    return None
+
+
+def _unreadable(error: OverrideParseException, arguments: Sequence[str]) -> str:
+    typed = error.override or next((item for item in arguments if not _is_readable(item)), "")
+    name, equals, value = typed.partition("=")
+    if not equals:
+        return f"cannot read {typed!r}: settings are typed as NAME=VALUE"
+    if "'" in value or '"' in value:
+        return f"cannot read {typed}: its quotes or brackets do not match"
+    return f"cannot read {typed}: a value with = , : {{ }} [ ] ( ) needs quotes, so type '{name}=\"{value}\"'"
+
+
+def _is_readable(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_overrides([argument])
+    except OverrideParseException:
+        return False
+    return True
+
+
+def _unknown(name: str, config: str, arguments: Sequence[str]) -> str:
+    """Words for a setting that does not exist."""
+    known = [*_names(config, [item for item in arguments if not re.match(rf"[~+]*{re.escape(name)}(@|=|$)", item)])]
+    guess = nearest(name, [*known, *groups()])
+    return f"unknown setting {name}{guess or '; --cfg job lists all settings, +NAME=VALUE adds a new one'}"
+
+
+def _names(config: str, arguments: Sequence[str]) -> list[str]:
+    """The settings of a command with these overrides, or without any where they do not compose."""
+    typed = [item for item in arguments if not item.startswith("-")]
+    for overrides in (typed, []):
+        try:
+            return [*_leaves(_composed(config, overrides))]
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return []
+
+
+def _composed(config: str, overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(config, overrides=[*overrides])
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterable[str]:
+    """The names of all nodes, dotted."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+        for key in map(str, node):
+            name = f"{prefix}{key}"
+            yield name
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from _leaves(node[key], f"{name}.")
+
+
+def _wrong_type(config: str, arguments: Sequence[str]) -> str | None:
+    """Words for a typed word where the configuration has a number or a switch; None if there is none."""
+    typed = [item for item in arguments if not item.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(typed):
+        if override.is_delete() or override.is_add() or override.is_sweep_override() or "/" in override.key_or_group:
+            continue
+        others = [item for item in typed if item != override.input_line]
+        try:
+            expected = OmegaConf.select(_composed(config, others), override.key_or_group)
+        except (HydraException, OmegaConfBaseException):
+            continue
+        if isinstance(expected, bool | int | float) and isinstance(override.value(), str):
+            kind = "true or false" if isinstance(expected, bool) else f"a number such as {expected}"
+            return f"{override.input_line}: expected {kind}"
+    return None

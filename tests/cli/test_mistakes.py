@@ -1,0 +1,148 @@
+"""Mistakes in what was typed: one to three lines, what to type instead, exit code 2, and nothing left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from visualchat.cli import main
+from visualchat.cli.mistakes import describe, shortened
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process: its exit code and what it wrote to the error stream."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> tuple[int, str]:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [f"bin/visualchat-{name}", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            getattr(main, name)()
+        return exit.value.code, capsys.readouterr().err
+
+    yield run
+    GlobalHydra.instance().clear()
+
+
+SETTINGS = [
+    ("train", ["attention=mcma"], "unknown choice attention=mcma; did you mean mmca?\nattention is one of causal, "),
+    ("train", ["model/vision=clip_lrge"], "unknown choice model/vision=clip_lrge; did you mean clip_large?\n"),
+    ("train", ["attenton=mmca"], "unknown setting attenton; did you mean attention?"),
+    ("train", ["model/visoin=tiny"], "unknown setting model/visoin; did you mean model/vision?"),
+    ("train", ["trainer.max_epoch=1"], "unknown setting trainer.max_epoch; did you mean trainer.max_epochs?"),
+    ("train", ["max_epochs=1"], "unknown setting max_epochs; did you mean trainer.max_epochs?"),
+    ("train", ["data.train.sze=3"], "unknown setting data.train.sze; did you mean data.train.size?"),
+    ("train", ["experiment=tiny_4_2", "data=tiny"], "unknown choice experiment=tiny_4_2; did you mean tiny_4_2_2?"),
+    ("train", ["xyzzy=1"], "unknown setting xyzzy; --cfg job lists all settings, +NAME=VALUE adds a new one"),
+    ("train", ["~xyzzy"], "unknown setting xyzzy; --cfg job"),
+    ("train", ["+attention=causal"], "attention has a value already: type attention=... without the +"),
+    ("train", ["attention=causal,mmca"], "attention=causal,mmca: for a sweep over these values add -m, for a list"),
+    ("train", ["now"], "cannot read 'now': settings are typed as NAME=VALUE"),
+    ("train", ["resume=a=b"], "cannot read resume=a=b: a value with = , : { } [ ] ( ) needs quotes, so type "),
+    ("train", ["data.x=[1"], "cannot read data.x=[1: a value with"),
+    ("evaluate", ["foldr=x"], "unknown setting foldr; did you mean folder?"),
+    ("plan", ["gpuss=8"], "unknown setting gpuss; did you mean gpus?"),
+    ("data", ["chekc"], "unknown action chekc; did you mean check?\nexpected one of check, stats, show"),
+    ("data", [], "missing action: expected one of check, stats, show"),
+    ("convert", ["file=x", "folder=y"], "missing action: expected one of from_published, to_published"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), SETTINGS)
+def test_a_setting_that_does_not_exist(command, name, arguments, words, tmp_path):
+    code, said = command(name, *arguments)
+    assert said.startswith(f"visualchat-{name}: {words}")
+    assert said.count("\n") <= 3
+    assert code == 2
+    assert not [*tmp_path.iterdir()]
+
+
+WORK = [
+    ("train", ["save=everything"], "unknown save=everything, expected full, light or both"),
+    ("train", ["data=own"], "data/source is not chosen: type data/source=...\ndata/source is one of aokvqa, "),
+    ("train", ["seed=${nowhere}"], "a setting refers to nowhere, which does not exist"),
+    ("train", ["+trainer.colour=1"], "Trainer.__init__() got an unexpected keyword argument 'colour'"),
+    ("train", ["trainer.max_epochs=many"], "trainer.max_epochs=many: expected a number such as 2"),
+    ("train", ["attention.kind=mcma"], "unknown attention kind 'mcma'"),
+    ("chat", ["folder=nowhere"], "folder=nowhere: no saved model there"),
+    ("train", ["data.max_length=20", "data.num_workers=1"], "tiny-train-"),
+    ("evaluate", ["folder=nowhere"], "folder=nowhere: no saved model there"),
+    ("convert", ["to_published", "folder=nowhere", "file=x"], ""),
+    ("convert", ["from_published", "folder=nowhere"], "file is needed: type file=..."),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), WORK)
+def test_a_value_that_the_work_refuses(command, name, arguments, words, tmp_path):
+    """The work begins, so a run has a folder: it is gone again if nothing was left in it."""
+    code, said = command(name, *arguments)
+    assert said.startswith(f"visualchat-{name}: {words}")
+    assert said.count("\n") <= 3
+    assert code == 2
+
+
+def test_a_refused_run_leaves_no_folder(command, tmp_path):
+    command("train", "save=everything")
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    command("train", "save=everything", "hydra.run.dir=kept")
+    assert (tmp_path / "kept" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_the_whole_trace_is_shown_when_asked_for(command, monkeypatch, how):
+    if how == "environment":
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, said = command("train", "save=everything", *(["debug=true"] if how == "argument" else []))
+    assert "Traceback" in said
+    assert said.endswith("visualchat-train: unknown save=everything, expected full, light or both\n")
+    assert code == 2
+
+
+def test_a_fault_of_the_program_keeps_its_trace(command, monkeypatch):
+    """Also a ValueError, where other people's code raised it."""
+
+    def fault(*_, **__):
+        torch.zeros(2).view(-1, -1, 3)
+
+    monkeypatch.setattr("visualchat.cli.saved.saved_model", fault)
+    monkeypatch.setattr("visualchat.cli.evaluate.saved_model", fault)
+    code, said = command("evaluate")
+    assert said.startswith("Traceback")
+    assert code == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_failed_run_ends_with_its_words(tmp_path):
+    code = "import sys; sys.argv[0] = 'visualchat-train'; from visualchat.cli.main import train; train()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-m", "experiment=smoke", "save=everything,nothing"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == "visualchat-train: unknown save=everything, expected full, light or both"
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("this run failed: unknown save=") == 2
+    assert done.returncode == 2
+
+
+def test_long_words_are_cut_to_three_lines():
+    assert shortened("a\nb\n\nc\n") == "a\nb\nc"
+    assert shortened("a\nb\nc\nd\ne") == "a\nb\n(3 more lines: debug=true shows them)"
+
+
+def test_an_error_without_words_is_a_fault():
+    assert describe(KeyError("x"), "train", []) == (1, None)
+    assert describe(AssertionError(), "train", []) == (1, None)
+    assert describe(FileNotFoundError(2, "No such file or directory", "x.json"), "train", []) == (
+        2,
+        "[Errno 2] No such file or directory: 'x.json'",
+    )
+    assert Path(__file__).is_file()
