@@ -46,6 +46,8 @@ class Caption:
 
 Content = str | ImageInput | Caption
 
+_WORDS = (str, Caption)
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -68,12 +70,12 @@ class Turn:
 
     @property
     def images(self) -> tuple[ImageInput, ...]:
-        return tuple(item for item in self.content if not isinstance(item, str | Caption))
+        return tuple([item for item in self.content if not isinstance(item, _WORDS)])
 
     @property
     def question(self) -> str:
         """The text of the round, without its images."""
-        return "".join(item for item in self.content if isinstance(item, str))
+        return "".join([item for item in self.content if isinstance(item, str)])
 
 
 @dataclass(frozen=True)

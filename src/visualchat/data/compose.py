@@ -121,7 +121,7 @@ class Composition(ABC):
     @abstractmethod
     def plan(
         self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
-    ) -> list[Recipe]:
+    ) -> Sequence[Recipe]:
         """The recipes of one side.
 
         Args:
@@ -148,15 +148,35 @@ class Join(Composition):
 
     def plan(
         self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
-    ) -> list[Recipe]:
+    ) -> Sequence[Recipe]:
         """One recipe a group; every row is in exactly one."""
         named, rows = entries[self.source], side[self.source]
-        groups = [[n] for n in range(len(rows))] if self.high == 1 else group(len(rows), self.low, self.high, rng)
-        chosen = [[rows[n] for n in numbers] for numbers in groups]
-        return [
-            Joined(" + ".join(named[place].id for place in places), tuple((self.source, place) for place in places))
-            for places in chosen
-        ]
+        groups = None if self.high == 1 else group(len(rows), self.low, self.high, rng)
+        return _Joins(self.source, named, rows, groups)
+
+
+class _Joins(Sequence[Recipe]):
+    """The recipes of `Join`, each made when it is asked for: there may be a million."""
+
+    def __init__(
+        self, source: str, named: Sequence[Entry], rows: Sequence[int], groups: Sequence[Sequence[int]] | None
+    ) -> None:
+        self.source, self.named, self.rows, self.groups = source, named, rows, groups
+
+    def __len__(self) -> int:
+        return len(self.rows if self.groups is None else self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> Recipe: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Recipe]: ...
+    def __getitem__(self, index: int | slice) -> Recipe | list[Recipe]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        numbers = [index] if self.groups is None else self.groups[index]
+        places = [self.rows[number] for number in numbers]
+        names = " + ".join(self.named[place].id for place in places)
+        return Joined(names, tuple((self.source, place) for place in places))
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,7 @@ class LlavaOtter(Composition):
 
     def plan(
         self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
-    ) -> list[Recipe]:
+    ) -> Sequence[Recipe]:
         """One recipe for each dialogue about several images that can be served."""
         self._check(entries)
         about: dict[str, list[Place]] = {}
@@ -227,7 +247,7 @@ class ShuffledNumbers(Composition):
 
     def plan(
         self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
-    ) -> list[Recipe]:
+    ) -> Sequence[Recipe]:
         """The recipes of the other composition, some of them widened."""
         donors = [(self.donors, place) for place in side[self.donors] if entries[self.donors][place].images]
         recipes = self.of.plan(entries, side, rng)

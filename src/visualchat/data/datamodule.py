@@ -20,6 +20,7 @@ from visualchat.data.mix import Blend
 from visualchat.data.origin import digest_of, joint_digest
 from visualchat.data.own import OwnData
 from visualchat.data.pack import Packing
+from visualchat.data.progress import watched
 from visualchat.data.schedule import Rows, Schedule, in_order, rows_of, shuffled
 from visualchat.data.sources import Source
 from visualchat.data.split import SplitBy
@@ -309,7 +310,8 @@ def token_lengths(
     read: list[tuple[int, Losses | None]] = []
     failure: ValueError | None = None
     try:
-        read = [item for chunk in loader for item in chunk]
+        chunks = loader if rank else watched(loader, "measuring dialogues to pack them", len(loader))
+        read = [item for chunk in chunks for item in chunk]
     except ValueError as error:  # told to all ranks first, or they would wait for this one for ever
         failure = error
     shares = [(read, failure)]

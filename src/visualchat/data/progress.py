@@ -15,8 +15,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_EVERY = 512  # items between two looks at the clock
-
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -36,5 +34,4 @@ def watched(items: Iterable[T], title: str, total: int) -> Iterator[T]:
     with bar(title, total) as show:
         for number, item in enumerate(items, start=1):
             yield item
-            if not number % _EVERY or number == total:
-                show(number)
+            show(number)

@@ -7,11 +7,12 @@ other row.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
-from visualchat.data.sources.rows import Entry
+from visualchat.data.sources.rows import Entry, encoded, groups
 
 Side = Literal["train", "validation"]
 SplitBy = Literal["row", "image"]
@@ -29,9 +30,23 @@ def side(identity: str, validation: float = 0.1, salt: str = "") -> Side:
     Raises:
         ValueError: The share is below 0 or above 1.
     """
+    return "validation" if _validate([encoded(identity)], validation, salt)[0] else "train"
+
+
+def _validate(identities: Iterable[bytes], validation: float, salt: str) -> list[bool]:
+    """Whether each row validates: the first 8 bytes of a hash, as a number below 2**64, lie within the share."""
     if not 0 <= validation <= 1:
         raise ValueError(f"the share of validation must lie between 0 and 1, found {validation}")
-    return "validation" if _draw(identity, salt) < validation * 2**64 else "train"
+    border, sha256 = math.ceil(validation * 2**64).to_bytes(9, "big")[1:], hashlib.sha256
+    if validation * 2**64 > 2**64 - 1:
+        return [True for _ in identities]
+    begun = sha256(encoded(salt) + b"\0")
+    found = []
+    for identity in identities:
+        digest = begun.copy()
+        digest.update(identity)
+        found.append(digest.digest()[:8] < border)
+    return found
 
 
 def _draw(identity: str, salt: str) -> int:
@@ -66,10 +81,14 @@ def split_sources(
 
     found: dict[str, dict[Side, list[int]]] = {}
     for source, entries in sources.items():
-        sides: dict[Side, list[int]] = {"train": [], "validation": []}
-        for place, entry in enumerate(entries):
-            sides[side(identity(entry), validation, salt)].append(place)
-        found[source] = sides
+        if names is None:
+            validate = _validate(groups(entries), validation, salt)
+        else:
+            validate = _validate((encoded(identity(entry)) for entry in entries), validation, salt)
+        found[source] = {
+            "train": [place for place, chosen in enumerate(validate) if not chosen],
+            "validation": [place for place, chosen in enumerate(validate) if chosen],
+        }
     if 0 < validation < 1:
         empty = [name for name in get_args(Side) if not any(sides[name] for sides in found.values())]
         identities = {identity(entry) for entry in _all(sources)} if len(empty) == 1 else set()

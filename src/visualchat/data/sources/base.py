@@ -13,7 +13,6 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import fields
@@ -170,6 +169,16 @@ class RowSource(Source):
             RejectedRowError: The row is damaged or left out.
         """
 
+    def _plain_images(self, row: Any) -> list[str] | None:
+        """The identities of the images of a row in the corpus' common form that is surely sound.
+
+        None where that cannot be told at a glance: then the dialogue is built and checked. This is for speed alone.
+
+        Raises:
+            RejectedRowError: An image is missing.
+        """
+        return None
+
     def _odd(self, row: Any) -> Iterable[str]:
         """What is to be noted of a sound row."""
         return ()
@@ -184,15 +193,16 @@ class RowSource(Source):
         if size < _LARGE:
             return super()._read()
         index = RowIndex(self._root, tables, self._settings())
-        with index.lock():
+        with index.lock() as writable:
             tally = index.load(self.name)
             if tally is None:
                 tally = super()._read()
-                index.save(tally)
+                if writable:
+                    index.save(tally)
         return tally
 
     def _scan(self, tally: Tally) -> None:
-        seen: Counter[str] = Counter()
+        seen: dict[str, int] = {}
         content = hashlib.sha256()
         tally.entries = entries = Entries()
         size = sum(table.path.stat().st_size for _, table in self._tables)
@@ -201,34 +211,37 @@ class RowSource(Source):
         with shown as show, self._root.listing():
             for file, table in self._tables:
                 content.update(f"{file}\0".encode("utf-8", "surrogatepass"))
-                for row in table.scan():
-                    content.update(row.raw)
+                for raw, row, number, read in table.scan():
+                    content.update(raw)
                     if show is not None and not tally.rows % _STEP:
-                        show(behind + row.read)
-                    self._enter(tally, entries, seen, file, row.value, f"{file}, {table.unit} {row.number}")
+                        show(behind + read)
+                    group = ""
+                    try:
+                        group = self._id(file, row)
+                        seen[group] = again = seen.get(group, 0) + 1
+                        images = self._images_of(file, row, group if again == 1 else f"{group}#{again}")
+                    except RejectedRowError as error:
+                        tally.reject(_with_id(f"{file}, {table.unit} {number}", file, group), error)
+                    else:
+                        entries.append(tally.rows, group, again, images)
+                        if again > 1:
+                            tally.notes["rows whose id occurred before"] += 1
+                        for note in self._odd(row):
+                            tally.notes[note] += 1
+                    tally.rows += 1
                 behind += table.path.stat().st_size
         tally.digest = content.hexdigest()
 
-    def _enter(self, tally: Tally, entries: Entries, seen: Counter[str], file: str, row: Any, place: str) -> None:
-        """Put the next row where it belongs."""
-        tally.rows += 1
-        group = ""
+    def _images_of(self, file: str, row: Any, id: str) -> list[str]:
+        """The identities of the images of a row, which must be sound."""
         try:
-            try:
-                group = self._id(file, row)
-                seen[group] += 1
-                again = seen[group]
-                dialogue = checked(self._dialogue(file, row, group if again == 1 else f"{group}#{again}"))
-            except _MALFORMED as error:  # what no reader foresaw
-                raise RejectedRowError(Reason.FORM, f"{type(error).__name__}: {error!s:.200}") from error
-            images = [image_identity(image, self._root) for image in dialogue.images]
-        except RejectedRowError as error:
-            tally.reject(_with_id(place, file, group), error)
-            return
-        if again > 1:
-            tally.notes["rows whose id occurred before"] += 1
-        tally.notes.update(self._odd(row))
-        entries.append(tally.rows - 1, group, again, images)
+            images = self._plain_images(row)
+            if images is None:
+                dialogue = checked(self._dialogue(file, row, id))
+                images = [image_identity(image, self._root) for image in dialogue.images]
+        except _MALFORMED as error:  # what no reader foresaw
+            raise RejectedRowError(Reason.FORM, f"{type(error).__name__}: {error!s:.200}") from error
+        return images
 
     def place(self, index: int) -> str:
         """The file of a dialogue's row, its line or number there, and its id."""

@@ -39,6 +39,15 @@ def get_text(row: Mapping[str, Any], name: str, empty: Reason | None = None) -> 
     return value
 
 
+def is_text(value: str) -> bool:
+    """Whether a text can be written down, as one with half of a surrogate pair cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def get_list(row: Mapping[str, Any], name: str) -> Sequence[Any]:
     """A field that must be a list."""
     value = row.get(name)

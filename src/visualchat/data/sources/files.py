@@ -64,18 +64,26 @@ class DataRoot:
         Raises:
             RejectedRowError: The name leads out of the root, or there is no such file.
         """
+        return Path(self._prefix + self.check(name))
+
+    def check(self, name: str) -> str:
+        """The identity of the file of that name, which exists under the root.
+
+        Raises:
+            RejectedRowError: The name leads out of the root, or there is no such file.
+        """
         relative = self._relative(name)
         link = self._kind(relative)
         if link is None:
             raise RejectedRowError(Reason.MISSING_FILE, f"{relative!r} does not exist under the data root")
-        path = Path(self._prefix + relative)
         if link:
+            path = self.path / relative
             self.links = True
             if not path.resolve().is_relative_to(self._real):
                 raise RejectedRowError(Reason.PATH, f"{name!r} is a link that leads out of the data root")
             if not path.is_file():
                 raise RejectedRowError(Reason.MISSING_FILE, f"{relative!r} is a link to nothing")
-        return path
+        return relative
 
     def annotation(self, name: str) -> Path:
         """A file that a source cannot do without.
@@ -179,4 +187,5 @@ def names(files: str | Sequence[str]) -> tuple[str, ...]:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is surely relative, without turns, and spelt as it is on disk."""
-    return not any(mark in name for mark in ("\\", ":", "//", "./")) and name[0] not in "/." and name[-1] not in "/."
+    odd = "\\" in name or ":" in name or "//" in name or "./" in name
+    return not odd and name[0] not in "/." and name[-1] not in "/."

@@ -15,10 +15,12 @@ from typing import Any
 
 from visualchat.data.sources.base import Policy, RowSource
 from visualchat.data.sources.fields import (
+    PLACEHOLDER,
     as_mapping,
     get_id,
     get_list,
     get_names,
+    is_text,
     pair_rounds,
     place_images,
     turns,
@@ -27,6 +29,8 @@ from visualchat.data.sources.fields import (
 from visualchat.data.sources.files import names
 from visualchat.data.tables import Table, json_list
 from visualchat.dialogue import Dialogue
+
+_SPEAKERS = ("human", "gpt")
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,38 @@ class Llava(RowSource):
 
     def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
         fields = as_mapping(row)
-        rounds = pair_rounds(get_list(fields, "conversations"), "from", "value", ("human", "gpt"))
+        rounds = pair_rounds(get_list(fields, "conversations"), "from", "value", _SPEAKERS)
         images = [self._image(name) for name in get_names(fields, "image")]
         contents = place_images([question for question, _ in rounds], images, images_first=self.images_first)
         made = turns(contents, [without_placeholder(answer) for _, answer in rounds])
         return Dialogue(made[:1] if self.first_round_only else made, id)
 
+    def _plain_images(self, row: Any) -> list[str] | None:
+        if type(row) is not dict or type(image := row.get("image")) is not str:
+            return None
+        talk = row.get("conversations")
+        if type(talk) is not list or len(talk) < 2 or len(talk) % 2:
+            return None
+        for number, message in enumerate(talk):
+            if type(message) is not dict or message.get("from") != _SPEAKERS[number % 2]:
+                return None
+            text = message.get("value")
+            if type(text) is not str or not (text.isascii() or is_text(text)) or "\0" in text:
+                return None
+            if PLACEHOLDER in text:  # at most once, in the first question
+                before, _, after = text.partition(PLACEHOLDER)
+                if number or PLACEHOLDER in after:
+                    return None
+                text = before + after
+            if not text.strip():
+                return None
+        return [self._root.check(self._place(image))]
+
     def _odd(self, row: Any) -> Iterable[str]:
         return ("rows cut to their first round",) if self.first_round_only and len(row["conversations"]) > 2 else ()
 
     def _image(self, name: str) -> Path:
-        bare = "/" not in name and "\\" not in name
-        return self._root.file(f"{self.image_folder}/{name}" if bare else name)
+        return self._root.file(self._place(name))
+
+    def _place(self, name: str) -> str:
+        return name if "/" in name or "\\" in name else f"{self.image_folder}/{name}"

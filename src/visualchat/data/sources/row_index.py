@@ -59,18 +59,18 @@ class RowIndex:
         self.path = _writable(root.path) / name
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process makes the index while others wait; without a folder to write to, each reads for itself."""
+    def lock(self) -> Iterator[bool]:
+        """One process makes the index while others wait; False where nothing can be written: each reads for itself."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             guard = FileLock(self.path.with_suffix(".lock"))
             guard.acquire()
         except OSError as error:
             log.info("no index of rows is kept: %s", error)
-            yield
+            yield False
             return
         try:
-            yield
+            yield True
         finally:
             guard.release()
 

@@ -93,7 +93,7 @@ class Texts(Sequence[str]):
 
     def append(self, text: str) -> None:
         """Put a text at the end."""
-        self.bytes += text.encode("utf-8", "surrogatepass")
+        self.bytes += encoded(text)
         self.ends.append(len(self.bytes))
 
     def __len__(self) -> int:
@@ -109,10 +109,11 @@ class Texts(Sequence[str]):
         start = self.ends[index - 1] if index else 0
         return self.bytes[start : self.ends[index]].decode("utf-8", "surrogatepass")
 
-    def __iter__(self) -> Iterator[str]:
-        start = 0
+    def raw(self) -> Iterator[bytes]:
+        """The bytes of each text."""
+        whole, start = bytes(self.bytes), 0
         for end in self.ends:
-            yield self.bytes[start:end].decode("utf-8", "surrogatepass")
+            yield whole[start:end]
             start = end
 
 
@@ -176,9 +177,14 @@ class Entries(Sequence[Entry]):
         return Entry(id, group, (id,), images, (self.rows[index],))
 
 
-def groups(entries: Sequence[Entry]) -> Iterable[str]:
-    """The group of each entry, without making entries where they are columns."""
-    return entries.groups if isinstance(entries, Entries) else (entry.group for entry in entries)
+def groups(entries: Sequence[Entry]) -> Iterable[bytes]:
+    """The group of each entry as bytes, without making entries where they are columns."""
+    return entries.groups.raw() if isinstance(entries, Entries) else (encoded(entry.group) for entry in entries)
+
+
+def encoded(text: str) -> bytes:
+    """A text as bytes, also one with half of a surrogate pair."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 @dataclass(frozen=True)
