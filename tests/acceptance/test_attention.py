@@ -23,7 +23,7 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     line = ["visualchat-train", "-m", *SHORT, "trainer.max_epochs=1", "save=both", "hydra.sweep.dir=runs"]
     run(folder, *line, f"attention={','.join(CHOICES)}").ok()
-    runs = {path.name.rpartition("attention=")[2].partition(",")[0]: path for path in run_folders(folder)}
+    runs = {path.name.rpartition("attention-")[2].partition("+")[0]: path for path in run_folders(folder)}
     assert runs.keys() == CHOICES.keys()
     return folder, runs
 

@@ -72,7 +72,8 @@ def test_a_step_that_cannot_be_dealt_out_is_refused():
 
 
 def test_a_long_list_of_overrides_makes_a_short_name():
-    assert folder_name("attention=mmca,seed=1", 3) == "attention=mmca,seed=1"
+    assert folder_name("attention=mmca,model/vision=tiny,seed=1", 3) == "attention-mmca+model.vision-tiny+seed-1"
+    assert folder_name("data.x=[1,2]", 3) == "data.x-_1+2_...3"
     long = ",".join(f"data.train.size{n}=16" for n in range(20))
     assert len(folder_name(long, 3)) < 100
     assert folder_name(long, 3) != folder_name(long, 4)

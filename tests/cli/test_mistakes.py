@@ -1,15 +1,19 @@
 """Mistakes in what was typed: one to three lines, what to type instead, exit code 2, and nothing left behind."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from visualchat.cli import main
-from visualchat.cli.mistakes import describe, shortened
+from visualchat.cli.config import CONF, setting
+from visualchat.cli.mistakes import PACKAGE, as_settings, describe, shortened
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_a_setting_that_does_not_exist(command, name, arguments, words, tmp_path
 
 WORK = [
     ("train", ["save=everything"], "unknown save=everything, expected full, light or both"),
-    ("train", ["data=own"], "data/source is not chosen: type data/source=...\ndata/source is one of aokvqa, "),
+    ("train", ["data=corpora"], "data/blend is not chosen: type data/blend=...\ndata/blend is one of set1, "),
     ("train", ["seed=${nowhere}"], "a setting refers to nowhere, which does not exist"),
     ("train", ["+trainer.colour=1"], "Trainer.__init__() got an unexpected keyword argument 'colour'"),
     ("train", ["trainer.max_epochs=many"], "trainer.max_epochs=many: expected a number such as 2"),
@@ -131,6 +135,61 @@ def test_a_sweep_with_a_failed_run_ends_with_its_words(tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stdout.count("this run failed: unknown save=") == 2
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("3 rows are damaged; on_error=skip leaves them out", "3 rows are damaged; data.bad_rows=skip leaves them out"),
+        ("packing=true fills rows of max_length tokens", "data.packing=true fills rows of max_length tokens"),
+        ("needs split_by=row", "needs data.split_by=row"),
+        ("choose save=light or data/source=own", "choose save=light or data/source=own"),
+        ("x_y_z=1 is nobody's", "x_y_z=1 is nobody's"),
+    ],
+)
+def test_remedies_name_settings_that_exist(words, meant):
+    """The library names its own arguments; what a person reads can be typed."""
+    own = ["data=own", "data/source=messages", "evaluation=default"]
+    assert as_settings(words, "train", own) == meant
+
+
+def remedies() -> set[str]:
+    """What the errors of the package tell people to set, as `name=value`."""
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None:
+                texts = [part.value for part in ast.walk(node.exc) if isinstance(part, ast.Constant)]
+                for text in texts:
+                    found.update(
+                        re.findall(r"(?<![\w./])[a-z_]+(?:[./][a-z_]+)*=\w+", text if isinstance(text, str) else "")
+                    )
+    return found
+
+
+PYTHON_ONLY = {"add_generation_prompt", "tokenize", "max_length"}
+"""Arguments of the processor, which only people who write Python meet."""
+
+
+def test_every_remedy_of_the_package_is_a_setting():
+    own = ["data=own", "data/source=messages", "evaluation=default"]
+    named = [item for item in remedies() if item.partition("=")[0] not in PYTHON_ONLY and not item.endswith("=FILE")]
+    typed = [as_settings(remedy, "train", own) for remedy in sorted(named)]
+    assert len(typed) >= 8
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for setting_of_it in typed:
+            compose("train", [*own, setting_of_it])
+
+
+@pytest.mark.parametrize(
+    "value", ["outputs/a-1+b.c-x/model", "my run/a=1,b=[2]", "it's", 'say "x"', "back\\slash\\", "$HOME {x} (y)", "é"]
+)
+def test_what_is_printed_to_type_is_read_as_meant(value):
+    typed = subprocess.run(
+        ["bash", "-c", f"printf '%s' {setting('folder', value)}"], capture_output=True, text=True, check=True
+    )
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert compose("chat", [typed.stdout]).folder == value
 
 
 def test_long_words_are_cut_to_three_lines():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "conf"  # in a wheel
 CONF = str(_INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "conf")
+
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How a line that may be copied is printed by rich: as it stands, and never broken."""
 
 LONGEST_NAME = 240
 """Bytes of a folder's name; 255 is the limit of common file systems."""
@@ -91,8 +97,25 @@ def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence
 
 
 def folder_name(overrides: str, number: int) -> str:
-    """The folder of a sweep's run: its overrides, or their start and its number where that is too long for a name."""
-    return overrides if len(overrides.encode()) <= LONGEST_NAME else f"{overrides[: LONGEST_NAME // 4]}...{number}"
+    """The folder of a sweep's run: its overrides in letters that neither a shell nor Hydra wants quoted.
+
+    `a=1,b/c=x` gives `a-1+b.c-x`. Where that would lose other letters or is too long for a name, its start and the
+    run's number.
+    """
+    name = overrides.translate(str.maketrans("=,/", "-+."))
+    plain = re.sub(r"[^\w.+-]", "_", name, flags=re.ASCII)
+    if plain == name and len(name) <= LONGEST_NAME:
+        return name
+    return f"{plain[: LONGEST_NAME // 4]}...{number}"
+
+
+def setting(name: str, value: object) -> str:
+    """`name=value` as it can be typed in a shell: quoted for it and for Hydra where the value needs it."""
+    text = str(value)
+    if re.fullmatch(r"[\w./+@:%-]+", text, flags=re.ASCII):
+        return f"{name}={text}"
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), text)
+    return shlex.quote(f'{name}="{escaped}"')
 
 
 OmegaConf.register_new_resolver("accumulation", rows_to_accumulate, replace=True)

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import check_attention, quieten
+from visualchat.cli.config import PLAIN, check_attention, quieten, setting
 from visualchat.cli.main import convert as main
 from visualchat.model.published import from_published, to_published
 
@@ -19,10 +19,12 @@ def run(config: DictConfig) -> None:
         check_attention(config.attention)
         from_published(config.file, config.folder, **instantiate(config.model_settings))
         instantiate(config.processor).save_pretrained(config.folder)
-        console.print(f"{config.folder}/ is ready: visualchat-chat folder={config.folder}", highlight=False)
+        console.print(
+            f"{config.folder}/ is ready; chat with it:\n  visualchat-chat {setting('folder', config.folder)}", **PLAIN
+        )
     else:
         to_published(config.folder, config.file)
-        console.print(f"{config.file} is ready", highlight=False)
+        console.print(f"{config.file} is ready", **PLAIN)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from visualchat.cli.config import quieten
+from visualchat.cli.config import quieten, setting
 from visualchat.cli.main import evaluate as main
 from visualchat.cli.saved import load_model, saved_model
 from visualchat.cli.scoring import dialogues_to_score, score
@@ -62,7 +63,7 @@ def require_the_runs_data(folder: Path, overrides: Sequence[str]) -> None:
     again += [o for o in record.overrides.task if o.startswith(("source.", "data.", "blend.", "seed="))]
     raise ValueError(
         f"{folder} was trained on data={trained_on['data']}: name the data to score it on, such as what it held out:\n"
-        f"visualchat-evaluate folder={folder} {' '.join(again)}"
+        f"visualchat-evaluate {setting('folder', folder)} {shlex.join(again)}"
     )
 
 

@@ -48,7 +48,21 @@ def describe(error: BaseException, config: str, arguments: Sequence[str]) -> tup
             words = str(cause)
         elif isinstance(cause, TypeError | ValueError | AttributeError):
             words = _wrong_type(config, arguments)
+        words = words and as_settings(words, config, arguments)
     return (FAILURE, None) if words is None else (MISTAKE, shortened(words))
+
+
+def as_settings(words: str, config: str, arguments: Sequence[str]) -> str:
+    """Arguments of our functions that a message names, as `limit=3`, by the settings that give them: `data.limit=3`."""
+    pattern = r"(?<![\w./])([a-z_]+)(?==\w)"
+    if not (found := set(re.findall(pattern, words))):
+        return words
+    names = _settings_of(config, arguments)
+    full: dict[str, str] = {}
+    for name in found - {*names, *groups()}:
+        if same := sorted((other for other in names if other.endswith(f".{name}")), key=lambda other: other.count(".")):
+            full[name] = names[same[0]] or same[0]  # a setting that follows another one is set by that
+    return re.sub(pattern, lambda match: full.get(match[1], match[1]), words)
 
 
 def shortened(words: str, lines: int = 3) -> str:
@@ -128,7 +142,7 @@ def _settings(error: BaseException, config: str, arguments: Sequence[str]) -> st
         wanting = {group: choices for group, choices in groups().items() if group.rpartition("/")[2] == found[1]}
         for group, choices in wanting.items():
             return f"{group} is not chosen: type {group}=...\n{group} is one of {', '.join(choices)}"
-        return f"a setting refers to {found[1]}, which does not exist{nearest(found[1], _names(config, []))}"
+        return f"a setting refers to {found[1]}, which does not exist{nearest(found[1], _settings_of(config, []))}"
     if isinstance(error, MissingMandatoryValue) and (found := re.search(r"Missing mandatory value: (\S+)", text)):
         return f"{found[1]} is needed: type {found[1]}=..."
     if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
@@ -156,20 +170,25 @@ def _is_readable(argument: str) -> bool:
 
 def _unknown(name: str, config: str, arguments: Sequence[str]) -> str:
     """Words for a setting that does not exist."""
-    known = [*_names(config, [item for item in arguments if not re.match(rf"[~+]*{re.escape(name)}(@|=|$)", item)])]
+    known = [
+        *_settings_of(config, [item for item in arguments if not re.match(rf"[~+]*{re.escape(name)}(@|=|$)", item)])
+    ]
     guess = nearest(name, [*known, *groups()])
     return f"unknown setting {name}{guess or '; --cfg job lists all settings, +NAME=VALUE adds a new one'}"
 
 
-def _names(config: str, arguments: Sequence[str]) -> list[str]:
-    """The settings of a command with these overrides, or without any where they do not compose."""
+def _settings_of(config: str, arguments: Sequence[str]) -> dict[str, str | None]:
+    """The settings of a command with these overrides, or without any where they do not compose.
+
+    Each with the name of the setting that it follows, None where it has a value of its own.
+    """
     typed = [item for item in arguments if not item.startswith("-")]
     for overrides in (typed, []):
         try:
-            return [*_leaves(_composed(config, overrides))]
+            return dict(_nodes(_composed(config, overrides)))
         except (HydraException, OmegaConfBaseException):
             continue
-    return []
+    return {}
 
 
 def _composed(config: str, overrides: Sequence[str]) -> DictConfig:
@@ -177,14 +196,17 @@ def _composed(config: str, overrides: Sequence[str]) -> DictConfig:
         return compose(config, overrides=[*overrides])
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterable[str]:
-    """The names of all nodes, dotted."""
-    if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
-        for key in map(str, node):
-            name = f"{prefix}{key}"
-            yield name
-            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
-                yield from _leaves(node[key], f"{name}.")
+def _nodes(config: DictConfig) -> Iterable[tuple[str, str | None]]:
+    """The name of every node, dotted, and which other node it refers to."""
+
+    def below(node: Any, prefix: str) -> Iterable[tuple[str, str | None]]:
+        for key, value in node.items():
+            refers = re.match(r"\$\{(?:oc\.select:)?([\w.]+)[,}]", value) if isinstance(value, str) else None
+            yield f"{prefix}{key}", refers[1] if refers else None
+            if isinstance(value, dict):
+                yield from below(value, f"{prefix}{key}.")
+
+    return below(OmegaConf.to_container(config, resolve=False), "")
 
 
 def _wrong_type(config: str, arguments: Sequence[str]) -> str | None:

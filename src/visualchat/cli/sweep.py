@@ -48,7 +48,7 @@ class Run:
 def read_runs(folder: Path) -> list[Run]:
     """The runs of a sweep that have begun, in the order of their jobs."""
     found: list[tuple[int, Run]] = []
-    for path in folder.rglob(".hydra/hydra.yaml"):  # a group's name has slashes, and so has the folder named after it
+    for path in folder.rglob(".hydra/hydra.yaml"):
         hydra = OmegaConf.load(path).hydra
         overrides = dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
         figures = path.parents[1] / "metrics.json"

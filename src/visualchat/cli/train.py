@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import check_attention, quieten
+from visualchat.cli.config import PLAIN, check_attention, quieten, setting
 from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.main import train as main
 from visualchat.cli.record import closing_wandb, record_results, record_run
@@ -152,7 +152,7 @@ def _evaluate(
 
 def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
     folder = os.path.relpath(run)
-    console.print(f"tuned in {seconds:.0f} s; everything is in {folder}/", highlight=False)
+    console.print(f"tuned in {seconds:.0f} s; everything is in {folder}/", **PLAIN)
     for name, what in (
         ("metrics.json", "the figures"),
         ("curves.png", "the curves"),
@@ -160,8 +160,8 @@ def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
         (f"{model}/", "the model; chat with it: make chat, or"),
     ):
         if (run / name).exists():
-            console.print(f"  {name:13} {what}", highlight=False)
-    console.print(f"                visualchat-chat folder={folder}/{model}", highlight=False)
+            console.print(f"  {name:13} {what}", **PLAIN)
+    console.print(f"                visualchat-chat {setting('folder', f'{folder}/{model}')}", **PLAIN)
 
 
 def run(config: DictConfig) -> Any:
