@@ -10,7 +10,8 @@ Tunes a model on image dialogues, evaluates it, and leaves a folder under
 outputs/ with the model, its figures and sample dialogues. Without settings it
 trains on the tiny world of drawn shapes, in minutes on a laptop.
 
-  experiment=NAME           a recipe: tiny_*, paper_*, smoke
+  experiment=NAME           a recipe: own_24gb, own_80gb, own_8gpu, tiny_*,
+                            paper_*, smoke
   data=tiny                 the dialogues: tiny, own, corpora (data/source=,
                             data/blend= choose what own and corpora read)
   model/vision=tiny         the vision encoder
@@ -22,6 +23,7 @@ trains on the tiny world of drawn shapes, in minutes on a laptop.
   trainer.max_epochs=2      passes over the data
   trainer/strategy=auto     several GPUs: ddp, zero1 to zero3, fsdp2
   save=full                 the whole model; light: what trained; or both
+  init=null                 a saved model's folder to start from
   resume=null               a checkpoint or run folder to continue; auto
   -m                        a sweep: every combination of a=1,2 b=3,4
 
@@ -38,7 +40,10 @@ metrics.json and samples.html in a folder under outputs/evaluations/.
 
   folder=null               the model's folder, whole or light; null for the
                             newest under outputs/
-  evaluation=tiny           the dialogues to answer
+  data=tiny                 the data whose held-out dialogues it answers, with
+                            data/source= and source.* as in training
+  data.validation=0.1       of data=own: a share of the rows (1.0: all), or a
+                            file
   vision=null language=null where the backbones of a light folder are now
 
 Examples

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from visualchat.cli.record import closing_wandb, record_results, record_run
 from visualchat.cli.scoring import Scored, dialogues_to_score, score
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.evaluation.report import draw_curves
-from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model import VisualChatProcessor
 from visualchat.model.light import save_light
+from visualchat.model.start import start_from, whole_base
 from visualchat.model.trainable import merge_adapters
 from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
@@ -41,6 +41,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     """
     quieten()
     check_attention(config.attention)
+    refuse_drawn_shapes(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.save not in ("full", "light", "both"):
         raise ValueError(f"unknown save={config.save}, expected full, light or both")
@@ -50,13 +51,18 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         torch.set_num_threads(config.threads)
     processor: VisualChatProcessor = instantiate(config.processor)
     build_model = instantiate(config.build_model, vocab_size=len(processor.tokenizer))
+    base = build_model.keywords["vision"], build_model.keywords["language"]
+    trainable, fill = instantiate(config.model.trainable), None
+    if config.init is not None:
+        build_model, fill = start_from(config.init, build_model, trainable)
     data: VisualChatDataModule = instantiate(config.data, processor=processor)
     module = VisualChatModule(
         build_model,
         instantiate(config.optimizer),
-        instantiate(config.model.trainable),
+        trainable,
         base=_base_name(config),
         gradient_checkpointing=config.gradient_checkpointing,
+        fill=fill,
     )
     trainer: lightning.Trainer = instantiate(
         config.trainer,
@@ -74,13 +80,12 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if config.resume == "auto" and (finished := _finished(run, trainer.global_step)):
         console.print(f"{os.path.relpath(run)}/ was finished: it stays as it is", highlight=False)
         return finished
-    model = module.model.eval()
-    _save(config.save, module, build_model, processor, run)
+    _save(config.save, module, base, processor, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
     metrics |= {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
     }
-    metrics |= _evaluate(config, model, build_model, data, run)
+    metrics |= _evaluate(config, module, data, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     record_results(metrics, trainer.loggers, trainer.global_step)
     if "csv" in config.logger and "metrics" in config.callbacks:
@@ -93,6 +98,21 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     return metrics
 
 
+def refuse_drawn_shapes(config: DictConfig) -> None:
+    """Refuse to train a real language model on the tiny world for no other reason than that no data were named.
+
+    Raises:
+        ValueError: It would.
+    """
+    hydra = HydraConfig.get()
+    named = any(override.partition("=")[0] == "data" for override in hydra.overrides.task)
+    if isinstance(config.model.language.path, str) and hydra.runtime.choices["data"].startswith("tiny") and not named:
+        raise ValueError(
+            f"{config.model.language.path} would train on the drawn shapes of data={hydra.runtime.choices['data']}, "
+            "because no data are named: say data=own data/source=... (docs/own-data.md), or data=tiny if you mean it"
+        )
+
+
 def _finished(run: Path, steps: int) -> dict[str, float]:
     """The metrics of a run that ended after so many optimizer steps; empty if it did not."""
     path = run / "metrics.json"
@@ -103,7 +123,7 @@ def _finished(run: Path, steps: int) -> dict[str, float]:
 def _save(
     what: str,
     module: VisualChatModule,
-    build_model: partial[VisualChatForConditionalGeneration],
+    base: tuple[str | Path, str | Path],
     processor: VisualChatProcessor,
     run: Path,
 ) -> None:
@@ -112,8 +132,8 @@ def _save(
     The whole model has its adapters merged.
     """
     if what in ("light", "both"):
-        base = build_model.keywords["vision"], build_model.keywords["language"]
-        save_light(module.model, run / "light", *base, module.trainable, module.fingerprint())
+        whole = whole_base(module.build_model)
+        save_light(module.model, run / "light", *base, module.trainable, module.fingerprint(), whole)
         processor.save_pretrained(run / "light")
     if what in ("full", "both"):  # last: the newest is what other commands take
         merge_adapters(module.model).save_pretrained(run / "model")
@@ -126,14 +146,8 @@ def _base_name(config: DictConfig) -> str:
     return f"vision {choices['model/vision']} and language {choices['model/language']}"
 
 
-def _evaluate(
-    config: DictConfig,
-    model: VisualChatForConditionalGeneration,
-    build_model: partial[VisualChatForConditionalGeneration],
-    data: VisualChatDataModule,
-    run: Path,
-) -> dict[str, float]:
-    """The tuned model beside the untrained one, the blind one and, where there are captions, the one that reads them.
+def _evaluate(config: DictConfig, module: VisualChatModule, data: VisualChatDataModule, run: Path) -> dict[str, float]:
+    """The tuned model beside the one the run began with, the blind one and, with captions, the one that reads them.
 
     Nothing where the evaluation has no dialogues.
     """
@@ -142,7 +156,8 @@ def _evaluate(
     parts = dialogues_to_score(settings, config.data, processor, data.validation)
     if not parts:
         return {}
-    untrained = build_model().to(model.device)  # type: ignore[arg-type]
+    model = module.model.eval()
+    untrained = module.assemble().eval().to(model.device)
     columns: dict[str, Scored] = {"tuned": (model, parts), "untrained": (untrained, parts), "blind": (model, parts)}
     if settings.captioned:
         columns["captions"] = untrained, instantiate(settings.captioned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,19 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return whole_state((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def base_fingerprint(model: nn.Module) -> str:
+def base_fingerprint(model: nn.Module, trained: Container[str] | None = None) -> str:
     """A hash (hex) of the frozen parameters: names, shapes, and up to 64 values of each, evenly spaced.
 
     It tells bases apart in a moment at any size; it is no proof against a forged base. Values are hashed as float32, so
     weights that were rounded to another precision make another base.
+
+    Args:
+        model: With all its weights.
+        trained: The parameters that are not of the base, beside all adapters; those that require gradients if None.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
+        if parameter.requires_grad if trained is None else name in trained or ".lora_" in name:
             continue
         name = name.replace(".base_layer", "")  # a layer with an adapter beside it is the same layer
         with gathered(parameter) as whole:

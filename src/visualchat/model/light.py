@@ -30,6 +30,7 @@ def save_light(
     language: str | Path,
     trainable: Trainable | None = None,
     fingerprint: str | None = None,
+    whole: str | Path | None = None,
 ) -> None:
     """Write what trains of a model, bound to its base.
 
@@ -40,6 +41,7 @@ def save_light(
         language: The language model, likewise.
         trainable: What trains of the model, as `set_trainable` was told; projector and token embedding if None.
         fingerprint: Of the base, where it is known; None to compute it.
+        whole: The folder of a whole saved model, where that is the base in place of the two backbones.
 
     Raises:
         ValueError: Nothing of the model trains.
@@ -51,11 +53,12 @@ def save_light(
     folder.mkdir(parents=True, exist_ok=True)
     card = {
         "base": {
+            **({"whole": _noted(whole, folder)} if whole is not None else {}),
             "vision": _noted(vision, folder),
             "language": _noted(language, folder),
             "fingerprint": fingerprint or base_fingerprint(model),
             "dtype": str(_head_dtype(model)).removeprefix("torch."),
-            "language_bits": _language_bits(model),
+            "language_bits": language_bits(model),
             "vocab_size": model.language_model.config.vocab_size,
         },
         "config": _own_fields(model.config),
@@ -87,15 +90,8 @@ def load_light(
         raise ValueError(f"{folder}: no light folder ({CARD} is missing)")
     card = json.loads((folder / CARD).read_text())
     base = card["base"]
-    vision, language = vision or _found(base["vision"], folder), language or _found(base["language"], folder)
-    model = VisualChatForConditionalGeneration.from_backbones(
-        vision,
-        language,
-        dtype=getattr(torch, base["dtype"]),
-        vocab_size=base["vocab_size"],
-        language_bits=base["language_bits"],
-        **card["config"],
-    )
+    vision, language = vision or found_base(base["vision"], folder), language or found_base(base["language"], folder)
+    model = _base_model(base, folder, vision, language, card["config"])
     set_trainable(model, Trainable(**card["trainable"]))
     state = load_file(folder / WEIGHTS)
     _check_names(model, state, card, folder)
@@ -106,6 +102,23 @@ def load_light(
         )
     model.load_state_dict(state, strict=False, assign=True)
     return model.eval()
+
+
+def _base_model(
+    base: dict[str, Any], folder: Path, vision: str | Path, language: str | Path, config: dict[str, Any]
+) -> VisualChatForConditionalGeneration:
+    """What a light folder stands on: a whole saved model, or two backbones."""
+    dtype = getattr(torch, base["dtype"])
+    if "whole" in base:
+        return VisualChatForConditionalGeneration.from_pretrained(found_base(base["whole"], folder), dtype=dtype)
+    return VisualChatForConditionalGeneration.from_backbones(
+        vision,
+        language,
+        dtype=dtype,
+        vocab_size=base["vocab_size"],
+        language_bits=base["language_bits"],
+        **config,
+    )
 
 
 def _check_names(
@@ -133,7 +146,7 @@ def _head_dtype(model: VisualChatForConditionalGeneration) -> torch.dtype:
     return model.get_output_embeddings().weight.dtype
 
 
-def _language_bits(model: VisualChatForConditionalGeneration) -> int | None:
+def language_bits(model: VisualChatForConditionalGeneration) -> int | None:
     """In how many bits the language model is held; None where it is not quantized."""
     settings = getattr(model.language_model.config, "quantization_config", None)
     return None if settings is None else 4 if settings.load_in_4bit else 8
@@ -150,6 +163,7 @@ def _noted(base: str | Path, folder: Path) -> str:
     return os.path.relpath(base, folder) if Path(base).is_dir() else str(base)
 
 
-def _found(noted: str, folder: Path) -> str | Path:
+def found_base(noted: str, folder: Path) -> str | Path:
+    """Where a backbone is that a light folder has noted."""
     local = folder / noted
     return local.resolve() if local.is_dir() else noted

@@ -37,6 +37,19 @@ def gathered(parameter: Tensor) -> Iterator[Tensor]:
         yield parameter.full_tensor().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
+@contextmanager
+def writable(parameter: Tensor) -> Iterator[Tensor]:
+    """The parameter's values in one piece, to be changed inside to the same ones by all ranks; not for FSDP2's."""
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            yield parameter.detach()
+    else:
+        assert not isinstance(parameter, DTensor), "fill a model before it is split"
+        yield parameter.detach()
+
+
 def whole_state(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
     """Named parameters, detached and in one piece; split ones are gathered one after the other, to the CPU."""
     state: dict[str, Tensor] = {}

@@ -30,6 +30,7 @@ class VisualChatModule(lightning.LightningModule):
         base: What the frozen backbones are called in error messages.
         gradient_checkpointing: Whether the language model's layers keep only their inputs and compute the rest again
             in the backward pass.
+        fill: Puts weights to start from into a new model, once it is settled what trains; None for none.
     """
 
     model: VisualChatForConditionalGeneration
@@ -41,6 +42,7 @@ class VisualChatModule(lightning.LightningModule):
         trainable: Trainable | None = None,
         base: str = "the frozen backbones",
         gradient_checkpointing: bool = False,
+        fill: Callable[[VisualChatForConditionalGeneration], None] | None = None,
     ) -> None:
         super().__init__()
         self.build_model = build_model
@@ -48,6 +50,7 @@ class VisualChatModule(lightning.LightningModule):
         self.trainable = trainable or Trainable()
         self.base = base
         self.gradient_checkpointing = gradient_checkpointing
+        self.fill = fill
         self.exact_match = MeanMetric()
         self.validation_loss = MeanMetric()  # Lightning's own mean over ranks rounds their weights (2.6)
         self._base_fingerprint: str | None = None
@@ -66,6 +69,8 @@ class VisualChatModule(lightning.LightningModule):
         """A new model, ready to train."""
         model = self.build_model().train()
         set_trainable(model, self.trainable)
+        if self.fill is not None:
+            self.fill(model)
         if self.gradient_checkpointing:
             # not the reentrant way, which needs an input that requires gradients
             model.language_model.activation_checkpointing_enable({"use_reentrant": False})
