@@ -10,7 +10,8 @@ from lines import ROOT, blocks
 from visualchat.tiny.scenes import draw, random_scene
 
 PAGE = (ROOT / "docs" / "own-data.md").read_text("utf-8")
-PLANTS = ("A fern.", "A moss.")
+ANSWERS = ("red", "blue")
+"""Words of the tiny model; it knows few."""
 
 
 def block(heading: str) -> list[str]:
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
             name = f"pictures/{number:03}.jpg"
             draw(random_scene(number)).resize((200 + number, 300)).save(home / "mine" / name, quality=90)
             both = f"{name};pictures/001.jpg" if number % 10 == 0 else name
-            rows.writerow([both, "Which plant, if any, is this?", PLANTS[number % 2]])
+            rows.writerow([both, "What colour is it, if any?", ANSWERS[number % 2]])
     return home
 
 
@@ -42,7 +43,7 @@ def test_the_page_ends_in_a_chat_and_figures_about_the_pictures(folder):
     trained = bash(folder, first)
     assert trained.code == 0, trained.out + trained.err
     assert "every row is sound" in trained.out
-    assert "Which plant" in trained.out
+    assert "What colour" in trained.out
     assert "data=own" in trained.out
 
     run = folder / "outputs" / "rehearsal"
@@ -53,18 +54,18 @@ def test_the_page_ends_in_a_chat_and_figures_about_the_pictures(folder):
         assert {f"{name}/all", f"blind/{name}/all", f"untrained/{name}/all"} <= figures.keys()
     assert not any("unseen" in name for name in figures), "figures of the tiny world"
     page = (run / "samples.html").read_text("utf-8")
-    assert "Which plant, if any, is this?" in page
+    assert "What colour is it, if any?" in page
     assert "<img src=" in page
     assert (run / "curves.png").is_file()
 
-    chat = "/image mine/pictures/001.jpg\nWhich plant, if any, is this?\n/quit\n"
+    chat = "/image mine/pictures/001.jpg\nWhat colour is it, if any?\n/quit\n"
     scored = bash(folder, then, typed=chat)
     assert scored.code == 0, scored.out + scored.err
     again = metrics(folder / "outputs" / "scores")
     for name in ("answer_loss/all", "exact_match/all", "blind/answer_loss/all"):
         assert again[name] == pytest.approx(figures[name], rel=1e-4), name
     assert "40 dialogues, 40 answers" in scored.out
-    assert re.search(r"A (fern|moss)\.", scored.out), "an answer in the chat"
+    assert re.search("|".join(ANSWERS), scored.out.rpartition("your next question")[2]), "an answer in the chat"
 
 
 @pytest.mark.slow
