@@ -1,5 +1,6 @@
 """Interrupted at any batch and resumed, a run sees the very batches, and makes the very losses, of one that went on."""
 
+from dataclasses import replace
 from functools import partial
 
 import lightning
@@ -147,6 +148,34 @@ def test_other_settings_cannot_go_on_in_mid_epoch(make_model, processor, tmp_pat
     message = r"ended at batch 4 of epoch 0, which other settings cannot go on with: batch_size was 2, now 3; resume"
     with pytest.raises(ValueError, match=message):
         fit(make_model, processor, tmp_path, Watch(), data={"batch_size": 3}, resume=checkpoint)
+
+
+ORIGINAL = dialogues
+
+
+def edited(how: str) -> list[Dialogue]:
+    """As many dialogues as before, one of them another."""
+    found = ORIGINAL()
+    (turn,) = found[-1].turns
+    if how == "order":
+        return found[::-1]
+    if how == "answer":
+        turn = replace(turn, answer=turn.answer[::-1])
+    elif how == "picture":
+        other = Image.new("RGB", (16, 16), (0, 0, 1))
+        turn = replace(turn, content=tuple(other if isinstance(c, Image.Image) else c for c in turn.content))
+    return [*found[:-1], replace(found[-1], turns=(turn,), system="Be brief." if how == "system" else "")]
+
+
+@pytest.mark.parametrize("how", ["order", "answer", "picture", "system"])
+def test_other_rows_cannot_go_on_in_mid_epoch(make_model, processor, tmp_path, monkeypatch, caplog, how):
+    """The same number of rows, with the same names; from the end of an epoch they may, and that is said."""
+    middle, end = (interrupted_at(processor, make_model, tmp_path / name, n) for name, n in (("a", 4), ("b", 6)))
+    monkeypatch.setitem(globals(), "dialogues", lambda count=SIZE: edited(how)[:count])
+    with pytest.raises(ValueError, match=r"cannot go on with: the content of the training rows; resume with the old"):
+        fit(make_model, processor, tmp_path, Watch(), resume=middle)
+    assert fit(make_model, processor, tmp_path, Watch(), resume=end)
+    assert "other data than before, from epoch 1 on: the content of the training rows" in caplog.text
 
 
 def test_other_settings_can_go_on_between_epochs(make_model, processor, tmp_path):

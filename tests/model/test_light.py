@@ -1,5 +1,6 @@
 """A light folder gives the very model back, names its base, and refuses another."""
 
+import hashlib
 import json
 import shutil
 
@@ -88,10 +89,52 @@ def test_another_base_is_refused_with_both_names(folder, backbones, tmp_path):
         load_light(folder, vision=tmp_path / "other")
 
 
+def seal(folder):
+    """Have the card agree with a file that a test has changed."""
+    card = json.loads((folder / "light.json").read_text())
+    card["sha256"] = hashlib.sha256((folder / "trained.safetensors").read_bytes()).hexdigest()
+    (folder / "light.json").write_text(json.dumps(card))
+
+
+def test_damage_is_noticed(folder):
+    data = bytearray((folder / "trained.safetensors").read_bytes())
+    data[-100] ^= 1
+    (folder / "trained.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=r"light: trained.safetensors is damaged, it is not what was saved"):
+        load_light(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_model_that_is_not_finite_is_neither_saved_nor_loaded(tuned, folder, backbones, tmp_path, value):
+    state = load_file(folder / "trained.safetensors")
+    name = "multi_modal_projector.0.bias"
+    state[name][3] = value
+    save_file(state, folder / "trained.safetensors")
+    seal(folder)
+    with pytest.raises(ValueError, match=f"light: trained parameters are not finite: {name}$"):
+        load_light(folder)
+    tuned.get_parameter(name).data[3] = value
+    with pytest.raises(ValueError, match=f"trained parameters are not finite is not saved: {name}$"):
+        save_light(tuned, tmp_path / "new", backbones.vision, backbones.language)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "noted"), [("vision", "../gone/vision"), ("language", "../../a/b/c"), ("vision", "/etc")]
+)
+def test_a_base_that_is_not_where_it_was_is_asked_for(folder, part, noted):
+    card = json.loads((folder / "light.json").read_text())
+    card["base"][part] = noted
+    (folder / "light.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=rf"names its {part} base as {noted}, .*say where it is now with {part}="):
+        load_light(folder)
+
+
 def test_a_missing_and_a_surplus_part_are_named(folder):
     state = load_file(folder / "trained.safetensors")
     state["extra"] = state.pop("multi_modal_projector.0.bias")
     save_file(state, folder / "trained.safetensors")
+    seal(folder)
     message = (
         r"projector.0.bias is missing in trained.safetensors; extra is surplus in .*; extra does not train in the model"
     )
@@ -107,6 +150,7 @@ def test_another_size_is_named(folder):
     card["trained"][name][0] -= 1
     save_file(state, folder / "trained.safetensors")
     (folder / "light.json").write_text(json.dumps(card))
+    seal(folder)
     with pytest.raises(ValueError, match=r"embed_tokens.weight is \(\d+, 32\), in the model \(\d+, 32\)"):
         load_light(folder)
 

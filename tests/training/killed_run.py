@@ -18,8 +18,9 @@ from torch.nn.functional import dropout
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.training import checkpoints
+from visualchat.training import checkpoint_io, checkpoints
 from visualchat.training.callbacks import RunMetrics
+from visualchat.training.checkpoint_io import CheckpointFolders
 from visualchat.training.checkpoints import Checkpoints
 from visualchat.training.logs import ContinuedCSVLogger
 from visualchat.training.module import VisualChatModule
@@ -105,22 +106,22 @@ def arm(number: int, place: str) -> None:
     def load(place: str) -> None:
         if place == "write":
 
-            def half(trainer, path, *_):
+            def half(value, path):
                 path.write_bytes(b"half a checkpoint")
                 die()
 
-            lightning.Trainer.save_checkpoint = half
+            checkpoint_io.write = half
         elif place == "sync":
-            checkpoints._sync = lambda path: die()
+            checkpoint_io.sync = lambda path: die()
         else:
-            move = checkpoints._move
+            move = checkpoint_io.move
 
             def dying(source, target):
                 if target.stem == place:
                     die()
                 move(source, target)
 
-            checkpoints._move = dying
+            checkpoint_io.move = dying
 
     Checkpoints._save = counted
 
@@ -138,6 +139,7 @@ def train(plan: Plan) -> None:
         default_root_dir=plan.folder,
         logger=ContinuedCSVLogger(plan.folder, name="logs", version="csv"),
         callbacks=[Watch(plan), RunMetrics(), keep],
+        plugins=[CheckpointFolders()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

@@ -1,9 +1,16 @@
 """Which checkpoint is taken, what becomes of damaged ones, and that nothing of another run is written over."""
 
+import errno
+import hashlib
 import logging
 import math
+import os
 import random
+import shutil
+import tempfile
+import zipfile
 from functools import partial
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -16,32 +23,54 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.training.callbacks import RunMetrics
+from visualchat.training.checkpoint_io import MANIFEST, STATE, CheckpointFolders, damage, manifest
 from visualchat.training.checkpoints import Checkpoints, random_state, set_random_state
 from visualchat.training.logs import ContinuedCSVLogger, CSVRows, forget_from
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
-from visualchat.training.resume import damage, find_checkpoint
+from visualchat.training.resume import find_checkpoint
+from visualchat.training.stopping import RunStopped
 
 
 def write(path, step=1):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"global_step": step, "values": torch.arange(5000)}, path)
+    CheckpointFolders().save_checkpoint({"global_step": step, "values": torch.arange(5000)}, path)
     return path
 
 
 def cut_short(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    file = path / STATE
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 def overwritten(path):
     """One byte in the middle of a tensor, as after a power cut."""
-    data = bytearray(path.read_bytes())
+    data = bytearray((path / STATE).read_bytes())
     data[len(data) // 2] ^= 255
-    path.write_bytes(data)
+    (path / STATE).write_bytes(data)
 
 
-def emptied(path):
-    path.write_bytes(b"")
+def zeroed(path):
+    """As some file systems leave a file after a power cut: of the right size, without its content."""
+    (path / STATE).write_bytes(bytes((path / STATE).stat().st_size))
+
+
+def lost(path):
+    (path / STATE).unlink()
+
+
+def unsealed(path):
+    (path / MANIFEST).unlink()
+
+
+def garbled(path):
+    (path / MANIFEST).write_text('{"files": [')
+
+
+def foreign(path):
+    """A sound zip file that is no checkpoint."""
+    shutil.rmtree(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("letter.txt", "no checkpoint")
 
 
 @pytest.fixture
@@ -61,7 +90,7 @@ def test_a_run_goes_on_from_its_newest(run, tmp_path):
     assert find_checkpoint(None, run) is None
 
 
-@pytest.mark.parametrize("spoil", [cut_short, overwritten, emptied])
+@pytest.mark.parametrize("spoil", [cut_short, overwritten, zeroed, lost, unsealed, garbled, foreign])
 def test_a_damaged_one_gives_way_to_the_one_before(run, spoil, caplog):
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     spoil(last)
@@ -82,17 +111,6 @@ def test_a_kill_between_the_two_renames_costs_nothing(run):
     assert find_checkpoint("auto", run).name == "previous.ckpt"
 
 
-def test_a_sharded_checkpoint_is_a_folder(run):
-    """As DeepSpeed and distributed checkpoints write them: the file that says they are complete comes last."""
-    last = run / "checkpoints" / "last.ckpt"
-    last.unlink()
-    last.mkdir()
-    assert find_checkpoint("auto", run).name == "previous.ckpt"
-    (last / "latest").write_text("checkpoint")
-    assert find_checkpoint("auto", run) == last
-    assert find_checkpoint(last, run) == last
-
-
 def test_nothing_there(tmp_path):
     assert find_checkpoint("auto", tmp_path / "new") is None
     with pytest.raises(ValueError, match="resume=nowhere: there is no such checkpoint or folder"):
@@ -101,12 +119,13 @@ def test_nothing_there(tmp_path):
         find_checkpoint(tmp_path, tmp_path)
 
 
-def fit(make_model, processor, folder, *, resume=None, loggers=(), **trainer):
+def fit(make_model, processor, folder, *, resume=None, loggers=(), more=(), **trainer):
     run = lightning.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
         logger=list(loggers),
-        callbacks=[RunMetrics(), Checkpoints(folder / "checkpoints", "validation/loss", "min", every_n_steps=2)],
+        callbacks=[*more, RunMetrics(), Checkpoints(folder / "checkpoints", "validation/loss", "min", every_n_steps=2)],
+        plugins=[CheckpointFolders()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -120,7 +139,7 @@ def fit(make_model, processor, folder, *, resume=None, loggers=(), **trainer):
 
 
 def step_of(path):
-    return torch.load(path, weights_only=True)["global_step"]
+    return torch.load(path / STATE, weights_only=True)["global_step"]
 
 
 def test_last_previous_and_best_are_kept(make_model, processor, tmp_path):
@@ -136,6 +155,98 @@ def test_a_finished_run_goes_on_for_longer(make_model, processor, tmp_path):
     fit(make_model, processor, tmp_path)
     longer = fit(make_model, processor, tmp_path, max_epochs=2, resume=tmp_path / "checkpoints" / "last.ckpt")
     assert longer.global_step == 6
+
+
+class Seen(lightning.Callback):
+    """Keeps each batch's tokens."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, batch_idx, batch["input_ids"].tolist()))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_an_epoch_that_max_steps_cut_short_goes_on(make_model, processor, tmp_path, steps):
+    whole, first, rest = Seen(), Seen(), Seen()
+    fit(make_model, processor, tmp_path / "whole", more=[whole], max_epochs=2)
+    fit(make_model, processor, tmp_path, more=[first], max_epochs=2, max_steps=steps)
+    longer = fit(make_model, processor, tmp_path, more=[rest], max_epochs=2, resume=tmp_path / "checkpoints/last.ckpt")
+    assert longer.global_step == 6
+    assert first.batches + rest.batches == whole.batches
+
+
+def test_a_checkpoint_is_synced_sealed_and_only_then_named(tmp_path, monkeypatch):
+    """Every file and folder of it is on the disk before the name, the manifest last; nothing goes elsewhere."""
+    happened = []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, "fsync", lambda d: happened.append(str(Path(f"/proc/self/fd/{d}").readlink())) or fsync(d))
+    monkeypatch.setattr(Path, "rename", lambda self, to: happened.append(f"{self} -> {to}") or rename(self, to))
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    path = write(tmp_path / "last.ckpt")
+    part = tmp_path / "last.part"
+    assert sorted(happened[:3]) == sorted(map(str, (part, part / STATE, part / MANIFEST)))
+    assert happened[3:] == [f"{part} -> {path}", str(tmp_path)]
+    assert sorted(file.name for file in path.iterdir()) == [MANIFEST, STATE]
+    noted = manifest(path)
+    content = (path / STATE).read_bytes()
+    assert noted["files"] == {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    assert noted["step"] == 1
+
+
+class Full:
+    """A file on a disk that takes only so many bytes more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(make_model, processor, tmp_path, monkeypatch):
+    fit(make_model, processor, tmp_path, max_steps=2)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    kept = {file.name: file.read_bytes() for file in last.iterdir()}
+    opened = Path.open
+
+    def open_on_a_full_disk(self, mode="r", *rest, **named):
+        file = opened(self, mode, *rest, **named)
+        return Full(file, 20_000) if "w" in mode and self.name == STATE else file
+
+    monkeypatch.setattr(Path, "open", open_on_a_full_disk)
+    with pytest.raises(RunStopped, match=r"step 3 could not be saved in .*/checkpoints: .* No space left on device$"):
+        fit(make_model, processor, tmp_path, max_epochs=2, resume=last)
+    assert {file.name: file.read_bytes() for file in last.iterdir()} == kept
+    assert not [*last.parent.glob("*.part")]  # its room is free again
+
+
+def test_a_checkpoint_that_could_run_code_is_not_loaded(make_model, processor, tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was here"),)
+
+    fit(make_model, processor, tmp_path)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last / STATE)
+    CheckpointFolders().save_checkpoint({**checkpoint, "extra": Touch()}, last)  # with a manifest that is right
+    assert damage(last) is None
+    with pytest.raises(ValueError, match=r"holds more than numbers \(posix.mkdir\) and so could run code"):
+        fit(make_model, processor, tmp_path, max_epochs=2, resume=last)
+    assert not (tmp_path / "was here").exists()
 
 
 def test_a_fresh_run_does_not_write_over_another(make_model, processor, tmp_path):

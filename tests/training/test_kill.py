@@ -9,6 +9,8 @@ import pytest
 import torch
 from killed_run import BATCHES, EPOCHS, Plan, losses, rows, train
 
+from visualchat.training.checkpoint_io import STATE
+
 pytestmark = pytest.mark.slow
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -54,9 +56,9 @@ def same(whole: Plan, folder) -> None:
     assert set(found) == set(expected)
     assert rows(folder) == rows(whole.folder)
     assert str(torch.load(folder / "random.pt")) == str(torch.load(whole.folder / "random.pt"))
-    weights = [torch.load(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, whole.folder)]
+    weights = [torch.load(f / "checkpoints" / "last.ckpt" / STATE)["state_dict"] for f in (folder, whole.folder)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
-    best = [torch.load(f / "checkpoints" / "best.ckpt") for f in (folder, whole.folder)]
+    best = [torch.load(f / "checkpoints" / "best.ckpt" / STATE) for f in (folder, whole.folder)]
     assert best[0]["global_step"] == best[1]["global_step"]
 
 

@@ -7,6 +7,8 @@ one command of its own, the very command that a person would type, and the sweep
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
+
+from visualchat.training.stopping import SIGNALS
 
 
 def needs_own_processes(config: DictConfig) -> bool:
@@ -44,12 +48,29 @@ def job_command(module: str, run: Path) -> list[str]:
 def run_job(module: str, run: Path) -> None:
     """Run the present job as a command of its own.
 
+    A signal is for the job, which saves and ends; then the sweep ends with its exit code.
+
     Raises:
         RuntimeError: It failed.
     """
-    done = subprocess.run(job_command(module, run), check=False)
-    if done.returncode:
-        raise RuntimeError(f"the job in {run} failed with exit code {done.returncode}; its message stands above")
+    asked: list[int] = []
+    with subprocess.Popen(job_command(module, run)) as job:
+
+        def hand_on(number: int, frame: object) -> None:
+            if number != signal.SIGINT or not os.isatty(0):  # Ctrl-C in a terminal reaches all processes by itself
+                job.send_signal(number)
+            asked.append(number)
+
+        before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+        try:
+            code = job.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if asked:
+        raise SystemExit(128 + asked[0])
+    if code:
+        raise RuntimeError(f"the job in {run} failed with exit code {code}; its message stands above")
 
 
 def _quoted(text: str) -> str:

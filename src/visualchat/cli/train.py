@@ -12,10 +12,11 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from visualchat.cli.config import PLAIN, check_attention, quieten, setting
+from visualchat.cli.ending import explained, sole_use
 from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.main import train as main
 from visualchat.cli.record import closing_wandb, record_results, record_run
@@ -26,9 +27,11 @@ from visualchat.model import VisualChatProcessor
 from visualchat.model.light import save_light
 from visualchat.model.start import start_from, whole_base
 from visualchat.model.trainable import merge_adapters
+from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
-from visualchat.training.resume import find_checkpoint
+from visualchat.training.resume import find_checkpoint, require_same_model, settings_of
+from visualchat.training.stopping import is_first_rank
 
 console = Console()
 
@@ -49,6 +52,8 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         raise ValueError(f"a quantized base is not copied: choose save=light, found save={config.save}")
     if config.threads:
         torch.set_num_threads(config.threads)
+    settings = settings_of(OmegaConf.to_container(config, resolve=True))
+    checkpoint = _where_to_begin(config.resume, run, settings)
     processor: VisualChatProcessor = instantiate(config.processor)
     build_model = instantiate(config.build_model, vocab_size=len(processor.tokenizer))
     base = build_model.keywords["vision"], build_model.keywords["language"]
@@ -63,16 +68,18 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         base=_base_name(config),
         gradient_checkpointing=config.gradient_checkpointing,
         fill=fill,
+        settings=settings,
     )
     trainer: lightning.Trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),
         callbacks=[callback for callback in instantiate(config.callbacks).values() if callback],
+        plugins=[CheckpointFolders()],
     )
     if trainer.is_global_zero:
         record_run(config, run, trainer.loggers)
     started = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=find_checkpoint(config.resume, run))
+    trainer.fit(module, data, ckpt_path=checkpoint)
     seconds = time.perf_counter() - started
     gather_model(module, trainer)
     if not trainer.is_global_zero:
@@ -111,6 +118,25 @@ def refuse_drawn_shapes(config: DictConfig) -> None:
             f"{config.model.language.path} would train on the drawn shapes of data={hydra.runtime.choices['data']}, "
             "because no data are named: say data=own data/source=... (docs/own-data.md), or data=tiny if you mean it"
         )
+
+
+def _where_to_begin(resume: str | None, run: Path, settings: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, None to start afresh; the first rank says so, and what has changed since.
+
+    Raises:
+        ValueError: There is no such checkpoint, or it is another model's.
+    """
+    checkpoint = find_checkpoint(resume, run)
+    found = None if checkpoint is None else manifest(checkpoint)
+    changed = require_same_model(found["settings"], settings) if found else []
+    if is_first_rank():
+        console.print(f"the run's folder: {os.path.relpath(run)}/", highlight=False, soft_wrap=True)
+        if checkpoint is not None and found:
+            place = f"{os.path.relpath(checkpoint)} at step {found['step']}"
+            console.print(f"resuming from {place}", highlight=False, soft_wrap=True)
+        if changed:
+            console.print(f"changed since: {'; '.join(changed)}", highlight=False, markup=False, soft_wrap=True)
+    return checkpoint
 
 
 def _finished(run: Path, steps: int) -> dict[str, float]:
@@ -186,7 +212,7 @@ def run(config: DictConfig) -> Any:
         run_job("visualchat.cli.train", folder)
         metrics = json.loads((folder / "metrics.json").read_text())
     else:
-        with closing_wandb():
+        with explained(folder), sole_use(folder), closing_wandb():
             metrics = train(config, folder)
     return metrics.get("exact_match/all")
 

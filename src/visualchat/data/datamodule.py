@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collat
 from visualchat.data.held_out import spread
 from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
 from visualchat.data.mix import Blend
-from visualchat.data.origin import digest_of, joint_digest
+from visualchat.data.origin import digest_of, joint_digest, place_of
 from visualchat.data.own import OwnData
 from visualchat.data.pack import Packing
 from visualchat.data.progress import watched
-from visualchat.data.schedule import Rows, Schedule, in_order, rows_of, shuffled
+from visualchat.data.schedule import Rows, Schedule, batches_of_rank, in_order, rows_of, shuffled
 from visualchat.data.sources import Source
 from visualchat.data.split import SplitBy
 from visualchat.dialogue import Dialogue
@@ -139,6 +141,14 @@ class VisualChatDataModule(lightning.LightningDataModule):
         size = len(self.validation)
         return self._loader(self.validation, self._schedule(rows_of(in_order(size)), size), packed=False)
 
+    def names(self, epoch: int, batch: int, *, training: bool = True) -> list[str]:
+        """The dialogues in a batch of this rank, and where they lie; in validation the epoch counts for nothing."""
+        size = len(self.validation)
+        rows = self._train_rows()[0] if training else rows_of(in_order(size))
+        dialogues = self.train if training else self.validation
+        spec = batches_of_rank(rows(self.seed, epoch), self.batch_size, *self._ranks())[batch]
+        return [f"{dialogues[number].id} ({place_of(dialogues, number)})" for row in spec.rows for number in row]
+
     def samples(self, count: int) -> list[Dialogue]:
         """At most `count` validation dialogues with their pictures, always the same ones, cut to the limit.
 
@@ -191,6 +201,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
             sampler=schedule,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # workers' seeds come from here, not from the run's own random numbers
         )
 
@@ -221,15 +232,19 @@ class VisualChatDataModule(lightning.LightningDataModule):
 
     def _settings(self) -> dict[str, Any]:
         """All that the order of the batches depends on."""
-        names = ("batch_size", "seed", "packing")
+        names = ("batch_size", "seed", "packing", "bad_rows")
         settings = {"dialogues": len(self.train), "ranks": self._ranks()[1], "max_length": self.collate.max_length}
         settings["rows"] = self._train_rows()[1]
         return {**settings, **{name: getattr(self, name) for name in names}}
 
+    @cached_property
+    def _content(self) -> str:
+        return digest_of(self.train)
+
     def state_dict(self) -> dict[str, Any]:
         """Epoch and batch that come next, the settings they depend on, and what was lost so far."""
         reports = {name: report.state_dict() for name, report in self.reports.items()}
-        return {"next": self._next(), "settings": self._settings(), "reports": reports}
+        return {"next": self._next(), "settings": self._settings(), "content": self._content, "reports": reports}
 
     def _next(self) -> tuple[int, int]:
         """Epoch and batch after those whose step is done, from Lightning's own count."""
@@ -238,6 +253,8 @@ class VisualChatDataModule(lightning.LightningDataModule):
         epochs: Any = fit.epoch_progress.current
         batches: Any = fit.epoch_loop.batch_progress.current
         epoch, batch = epochs.processed, batches.processed
+        if epoch_is_cut(self.trainer):
+            return epoch - 1, batch
         if epochs.ready == epoch:  # between two epochs
             return epoch, 0
         return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
@@ -246,20 +263,41 @@ class VisualChatDataModule(lightning.LightningDataModule):
         """Go on where the checkpoint ended.
 
         Raises:
-            ValueError: It ended in mid-epoch and the order of the batches has changed since.
+            ValueError: It ended in mid-epoch, and the training rows or the order of the batches have changed since.
         """
         now, then = self._settings(), state_dict["settings"]
         changed = [f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in now if now[name] != then.get(name)]
+        if state_dict["content"] != self._content:
+            changed.append("the content of the training rows")
         epoch, batch = state_dict["next"]
         if batch and changed:
             raise ValueError(
                 f"the checkpoint ended at batch {batch} of epoch {epoch}, which other settings cannot go on with: "
                 f"{', '.join(changed)}; resume with the old settings or from the end of an epoch"
             )
+        if changed and self._ranks()[0] == 0:
+            log.warning("other data than before, from epoch %d on: %s", epoch, ", ".join(changed))
         self._start = (epoch, batch)
         if now["dialogues"] == then.get("dialogues"):
             for name, report in self.reports.items():
                 report.load_state_dict(state_dict["reports"][name])
+
+
+def epoch_is_cut(trainer: lightning.Trainer) -> bool:
+    """Whether training has ended in mid-epoch, by `max_steps`; Lightning then counts that epoch as processed."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return epochs.ready == epochs.processed > 0 and 0 < batches.processed < trainer.num_training_batches
+
+
+def outlive_signals(worker: int) -> None:
+    """For a process that makes batches: a signal to the whole group is for the training process to act on.
+
+    The second SIGTERM ends it, which is how torch and Python end a worker that hangs.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class _Lengths(Dataset[tuple[int, Losses | None]]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ from visualchat.model.sharding import gathered, whole_state
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that train, by name, detached; in one piece; all ranks must call it together."""
     return whole_state((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold a value that is infinite or no number."""
+    return [name for name, value in state.items() if not value.isfinite().all()]
 
 
 def base_fingerprint(model: nn.Module, trained: Container[str] | None = None) -> str:

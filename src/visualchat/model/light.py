@@ -6,8 +6,10 @@ fingerprint, and all else that it takes to assemble the model again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
-from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.freezing import base_fingerprint, not_finite, trainable_state
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
 from visualchat.model.trainable import Trainable, set_trainable
 
@@ -44,13 +46,16 @@ def save_light(
         whole: The folder of a whole saved model, where that is the base in place of the two backbones.
 
     Raises:
-        ValueError: Nothing of the model trains.
+        ValueError: Nothing of the model trains, or what does is not finite.
     """
     state = {name: value.contiguous().cpu() for name, value in trainable_state(model).items()}
     if not state:
         raise ValueError("no parameter requires a gradient: a light folder would be empty")
+    if wrong := not_finite(state):
+        raise ValueError(f"a model whose trained parameters are not finite is not saved: {', '.join(wrong)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     card = {
         "base": {
             **({"whole": _noted(whole, folder)} if whole is not None else {}),
@@ -64,8 +69,8 @@ def save_light(
         "config": _own_fields(model.config),
         "trainable": asdict(trainable or Trainable()),
         "trained": {name: list(value.shape) for name, value in state.items()},
+        "sha256": _sha256(folder / WEIGHTS),
     }
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
 
 
@@ -82,18 +87,24 @@ def load_light(
         language: Where the language model is now; None for where it was.
 
     Raises:
-        ValueError: The folder is none, its parts do not fit together, or the backbones are others than it was trained
-            with.
+        ValueError: The folder is none or damaged, its parts do not fit together, or the backbones are not found or
+            others than it was trained with.
     """
     folder = Path(folder)
     if not (folder / CARD).is_file():
         raise ValueError(f"{folder}: no light folder ({CARD} is missing)")
     card = json.loads((folder / CARD).read_text())
+    if "sha256" in card and _sha256(folder / WEIGHTS) != card["sha256"]:
+        raise ValueError(f"{folder}: {WEIGHTS} is damaged, it is not what was saved with {CARD}; copy the folder again")
+    state = load_file(folder / WEIGHTS)
+    if wrong := not_finite(state):
+        raise ValueError(f"{folder}: trained parameters are not finite: {', '.join(wrong)}")
     base = card["base"]
-    vision, language = vision or found_base(base["vision"], folder), language or found_base(base["language"], folder)
+    if "whole" not in base:
+        vision = vision or found_base(base["vision"], folder, "vision")
+        language = language or found_base(base["language"], folder, "language")
     model = _base_model(base, folder, vision, language, card["config"])
     set_trainable(model, Trainable(**card["trainable"]))
-    state = load_file(folder / WEIGHTS)
     _check_names(model, state, card, folder)
     if base_fingerprint(model) != base["fingerprint"]:
         raise ValueError(
@@ -105,7 +116,7 @@ def load_light(
 
 
 def _base_model(
-    base: dict[str, Any], folder: Path, vision: str | Path, language: str | Path, config: dict[str, Any]
+    base: dict[str, Any], folder: Path, vision: Any, language: Any, config: dict[str, Any]
 ) -> VisualChatForConditionalGeneration:
     """What a light folder stands on: a whole saved model, or two backbones."""
     dtype = getattr(torch, base["dtype"])
@@ -163,7 +174,26 @@ def _noted(base: str | Path, folder: Path) -> str:
     return os.path.relpath(base, folder) if Path(base).is_dir() else str(base)
 
 
-def found_base(noted: str, folder: Path) -> str | Path:
-    """Where a backbone is that a light folder has noted."""
+def found_base(noted: str, folder: Path, part: str = "whole") -> str | Path:
+    """Where the base is that a light folder has noted: a local folder, seen from there, or a name on the Hub.
+
+    Args:
+        noted: What its card says.
+        folder: The light folder.
+        part: `vision` or `language`, or `whole` for a whole model.
+
+    Raises:
+        ValueError: It is neither.
+    """
     local = folder / noted
-    return local.resolve() if local.is_dir() else noted
+    if not Path(noted).is_absolute() and local.is_dir():
+        return local.resolve()
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", noted):
+        remedy = "move both together" if part == "whole" else f"say where it is now with {part}=FOLDER"
+        raise ValueError(f"{folder} names its {part} base as {noted}, seen from there, and there is none: {remedy}")
+    return noted
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

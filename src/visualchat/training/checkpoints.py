@@ -1,17 +1,17 @@
-"""Saves the last, the one before and the best checkpoint, so that a kill at any moment costs some steps, never the run.
+"""Saves the last, the one before and the best checkpoint, so that an end at any moment costs some steps, never the run.
 
-A checkpoint is written beside its place, synced to the disk and renamed, so what bears a checkpoint's name is complete.
-It is made only between two optimizer steps, after the validation and the log rows of the step before: nothing of a step
-is ever half done in it.
+A checkpoint is made only between two optimizer steps, after the validation and the log rows of the step before: nothing
+of a step is ever half done in it. How it gets to the disk: `training/checkpoint_io.py`.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import random
-import shutil
+from functools import partial
 from pathlib import Path
+from signal import SIGKILL
+from signal import Signals as Signal
 from typing import Any
 
 import lightning
@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from visualchat.data.datamodule import epoch_is_cut
 from visualchat.training.logs import forget_from
 from visualchat.training.resume import BEST, LAST, PREVIOUS
+from visualchat.training.stopping import SIGNALS, RunStopped, Signals, agreed, of_all_ranks
 
 
 class Checkpoints(Checkpoint):
@@ -45,11 +47,20 @@ class Checkpoints(Checkpoint):
         self.best: float | None = None
         self._best_is_due = False
         self._saved_at = 0  # optimizer steps done at the last save
+        self._step: int | None = None  # optimizer steps done when the last batch began
         self._random: list[dict[str, Any]] = []
+        self.signals = Signals()
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Until training starts there is nothing to save: a signal ends the run at once, its other ranks included."""
+        if stage == "fit":
+            launcher = trainer.strategy.launcher
+            self.signals.at_once = None if launcher is None else partial(launcher.kill, SIGKILL)
+            self.signals.listen()
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, and the state of every rank's random numbers."""
-        return {"best": self.best, "random": _of_all_ranks(random_state())}
+        return {"best": self.best, "random": of_all_ranks(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best score, if the best checkpoint is here; random numbers follow when training starts."""
@@ -62,6 +73,8 @@ class Checkpoints(Checkpoint):
         Raises:
             ValueError: A fresh run would write over the checkpoints of another.
         """
+        self.signals.listen()
+        self.signals.gentle = True
         self._saved_at = trainer.global_step
         if trainer.ckpt_path is None and trainer.is_global_zero and (self.folder / LAST).exists():
             raise ValueError(
@@ -91,63 +104,77 @@ class Checkpoints(Checkpoint):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save what the step before has made due."""
+        """Save what the step before has made due, and end the run if a signal asked for that."""
         done = trainer.global_step  # it counts optimizer steps: just after one, no gradient is only partly accumulated
-        starts_epoch = batch_idx == 0 and done > self._saved_at
-        self._save_what_is_due(trainer, last=starts_epoch or done >= self._saved_at + self.every_n_steps)
+        new = done != self._step
+        self._step = done
+        signal = self._asked_to_stop(trainer) if new else 0
+        due = batch_idx == 0 or done >= self._saved_at + self.every_n_steps or signal
+        self._save_what_is_due(trainer, last=new and bool(due) and done > self._saved_at)
+        if signal:
+            raise _stopped(trainer, signal)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the end of the run."""
         self._save_what_is_due(trainer, last=trainer.global_step > self._saved_at)
+        if signal := self._asked_to_stop(trainer):
+            raise _stopped(trainer, signal)
+        self.signals.gentle = False
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Signals mean what they meant before."""
+        self.signals.give_back()
+
+    def _asked_to_stop(self, trainer: lightning.Trainer) -> int:
+        """The signal that any rank has got; 0 for none."""
+        return int(agreed(trainer, self.signals.received))
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """An epoch that `max_steps` cut short is not over: a run that is given more steps goes on in it."""
+        if epoch_is_cut(trainer):
+            for name in ("processed", "completed"):  # Lightning has counted it
+                checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"][name] -= 1
 
     def _save_what_is_due(self, trainer: lightning.Trainer, *, last: bool) -> None:
         if self._best_is_due:  # before the last one, which then knows of it
             self._best_is_due = False
             self._save(trainer, self.folder / BEST)
         if last:
-            self._saved_at = trainer.global_step
             self._save(trainer, self.folder / LAST, self.folder / PREVIOUS)
+            self._saved_at = trainer.global_step
 
     def _save(self, trainer: lightning.Trainer, path: Path, previous: Path | None = None) -> None:
-        """Write beside `path`, then move what is there to `previous` and the new one to `path`."""
-        part = path.with_suffix(".part")
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
+        """Put a checkpoint in the place of `path`, and what is there in that of `previous`.
+
+        Raises:
+            RunStopped: On all ranks: the disk of one does not take it.
+        """
+
+        def rows() -> None:
+            for logger in trainer.loggers if trainer.is_global_zero else ():
                 logger.save()  # so that no row of a step that is not repeated is lost
-            _remove(part)  # of a save that was cut short
-        trainer.strategy.barrier()
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            for written in (*part.rglob("*"), part):
-                _sync(written)
-            if previous is not None and path.exists():
-                _move(path, previous)
-            _move(part, path)
-            _sync(self.folder)
-        trainer.strategy.barrier()
+
+        def checkpoint() -> None:
+            try:
+                trainer.save_checkpoint(path, storage_options={"previous": previous})
+            except OSError:
+                trainer.strategy.barrier()  # the one with which Lightning ends a save, where the other ranks wait
+                raise
+
+        for action in (rows, checkpoint):
+            failure: OSError | None = None
+            try:
+                action()
+            except OSError as error:
+                failure = error
+            if found := [str(error) for error in of_all_ranks(failure) if error is not None]:
+                raise RunStopped(f"step {trainer.global_step} could not be saved in {self.folder}: {found[0]}")
 
 
-def _move(source: Path, target: Path) -> None:
-    """Put `source` in the place of `target`; at once if both are files."""
-    if source.is_dir() or target.is_dir():
-        _remove(target)
-    source.replace(target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file, or a folder's list of entries."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _stopped(trainer: lightning.Trainer, signal: int) -> RunStopped:
+    return RunStopped(f"stopped by {SIGNALS[Signal(signal)]} after step {trainer.global_step}", 128 + signal)
 
 
 def random_state() -> dict[str, Any]:
@@ -171,11 +198,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def _of_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
-    if not torch.distributed.is_initialized():
-        return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found

@@ -11,7 +11,7 @@ Source: arXiv 1910.02054 (ZeRO), 2101.06840 (offload), 2104.07857 (NVMe). What i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,14 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
 
 from visualchat.model.sharding import is_split
+from visualchat.training.checkpoint_io import begin, damage, finish, nothing_but_tensors, remove, write
+from visualchat.training.stopping import of_all_ranks
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """DeepSpeed's sections on precision, and what weights are under them; fp32 without."""
+
+_TAG = "checkpoint"
+"""Lightning's name for the folder of the ranks' files within a checkpoint."""
 
 
 class ZeroStrategy(DeepSpeedStrategy):
@@ -142,6 +147,54 @@ class ZeroStrategy(DeepSpeedStrategy):
                     parameter.data = parameter.data.to(_DTYPES[dtype] if dtype else torch.float32)
         super().setup(trainer)
 
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        """Lightning's, each rank its own files, within one folder that takes its name when all are done.
+
+        Raises:
+            OSError: On all ranks: the disk of one does not take its file; what was there is as it was.
+        """
+        path = Path(self.broadcast(filepath))
+        part = path.with_suffix(".part")
+        failures: list[OSError] = []
+
+        def attempt(action: Callable[..., Any], *arguments: Any) -> None:
+            try:
+                action(*arguments)
+            except OSError as error:  # a rank that raised by itself would leave the others waiting
+                failures.append(error)
+
+        def settle() -> None:
+            if found := [error for errors in of_all_ranks(failures) for error in errors]:
+                if self.is_global_zero:
+                    remove(part)
+                raise found[0]
+
+        def write_all() -> None:
+            try:
+                DeepSpeedStrategy.save_checkpoint(self, checkpoint, part)
+            except OSError:
+                self.barrier()  # the one with which DeepSpeed ends a save
+                raise
+
+        if self.is_global_zero:
+            attempt(lambda: (begin(path) / _TAG).mkdir())
+        settle()
+        engine = self.deepspeed_engine.checkpoint_engine
+        engine.save = lambda state_dict, path: attempt(write, state_dict, path)
+        attempt(write_all)
+        del engine.save
+        settle()
+        if self.is_global_zero:
+            attempt(finish, part, path, checkpoint, storage_options)
+        settle()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Lightning's; of the files nothing is unpickled that could run code."""
+        with nothing_but_tensors(*_zero_types()):
+            return super().load_checkpoint(checkpoint_path, weights_only)
+
     def teardown(self) -> None:
         """Lightning's; models made after it are ordinary ones."""
         self._transformers_config = None
@@ -159,6 +212,15 @@ def _use_cpus() -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def _zero_types() -> tuple[type, ...]:
+    """What DeepSpeed's own files hold beside tensors and plain containers: numbers in classes, no code."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address
+
+
 def trained_parts(checkpoint: str | Path) -> dict[str, Tensor]:
     """The whole parameters that a ZeRO checkpoint holds, by their names in the model, in fp32 on the CPU.
 
@@ -166,11 +228,14 @@ def trained_parts(checkpoint: str | Path) -> dict[str, Tensor]:
         checkpoint: The folder that a run under `ZeroStrategy` saved, of any stage and number of ranks.
 
     Raises:
-        ValueError: It is no such folder.
+        ValueError: It is no such folder, or damaged.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    if not (Path(checkpoint) / "checkpoint").is_dir():
-        raise ValueError(f"{checkpoint} is no ZeRO checkpoint: expected a folder that holds a folder 'checkpoint'")
-    state = get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag="checkpoint", exclude_frozen_parameters=True)
+    if not (Path(checkpoint) / _TAG).is_dir():
+        raise ValueError(f"{checkpoint} is no ZeRO checkpoint: expected a folder that holds a folder '{_TAG}'")
+    if reason := damage(Path(checkpoint)):
+        raise ValueError(f"{checkpoint} is not usable: {reason}")
+    with nothing_but_tensors(*_zero_types()):
+        state = get_fp32_state_dict_from_zero_checkpoint(checkpoint, tag=_TAG, exclude_frozen_parameters=True)
     return {name.removeprefix("model."): value for name, value in state.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -13,11 +14,12 @@ from torchmetrics import MeanMetric
 from visualchat.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.freezing import base_fingerprint, not_finite, trainable_state
 from visualchat.model.trainable import Trainable, set_trainable
 from visualchat.training.features import FeatureFiller, open_store
 from visualchat.training.fsdp import Fsdp2Strategy, split_layers
 from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
+from visualchat.training.stopping import RunStopped, agreed, of_all_ranks
 
 
 class VisualChatModule(lightning.LightningModule):
@@ -31,6 +33,7 @@ class VisualChatModule(lightning.LightningModule):
         gradient_checkpointing: Whether the language model's layers keep only their inputs and compute the rest again
             in the backward pass.
         fill: Puts weights to start from into a new model, once it is settled what trains; None for none.
+        settings: Of the run, which its checkpoints keep; see `visualchat.training.resume`.
     """
 
     model: VisualChatForConditionalGeneration
@@ -43,6 +46,7 @@ class VisualChatModule(lightning.LightningModule):
         base: str = "the frozen backbones",
         gradient_checkpointing: bool = False,
         fill: Callable[[VisualChatForConditionalGeneration], None] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.build_model = build_model
@@ -51,9 +55,11 @@ class VisualChatModule(lightning.LightningModule):
         self.base = base
         self.gradient_checkpointing = gradient_checkpointing
         self.fill = fill
+        self.run_settings = dict(settings or {})
         self.exact_match = MeanMetric()
         self.validation_loss = MeanMetric()  # Lightning's own mean over ranks rounds their weights (2.6)
         self._base_fingerprint: str | None = None
+        self._wrong: tuple[int, float] | None = None  # a validation batch and its loss, if that is not finite
         self.features: FeatureFiller | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
@@ -98,6 +104,7 @@ class VisualChatModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The batch's loss: the mean over its answer tokens, those of all ranks together; and each token's own."""
+        self._rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
         out = self.model(**self._inputs(batch))
         return {"loss": out.loss * self._weight(batch["labels"]), "answer_losses": out.answer_losses.detach()}
 
@@ -115,9 +122,40 @@ class VisualChatModule(lightning.LightningModule):
         self.validation_loss.update(out.loss, weight=len(out.answer_losses))
         self.log("validation/loss", self.validation_loss, prog_bar=True)
         exact = correct_answers(out.logits, batch["labels"])
+        if self._wrong is None and not math.isfinite(loss := float(out.loss)):
+            self._wrong = batch_idx, loss
         self.exact_match.update(torch.tensor(exact, dtype=torch.float))
         self.log("validation/exact_match", self.exact_match, prog_bar=True)
         return {"answer_losses": out.answer_losses, "exact": exact}
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End the run at the first loss that is not finite, on whichever rank.
+
+        An overflow of scaled gradients, which fp16 training skips, is none: the loss itself is finite then.
+        """
+        loss = float(outputs["loss"])
+        if agreed(self.trainer, not math.isfinite(loss)):
+            rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(self._rates))
+            place = f"in step {self.trainer.global_step}, learning rate {rates}"
+            raise self._not_finite("training", None if math.isfinite(loss) else (batch_idx, loss), place)
+
+    def on_validation_start(self) -> None:
+        """No loss has been seen yet."""
+        self._wrong = None
+
+    def on_validation_epoch_end(self) -> None:
+        """End the run if a loss was not finite: nothing that was made of such weights is worth to be kept."""
+        if agreed(self.trainer, self._wrong is not None):
+            raise self._not_finite("validation", self._wrong, f"after step {self.trainer.global_step}")
+
+    def _not_finite(self, which: str, own: tuple[int, float] | None, place: str) -> RunStopped:
+        """What to raise on all ranks; `own` is this rank's batch and its loss, if it is one of those."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        found = None
+        if own is not None:
+            found = own[1], data.names(self.trainer.current_epoch, own[0], training=which == "training")
+        value, names = next(told for told in of_all_ranks(found) if told is not None)
+        return RunStopped(f"the {which} loss is {value} {place}, on the rows {', '.join(names)}")
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
@@ -127,9 +165,20 @@ class VisualChatModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains, bound to the base that it was trained with."""
-        checkpoint["state_dict"] = {f"model.{name}": value for name, value in trainable_state(self.model).items()}
+        """Keep what trains, bound to the base that it was trained with.
+
+        Raises:
+            RunStopped: Some of it is not finite.
+        """
+        state = trainable_state(self.model)
+        if wrong := not_finite(state):
+            raise RunStopped(
+                f"after step {self.trainer.global_step} trained parameters are not finite, and are not saved: "
+                f"{', '.join(wrong)}"
+            )
+        checkpoint["state_dict"] = {f"model.{name}": value for name, value in state.items()}
         checkpoint["trained"] = [*checkpoint["state_dict"]]  # ZeRO keeps the values elsewhere in the checkpoint
+        checkpoint["settings"] = self.run_settings
         checkpoint["base"] = {"name": self.base, "fingerprint": self.fingerprint()}
 
     def fingerprint(self) -> str:

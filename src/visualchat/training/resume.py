@@ -1,11 +1,16 @@
-"""Which checkpoint a run goes on from: the newest sound one, whatever a kill or a full disk left of the others."""
+"""Which checkpoint a run goes on from: the newest sound one, whatever a kill or a full disk left of the others.
+
+And whether it can: the model must be the same one, and what else was changed since is named.
+"""
 
 from __future__ import annotations
 
 import logging
-import zipfile
-import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from visualchat.training.checkpoint_io import damage
 
 log = logging.getLogger(__name__)
 
@@ -17,21 +22,59 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 because a validation may fall between two optimizer steps, where some gradients are already accumulated."""
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None if it is sound.
+MODEL = ("attention", "model", "dtype", "trainer.precision")
+"""The settings that say what the model is, and compute what it computes: with others it is no longer the same run."""
 
-    A file is read once as a whole: every part of a torch file carries a checksum. A sharded checkpoint, which is a
-    folder, is sound if it holds what is written last.
+COURSE = (
+    "attention.implementation",
+    "optimizer",
+    "seed",
+    "trainer.accumulate_grad_batches",
+    "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm",
+)
+"""The settings that change what training makes of the model; people change them on purpose, and are told."""
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings of a run that a checkpoint keeps, by their dotted names, out of its whole configuration.
+
+    The data speaks for itself (`VisualChatDataModule.load_state_dict`); where files lie does not matter.
     """
-    if path.is_dir():
-        complete = any((path / name).is_file() for name in ("latest", ".metadata"))
-        return None if complete else "it is an unfinished folder"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        return f"it is cut short or no checkpoint ({error})"
-    return None if broken is None else f"its part {broken} is damaged"
+    return {name: value for name, value in _flat(config) if name.startswith((*MODEL, *COURSE)) and ".path" not in name}
+
+
+def require_same_model(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
+    """What has changed of the settings in `COURSE`, in words.
+
+    Args:
+        then: What `settings_of` gave when the checkpoint was made; None where nobody kept it.
+        now: What it gives now.
+
+    Raises:
+        ValueError: A setting in `MODEL` has changed.
+    """
+    if not then:
+        return []
+    changed = {
+        name: f"{name} was {then.get(name)}, now {now.get(name)}"
+        for name in sorted({*then, *now})
+        if then.get(name) != now.get(name)
+    }
+    if other := [text for name, text in changed.items() if name.startswith(MODEL) and not name.startswith(COURSE)]:
+        raise ValueError(
+            f"the checkpoint is of another model: {'; '.join(other)}; give the old settings again, or train the other "
+            "model in a folder of its own (hydra.run.dir=) without resume="
+        )
+    return [*changed.values()]
+
+
+def _flat(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, node
 
 
 def find_checkpoint(resume: str | Path | None, run: Path) -> Path | None:

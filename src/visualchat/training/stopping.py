@@ -1,0 +1,98 @@
+"""How training ends before its end: asked to by a signal, or because going on makes no sense. On all ranks at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
+"""What asks a run to end; SLURM sends the second, or the third if it is told to, before it kills."""
+
+
+class RunStopped(Exception):
+    """Training has ended early.
+
+    Args:
+        message: Why, and what is kept.
+        code: The exit code of the process.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Signals:
+    """What this process was asked by signals.
+
+    While `gentle` is set a signal is noted, for training to save and end; a second Ctrl-C, and any signal while it is
+    not set, ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.gentle = False
+        self.at_once: Callable[[], Any] | None = None  # what to do before an immediate end
+        self._before: dict[int, Any] = {}
+        self._process = 0
+
+    def listen(self) -> None:
+        """Handle the signals; again, because Lightning puts its own handlers in their place before training."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python handles signals in the main thread alone
+        self._process = os.getpid()
+        for number in SIGNALS:
+            found = signal.signal(number, self._note)
+            self._before.setdefault(number, found)
+
+    def give_back(self) -> None:
+        """Put back what was before `listen`."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a data worker: its training process ends it
+            return
+        again = self.received == number == signal.SIGINT
+        if self.gentle and not again:
+            if not self.received and is_first_rank():
+                os.write(2, f"\n{SIGNALS[signal.Signals(number)]}: this step is ended and saved".encode())
+                os.write(2, b"; Ctrl-C again ends the run at once\n" if number == signal.SIGINT else b"\n")
+            self.received = self.received or number
+            return
+        if is_first_rank():
+            os.write(2, b"\nended at once, nothing was saved\n")
+        if self.at_once:
+            self.at_once()
+        os._exit(128 + number)
+
+
+def agreed(trainer: lightning.Trainer, value: float) -> float:
+    """The largest value of all ranks; all of them must ask together."""
+    if trainer.world_size == 1:
+        return value
+    found = torch.tensor(value, device=trainer.strategy.root_device, dtype=torch.float64)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+    return float(found)
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """A value of each rank, in their order; all of them must ask together."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the first of all ranks, or the only one; known before a run starts, from the launcher."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0

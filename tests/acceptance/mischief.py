@@ -1,0 +1,36 @@
+"""A callback that a test adds to a training command, to harm the run in the middle of a step.
+
+It does so only where the environment says `MISCHIEF=cause:step`, so the command that goes on can be typed as printed.
+"""
+
+import os
+import resource
+import signal
+
+import lightning
+
+
+class Mischief(lightning.Callback):
+    """Causes: kill, sigterm, ctrl_c (of the whole group), full disk (of one rank), nan (one rank's loss)."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.cause(trainer) == "nan" and trainer.global_rank == trainer.world_size - 1:
+            weight = pl_module._weight
+            pl_module._weight = lambda labels: weight(labels) * float("nan")
+
+    def on_after_backward(self, trainer, pl_module):
+        cause = self.cause(trainer)
+        writes = trainer.world_size - 1 if "Zero" in type(trainer.strategy).__name__ else 0
+        if cause == "full disk" and trainer.global_rank == writes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        elif trainer.is_global_zero:
+            if cause == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif cause == "sigterm":
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif cause == "ctrl_c":
+                os.killpg(0, signal.SIGINT)
+
+    def cause(self, trainer):
+        cause, _, step = os.environ.get("MISCHIEF", "none:-1").partition(":")
+        return cause if trainer.global_step == int(step) else None

@@ -1,0 +1,93 @@
+"""A run that is interrupted in every way says what to type, and goes on, when that is typed, with equal losses.
+
+In CI each cause and each kind of strategy comes at least twice; all of them with each other:
+VISUALCHAT_MATRIX=whole make test-slow ARGS=tests/acceptance/test_interrupted.py
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from commands import bash, history, run
+
+pytestmark = pytest.mark.slow
+
+HERE = str(Path(__file__).parent)
+
+ONE = [
+    "visualchat-train",
+    "hydra.run.dir=mine",
+    "trainer.accelerator=cpu",
+    "data.train.size=16",
+    "data.validation.size=4",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=1",
+    "callbacks.samples=null",
+    "callbacks.parts_table=null",
+    "callbacks.checkpoint.every_n_steps=2",
+    "+callbacks.mischief._target_=mischief.Mischief",
+    "evaluation=none",
+    "save=light",
+]
+STEPS = 12
+CODES = {"kill": -9, "sigterm": 143, "ctrl_c": 130, "full disk": 1, "nan": 1}
+SAID = {
+    "kill": "",
+    "sigterm": r"stopped by SIGTERM after step \d+\n",
+    "ctrl_c": r"stopped by Ctrl-C after step \d+\n",
+    "full disk": r"step \d+ could not be saved in .*: \[Errno 27\] File too large\n",
+    "nan": r"the training loss is nan in step \d+, learning rate [\d.e+-]+, on the rows train-\S+ \(.*\n",
+}
+CAUSES = {
+    "one": ("full disk", "ctrl_c"),
+    "ddp": ("nan", "sigterm"),
+    "zero2": ("full disk", "kill"),
+    "zero3": ("ctrl_c", "nan"),
+    "fsdp2": ("sigterm", "kill"),
+}
+WHOLE = os.environ.get("VISUALCHAT_MATRIX") == "whole"
+
+
+def of(family: str) -> list[str]:
+    ranks = ["data.batch_size=4"] if family == "one" else ["data.batch_size=2", "trainer.devices=2"]
+    return [*ONE, *ranks, *([] if family == "one" else [f"trainer/strategy={family}"])]
+
+
+def step_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / "manifest.json").read_text())["step"]
+
+
+@pytest.mark.parametrize("family", CAUSES)
+def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
+    """One run after the other is interrupted by one cause after the other, the last is let to its end."""
+    whole, mine = tmp_path / "whole", tmp_path / "mine"
+    for folder in (whole, mine):
+        folder.mkdir()
+    run(whole, *of(family), PYTHONPATH=HERE).ok()
+    expected = history(whole / "mine")
+    assert len(expected) == STEPS
+    causes = tuple(CODES) if WHOLE else CAUSES[family]
+    typed = " ".join(of(family))
+    at = 1
+    for cause in causes:
+        at += 2
+        done = bash(mine, f"exec {typed}", PYTHONPATH=HERE, MISCHIEF=f"{cause}:{at}")
+        assert done.code == CODES[cause], done
+        assert "the run's folder: mine/" in done.out, done
+        assert re.search(SAID[cause], done.err), done
+        saved = step_of(mine / "mine/checkpoints/last.ckpt")
+        if cause in ("sigterm", "ctrl_c"):
+            assert saved == at + 1, done
+        else:
+            assert at - 2 <= saved <= at, done
+        if cause == "kill":
+            typed = " ".join([*of(family), "resume=auto"])
+        else:
+            assert f"the last checkpoint is of step {saved}: mine/checkpoints/last.ckpt\n" in done.err, done
+            (typed,) = re.findall(r"^go on with: (.*)$", done.err, re.MULTILINE)
+    done = bash(mine, f"exec {typed}", PYTHONPATH=HERE).ok()
+    assert f"resuming from mine/checkpoints/last.ckpt at step {saved}" in done.out, done
+    assert history(mine / "mine") == expected
+    assert (mine / "mine/light/light.json").is_file()

@@ -1,0 +1,159 @@
+"""A run ends at the first loss that is not finite, and after a signal; nothing that is not finite is ever saved."""
+
+import os
+import signal
+from functools import partial
+
+import lightning
+import pytest
+import torch
+from killed_run import dialogues
+from lightning.pytorch.plugins import MixedPrecision
+
+from visualchat.data.datamodule import VisualChatDataModule
+from visualchat.training.checkpoint_io import STATE, CheckpointFolders, manifest
+from visualchat.training.checkpoints import Checkpoints
+from visualchat.training.module import VisualChatModule
+from visualchat.training.optim import OptimizerSettings
+from visualchat.training.stopping import RunStopped
+
+
+class Spoilt(VisualChatModule):
+    """Whose loss becomes a given value at a batch of training or validation, or whose parameters do."""
+
+    training_at = validation_at = parameters_at = None
+    value = float("nan")
+
+    def training_step(self, batch, batch_idx):
+        found = super().training_step(batch, batch_idx)
+        if self.trainer.fit_loop.total_batch_idx == self.training_at:
+            found["loss"] = found["loss"] + self.value
+        return found
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.trainer.global_step == self.parameters_at:
+            self.model.multi_modal_projector.weight.grad[0, 0] = self.value
+
+    def validation_step(self, batch, batch_idx):
+        spoils = self.model.register_forward_hook(
+            lambda module, inputs, out: setattr(out, "loss", out.loss + self.value)
+        )
+        if batch_idx != self.validation_at:
+            spoils.remove()
+        found = super().validation_step(batch, batch_idx)
+        spoils.remove()
+        return found
+
+
+def fit(make_model, processor, folder, callbacks=(), plugins=(), resume=None, trainer=None, **spoilt):
+    module = Spoilt(partial(make_model), OptimizerSettings(learning_rate=2e-2))
+    for name, value in spoilt.items():
+        setattr(module, name, value)
+    run = lightning.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        callbacks=[*callbacks, Checkpoints(folder / "checkpoints", "validation/loss", "min", every_n_steps=2)],
+        plugins=[CheckpointFolders(), *plugins],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **{"max_epochs": 2, **(trainer or {})},
+    )
+    data = VisualChatDataModule(processor, dialogues(6), dialogues(3), batch_size=2, max_length=80)
+    run.fit(module, data, ckpt_path=resume)
+    return run
+
+
+def assert_saved(folder, step):
+    last = folder / "checkpoints" / "last.ckpt"
+    assert manifest(last)["step"] == step
+    for path in last.parent.iterdir():
+        assert all(value.isfinite().all() for value in torch.load(path / STATE)["state_dict"].values())
+
+
+CASES = {
+    "training": (
+        {"training_at": 4},
+        {},
+        r"the training loss is nan in step 5, learning rate 0.0\d+, on the rows d\d \(dialogue \d\), d\d \(",
+        3,
+    ),
+    "infinite": (
+        {"training_at": 2, "value": float("inf")},
+        {},
+        r"the training loss is inf in step 3, learning rate 0.0\d+, on the rows d\d \(dialogue \d\), d\d \(",
+        2,
+    ),
+    "between two steps": ({"training_at": 3}, {"accumulate_grad_batches": 2}, r"training loss is nan in step 2, ", 2),
+    "validation": (
+        {"validation_at": 1},
+        {},
+        r"the validation loss is nan after step 3, on the rows d2 \(dialogue 2\)$",
+        2,
+    ),
+    "parameters": (
+        {"parameters_at": 4},
+        {"gradient_clip_val": None},
+        r"after step 5 trained parameters are not finite, and are not saved: multi_modal_projector.weight$",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_run_ends_at_the_first_loss_that_is_not_finite(make_model, processor, tmp_path, case):
+    spoilt, trainer, message, step = CASES[case]
+    with pytest.raises(RunStopped, match=message) as stopped:
+        fit(make_model, processor, tmp_path, trainer=trainer, **spoilt)
+    assert stopped.value.code == 1
+    assert_saved(tmp_path, step)
+
+
+def test_an_overflow_of_scaled_gradients_is_skipped(make_model, processor, tmp_path):
+    """As fp16 training begins: the scale is too large, steps are left out until it is not; each loss is finite."""
+
+    class Skipped(lightning.Callback):
+        count = 0
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.count += any(not p.grad.isfinite().all() for p in pl_module.parameters() if p.grad is not None)
+
+    skipped = Skipped()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-60)
+    fit(make_model, processor, tmp_path, [skipped], [MixedPrecision("16-mixed", "cpu", scaler)])
+    assert 0 < skipped.count < 6
+    assert_saved(tmp_path, 6)
+
+
+class Sends(lightning.Callback):
+    """Sends this process a signal in the middle of a batch."""
+
+    def __init__(self, number, at):
+        self.number, self.at = number, at
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        if trainer.fit_loop.total_batch_idx == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM"), (signal.SIGUSR1, 138, "SIGUSR1")],
+)
+def test_a_signal_ends_the_run_after_the_step_at_hand(make_model, processor, tmp_path, number, code, name):
+    before = signal.getsignal(number)
+    with pytest.raises(RunStopped, match=f"stopped by {name} after step 4$") as stopped:
+        fit(make_model, processor, tmp_path, [Sends(number, 3)])
+    assert stopped.value.code == code
+    assert_saved(tmp_path, 4)
+    signal.signal(number, before)
+    run = fit(make_model, processor, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert run.global_step == 6
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_waits_for_gradients_that_accumulate(make_model, processor, tmp_path):
+    with pytest.raises(RunStopped, match=r"stopped by SIGTERM after step 2$"):
+        fit(make_model, processor, tmp_path, [Sends(signal.SIGTERM, 2)], trainer={"accumulate_grad_batches": 2})
+    assert_saved(tmp_path, 2)
