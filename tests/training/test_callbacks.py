@@ -1,5 +1,6 @@
 """Metrics against the model asked directly, and that looking on changes nothing."""
 
+import io
 import itertools
 import re
 from functools import partial
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import lightning
 import pytest
+import rich
 import torch
 from lightning.pytorch.loggers import Logger
 from PIL import Image
@@ -216,6 +218,26 @@ def test_lines_where_there_is_no_terminal(make_model, processor, tmp_path, capsy
     assert all("tokens/s" in line for line in lines)
     percents = [int(line.split("%")[0]) for line in lines]
     assert percents == sorted(set(percents))
+
+
+def test_the_bar_is_one_line_of_80_columns(make_model, processor, tmp_path, monkeypatch):
+    """On a terminal of that width, with figures as long as they get: a day left, 5 digits of tokens a second."""
+    screen = io.StringIO()
+    monkeypatch.setattr(ProgressBar, "seconds_left", lambda *_: 360_000.0)
+    monkeypatch.setattr(callbacks, "get_console", lambda: SimpleNamespace(is_terminal=True, is_jupyter=False))
+    bar = ProgressBar()
+    bar._console_kwargs = {"force_terminal": True, "width": 80, "file": screen, "color_system": None}
+    settings = {"max_epochs": 2, "enable_progress_bar": True, "limit_val_batches": 1.0}
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=itertools.count(step=3e-4).__next__))
+    fit(make_model, processor, tmp_path, extra=[bar], **settings)
+    rich.reconfigure()
+    lines = [re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", screen.getvalue())]
+    shown = [line.rstrip() for line in lines if line.startswith("Epoch")]
+    assert {line.partition(" ")[2][:3] for line in shown} == {"1/2", "2/2"}
+    full = [line for line in shown if "left" in line]
+    assert re.fullmatch(r"Epoch 2/2 +━+ 3/3 loss: \d\.\d{3} exact: \d+% tok/s: \d+k left: 100:00:00", full[-1])
+    assert max(map(len, full)) + len("10/10") - len("2/2") + len("1000/1000") - len("3/3") <= 80
+    assert not [line for line in lines if line.startswith((" left", "left"))]
 
 
 def test_time_left_is_of_the_whole_run(monkeypatch):

@@ -6,13 +6,14 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from rich import get_console
+from rich.progress import ProgressColumn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -25,13 +26,27 @@ PLAIN_SECONDS = 10.0
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's progress bar with tokens a second and the time left for the whole run, and short names of metrics.
+    """Lightning's progress bar on one line of 80 columns: epochs from 1, tokens a second, the time left for the run.
 
     Where the output is no terminal (a cluster's log), it prints a line now and then instead: at most one a percent, and
     the last.
     """
 
     _lines = False
+
+    def __init__(self) -> None:
+        theme = RichProgressBarTheme(metrics_text_delimiter=" ", metrics_format=".3f")
+        super().__init__(theme=theme)
+
+    def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
+        """Description, a short bar, and batches; Lightning puts the metrics after them."""
+        description, bar, batches, _, _ = super().configure_columns(trainer)
+        bar.bar_width = 8
+        return [description, bar, batches]
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        epochs = self.trainer.max_epochs
+        return f"Epoch {current_epoch + 1}" + ("" if epochs in (None, -1) else f"/{epochs}")
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Choose between bar and lines."""
@@ -74,12 +89,11 @@ class ProgressBar(RichProgressBar):
         if percent == self._percent or (now - self._said < PLAIN_SECONDS and not last):
             return
         self._percent, self._said = percent, now
-        shown = {
-            name: f"{value:.3f}" if isinstance(value, float) else value
-            for name, value in self.get_metrics(trainer, pl_module).items()
-        }
-        words = "  ".join(f"{name} {value}" for name, value in shown.items())
-        print(f"{percent:3} %  step {step}/{self._steps}  {words}", flush=True)
+        found = trainer.callback_metrics
+        names = {"train/loss": "loss", "validation/loss": "val loss", "validation/exact_match": "val exact"}
+        words = [f"{short} {float(found[name]):.3f}" for name, short in names.items() if name in found]
+        words += [f"tokens/s {self._rate:.0f}", f"run left {_clock(self.seconds_left(trainer))}"]
+        print(f"{percent:3} %  step {step}/{self._steps}  {'  '.join(words)}", flush=True)
 
     def seconds_left(self, trainer: lightning.Trainer) -> float:
         """Until the last step, at the mean pace of this process so far, validations and saving included."""
@@ -89,16 +103,23 @@ class ProgressBar(RichProgressBar):
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands beside the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
+        """What stands beside the bar: at most 51 characters."""
         found = trainer.callback_metrics
-        names = {"train/loss": "loss", "validation/loss": "val loss", "validation/exact_match": "val exact"}
-        shown: dict[str, Any] = {short: float(found[name]) for name, short in names.items() if name in found}
-        shown |= {name: value for name, value in metrics.items() if name != "v_num" and name not in names}
-        if not getattr(self, "_batches", 0):
-            return shown
-        left = timedelta(seconds=round(self.seconds_left(trainer)))
-        return {**shown, "tokens/s": f"{self._rate:.0f}", "run left": str(left)}
+        shown: dict[str, Any] = {}
+        if "train/loss" in found:
+            shown["loss"] = float(found["train/loss"])
+        if "validation/exact_match" in found:
+            shown["exact"] = f"{float(found['validation/exact_match']):.0%}"
+        if getattr(self, "_batches", 0) and self._rate is not None:
+            rate = f"{self._rate:.0f}" if self._rate < 10_000 else f"{self._rate / 1000:.0f}k"
+            shown |= {"tok/s": rate, "left": _clock(self.seconds_left(trainer))}
+        return shown
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class _Sums:
