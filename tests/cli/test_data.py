@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -12,7 +13,9 @@ from PIL import Image
 from visualchat.cli import data
 from visualchat.cli.command import overrides
 from visualchat.cli.config import CONF
+from visualchat.data import check
 from visualchat.data.sources import Messages
+from visualchat.data.survey import survey
 from visualchat.tiny import TinyDialogues
 
 
@@ -75,17 +78,47 @@ def test_check_adds_up(tmp_path, capsys):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_check_names_every_bad_row(tmp_path, capsys, workers):
+    """Damaged images are rows like others, named by their lines."""
     (tmp_path / "torn.png").write_bytes(b"no picture")
-    rows = [row(), '{"messages": [', row(answer=""), row(path="gone.png"), row(path="torn.png")]
+    torn = row(path="torn.png", id="\x1b[31m")
+    rows = [row(), '{"messages": [', row(answer=""), row(path="gone.png"), torn, row(), row()]
     bad = data.check(composed(*own(tmp_path, *rows), f"num_workers={workers}"), tmp_path)
     left = json.loads((tmp_path / "check.json").read_text())
     assert bad == len(left["bad"]) == 4
-    assert left["bad"][0].startswith("train, row 1: image file")
-    for place, reason in enumerate(("broken JSON", "empty answer", "missing image file"), start=1):
-        assert reason in left["bad"][place]
-    said = " ".join(capsys.readouterr().out.split())
+    assert [(found["row"], found["reason"]) for found in left["bad"]] == [
+        ("rows.jsonl, line 2", "broken JSON"),
+        ("rows.jsonl, line 3", "empty answer"),
+        ("rows.jsonl, line 4", "missing image file"),
+        ("rows.jsonl, line 5 (id \\x1b[31m)", "damaged image"),
+    ]
+    assert "image 1 of 1: image file" in left["bad"][3]["detail"]
+    rejected = {"broken JSON": 1, "empty answer": 1, "missing image file": 1, "damaged image": 1}
+    notes = {"rows whose id occurred before": 2}
+    assert left["rows"] == {
+        "train": {"rows": 7, "used": 3, "dialogues": 3, "left out": {}, "rejected": rejected, "notes": notes}
+    }
+    assert left["complete"]
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    said = " ".join(printed.split())
     assert "4 bad rows" in said
-    assert "rows on disk" in said
+    assert "messages 7 3 0 4 3" in said
+    assert "messages, rejected: 1 damaged image" in said
+    assert "messages, noted: 2 rows whose id occurred before" in said
+    assert "messages, rows.jsonl, line 5 (id" in said
+
+
+def test_an_interrupted_check_keeps_what_it_found(tmp_path, capsys, monkeypatch):
+    def looks(*args, **settings):
+        yield from list(survey(*args, **settings))[:2]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(check, "survey", looks)
+    with pytest.raises(SystemExit, match="130"):
+        data.check(composed(*own(tmp_path, row(), row(answer=""), row())), tmp_path)
+    left = json.loads((tmp_path / "check.json").read_text())
+    assert (left["complete"], len(left["bad"]), left["rows"]["train"]["rows"]) == (False, 1, 3)
+    assert "interrupted" in capsys.readouterr().out
 
 
 def test_a_corpus_of_ones_own_and_its_report(tmp_path, capsys):
@@ -96,9 +129,8 @@ def test_a_corpus_of_ones_own_and_its_report(tmp_path, capsys):
     assert data.check(settings, tmp_path) == 1
     left = json.loads((tmp_path / "check.json").read_text())
     assert left["totals"]["train"]["own"]["rows"] + left["totals"]["validation"]["own"]["rows"] == 20
-    assert len(left["bad"]) == 1
-    assert "empty answer" in left["bad"][0]
-    said = capsys.readouterr().out.replace("│", " ").split()
+    assert [found["reason"] for found in left["bad"]] == ["empty answer"]
+    said = capsys.readouterr().out.split()
     start = said.index("messages")
     assert said[start + 1 : start + 6] == ["21", "20", "0", "1", "20"]
 
@@ -141,6 +173,15 @@ def test_show_marks_what_is_beyond_the_limit(tmp_path):
     data.show(composed(*own(tmp_path, {"messages": turns}), "data.max_length=25"), tmp_path)
     page = (tmp_path / "dialogue-0.html").read_text()
     assert page.count("<span class='answer'>") == page.count("<span class='answer cut'>") == 1
+
+
+def test_show_scales_a_photo_and_passes_over_damaged_rows(tmp_path):
+    settings = composed(*own(tmp_path, row(answer=""), row(id="sound")), "number=0")
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "red.png")
+    data.show(settings, tmp_path)
+    assert "sound" in (tmp_path / "dialogue-0.html").read_text()
+    assert (tmp_path / "dialogue-0.html").stat().st_size < 1_500_000
 
 
 def test_show_of_no_dialogue_is_an_error(tmp_path):
@@ -200,6 +241,10 @@ def test_the_exit_code_tells(tmp_path):
     done = run(tmp_path, "check", *sizes)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "gone.png" in done.stdout
+    (tmp_path / "rows.jsonl").write_text("\n")
+    done = run(tmp_path, "check", *sizes)
+    assert done.returncode != 0
+    assert "messages: there is no row; files=['rows.jsonl']" in done.stderr
     done = run(tmp_path, "check", "data.validation.size=2", "data.train.size=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("outputs/data/*/*/check.json"))

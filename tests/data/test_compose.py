@@ -199,6 +199,11 @@ def test_shuffled_numbers_move_images_and_words():
         ("3 dogs", None),
         ("the last image", None),
         ("on the left", None),
+        ("Do they differ?", None),
+        ("What do these have in common?", None),
+        ("Which of the pictures is older?", None),
+        ("Is there a dog in any image?", None),
+        ("Is image 2 the same as image 1?", "Is image 3 the same as image 1?"),
     ],
 )
 def test_words_are_rewritten_or_left_alone(text, expected):

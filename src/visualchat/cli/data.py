@@ -6,16 +6,16 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich import box
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -23,16 +23,20 @@ from visualchat.cli.chat import picture_in_blocks
 from visualchat.cli.config import quieten
 from visualchat.cli.main import data as main
 from visualchat.cli.scoring import blend_of
+from visualchat.data.check import Check, reasons
 from visualchat.data.limits import turns_that_fit
 from visualchat.data.pack import Packing
+from visualchat.data.progress import watched
 from visualchat.data.shards import write_shards
 from visualchat.data.show import page, pieces
 from visualchat.data.sources import Report, Source
+from visualchat.data.sources.rows import printable
 from visualchat.data.survey import Finding, quantiles, survey, totals
 from visualchat.dialogue import Dialogue
 from visualchat.images import decode_image
 
 PARTS = ("train", "validation")
+_GOOD = "every row is sound"
 console = Console()
 
 
@@ -62,7 +66,7 @@ def load(config: DictConfig, default: Sequence[str] = PARTS) -> Data:
     if blend is not None:
         return Data({name: getattr(blend, name) for name in names}, dict(blend.sources))
     parts = {name: instantiate(config.data[name]) for name in names}
-    return Data(parts, {part.name: part for part in parts.values() if isinstance(part, Source)})
+    return Data(parts, {name: part for name, part in parts.items() if isinstance(part, Source)})
 
 
 def skip_damaged_rows(node: Any) -> None:
@@ -79,61 +83,65 @@ def skip_damaged_rows(node: Any) -> None:
 
 
 def check(config: DictConfig, run: Path) -> int:
-    """Read everything; the number of bad rows."""
+    """Read everything, images too; the number of bad rows and of parts that hold nothing.
+
+    Raises:
+        SystemExit: It was interrupted; what was found so far is printed and kept.
+    """
     skip_damaged_rows(config)
-    processor = instantiate(config.processor)
-    bad: list[str] = []
-    sums: dict[str, Any] = {}
     data = load(config)
-    for name, dialogues in data.parts.items():
-        found = list(
-            _watched(
-                survey(dialogues, processor, config.data.max_length, num_workers=config.num_workers),
-                len(dialogues),
-                name,
-            )
-        )
-        sums[name] = {source: asdict(sum) for source, sum in totals(found).items()}
-        console.print(_totals_table(name, found))
-        bad += [f"{name}, row {f.row}: {f.reason}" for f in found if f.reason]
-    if data.sources:
-        console.print(_rows_table([source.report() for source in data.sources.values()]))
-    bad += [str(error) for source in data.sources.values() for error in source.errors]
-    for line in bad:
-        console.print(line, style="red", markup=False, highlight=False)
-    console.print(f"{len(bad)} bad rows" if bad else "every row is sound")
-    _leave(run / "check.json", json.dumps({"totals": sums, "bad": bad}, indent=2) + "\n")
-    return len(bad)
+    found = Check(data.parts, data.sources)
+    try:
+        found.run(instantiate(config.processor), config.data.max_length, config.num_workers)
+    except KeyboardInterrupt:
+        console.print("interrupted: this is what was found so far", style="yellow")
+    for name, findings in found.findings.items():
+        console.print(_totals_table(name, findings))
+    _print_rows(found.reports())
+    errors = found.errors()
+    for error in errors:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+    empty = found.empty() if found.complete else []
+    for name in empty:
+        console.print(f"{name} holds no sound dialogue", style="red")
+    console.print(f"{len(errors)} bad rows" if errors else "no bad row so far" if not found.complete else _GOOD)
+    _leave(run / "check.json", json.dumps(found.as_json(), indent=2) + "\n")
+    if not found.complete:
+        sys.exit(130)
+    return len(errors) + len(empty)
 
 
-def _watched(findings: Iterator[Finding], total: int, name: str) -> Iterator[Finding]:
-    return iter(track(findings, name, total=total, transient=True, disable=not sys.stdout.isatty(), console=console))
+def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+    """A table whose names are never cut, also in a log of 80 columns."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
 
 
 def _totals_table(title: str, findings: Sequence[Finding]) -> Table:
-    table = Table(title=title)
-    table.add_column("source")
-    for column in ("dialogues", "turns", "images", "tokens", "answer tokens", "cut", "bad"):
-        table.add_column(column, justify="right")
+    columns = ("dialogues", "turns", "images", "tokens", "answer tokens", "cut", "bad", "sound rows lost")
+    table = _table(title, "source", columns)
     for name, sum in totals(findings).items():
-        values = (sum.rows, sum.turns, sum.images, sum.tokens, sum.answer_tokens, sum.cut, sum.bad)
-        table.add_row(name, *(str(value) for value in values))
+        values = (sum.rows, sum.turns, sum.images, sum.tokens, sum.answer_tokens, sum.cut, sum.bad, sum.sound_rows)
+        table.add_row(printable(name), *(str(value) for value in values))
     return table
 
 
-def _rows_table(reports: Sequence[Report]) -> Table:
-    """What became of the rows on disk."""
-    table = Table(title="rows on disk")
-    table.add_column("source")
-    for column in ("rows", "used", "left out", "rejected", "dialogues"):
-        table.add_column(column, justify="right")
-    table.add_column("why")
-    for report in reports:
+def _print_rows(reports: Mapping[str, Report]) -> None:
+    """What became of the rows on disk, and why."""
+    if not reports:
+        return
+    table = _table("rows on disk", "source", ("rows", "used", "left out", "rejected", "dialogues"))
+    for report in reports.values():
         left_out, rejected = sum(report.left_out.values()), sum(report.rejected.values())
-        why = ", ".join(f"{count} {reason}" for reason, count in (*report.left_out.items(), *report.rejected.items()))
         numbers = (report.rows, report.members, left_out, rejected, report.dialogues)
-        table.add_row(report.source, *(str(number) for number in numbers), why)
-    return table
+        table.add_row(printable(report.source), *(str(number) for number in numbers))
+    console.print(table)
+    for report in reports.values():
+        for reason in reasons(report):
+            console.print(f"  {printable(report.source)}, {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def stats(config: DictConfig, run: Path) -> None:
@@ -144,7 +152,7 @@ def stats(config: DictConfig, run: Path) -> None:
     left: dict[str, Any] = {}
     for name, dialogues in load(config).parts.items():
         looks = survey(dialogues, processor, limit, decode=False, num_workers=config.num_workers)
-        good = [finding for finding in _watched(looks, len(dialogues), name) if not finding.reason]
+        good = [finding for finding in watched(looks, f"measuring {name}", len(dialogues)) if not finding.reason]
         if not good:
             raise ValueError(f"{name} holds no sound dialogue; visualchat-data check says why")
         fields = {field: [getattr(f, field) for f in good] for field in ("tokens", "answer_tokens", "images", "turns")}
@@ -190,11 +198,12 @@ def _draw(fields: dict[str, list[int]], picture: Path, title: str) -> None:
 
 
 def show(config: DictConfig, run: Path) -> None:
-    """One dialogue, in the terminal and as a page.
+    """One dialogue, in the terminal and as a page; damaged rows are not counted.
 
     Raises:
         ValueError: There is no dialogue of that number, or it is bad.
     """
+    skip_damaged_rows(config)
     processor = instantiate(config.processor)
     ((name, dialogues),) = load(config, PARTS[:1]).parts.items()
     if not 0 <= config.number < len(dialogues):
@@ -206,14 +215,14 @@ def show(config: DictConfig, run: Path) -> None:
     found = pieces(encoding, processor.tokenizer, processor.image_seq_length, kept)
     supervised = sum(piece.tokens for piece in found if piece.kind == "answer")
     summary = f"{name} {config.number}: {len(encoding)} tokens, {supervised} supervised, {kept} within the limit"
-    console.print(f"{dialogue.id}; {summary}", highlight=False, markup=False)
+    console.print(f"{printable(dialogue.id)}; {summary}", highlight=False, markup=False)
     images = iter(dialogue.images)
     for piece in found:
         if piece.kind == "image":
             console.print(picture_in_blocks(decode_image(next(images))), end="")
         else:
             style = "strike dim" if piece.cut else "bold green" if piece.kind == "answer" else ""
-            console.print(Text(piece.text, style), end="")
+            console.print(Text(printable(piece.text), style), end="")
     console.print()
     _leave(run / f"dialogue-{config.number}.html", page(dialogue, found, summary))
 
@@ -234,7 +243,7 @@ def prepare(config: DictConfig) -> None:
     if not sources:
         console.print("nothing to prepare: these dialogues need no index")
         return
-    console.print(_rows_table([source.prepare() for source in sources.values()]))
+    _print_rows({name: source.prepare() for name, source in sources.items()})
 
 
 def _leave(path: Path, text: str) -> None:

@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 
 from visualchat.data.facts import Facts, batch_facts, source_names, source_of
 from visualchat.data.limits import BadRows, Losses, cut
+from visualchat.data.origin import place_of, rows_in
 from visualchat.data.schedule import BatchSpec
+from visualchat.data.sources.rows import printable
 from visualchat.dialogue import Caption, Content, Dialogue, ImageInput, Turn
 from visualchat.encoding import IGNORE_INDEX, Encoding
 from visualchat.features import FeatureStore
@@ -164,12 +166,18 @@ class BatchMaker(Dataset[Batch]):
             dialogue = with_pictures(found.dialogue, decoded)
         except ValueError as error:
             if self.bad_rows == "error":
-                raise
-            losses[index] = Losses(reason=str(error))
+                raise ValueError(placed(error, self.dialogues, index)) from error
+            rows = max(1, len(rows_in(self.dialogues, index)))
+            losses[index] = Losses(reason=placed(error, self.dialogues, index), rows=rows)
             return None
         if found.losses is not None:
             losses[index] = found.losses
         return dialogue
+
+
+def placed(error: ValueError, dialogues: Sequence[Dialogue], index: int) -> str:
+    """What is wrong with dialogue `index`, and where its rows lie."""
+    return f"{error} ({place_of(dialogues, index)})" if rows_in(dialogues, index) else str(error)
 
 
 def with_pictures(dialogue: Dialogue, decoded: dict[ImageInput, Image.Image]) -> Dialogue:
@@ -178,7 +186,7 @@ def with_pictures(dialogue: Dialogue, decoded: dict[ImageInput, Image.Image]) ->
     Raises:
         ValueError: An image cannot be read; dialogue and image are named.
     """
-    number = 0
+    number, count = 0, len(dialogue.images)
     turns = []
     for turn in dialogue.turns:
         content: list[Content] = []
@@ -187,12 +195,18 @@ def with_pictures(dialogue: Dialogue, decoded: dict[ImageInput, Image.Image]) ->
                 content.append(item)
                 continue
             number += 1
-            name = f"{dialogue.id}, image {number}"
             if isinstance(item, Image.Image):
-                content.append(decode_image(item, name))
+                content.append(_decoded(item, dialogue, number, count))
                 continue
             if item not in decoded:
-                decoded[item] = decode_image(item, name)
+                decoded[item] = _decoded(item, dialogue, number, count)
             content.append(decoded[item])
         turns.append(replace(turn, content=tuple(content)))
     return replace(dialogue, turns=tuple(turns))
+
+
+def _decoded(image: ImageInput, dialogue: Dialogue, number: int, count: int) -> Image.Image:
+    try:
+        return decode_image(image, "it")
+    except ValueError as error:
+        raise ValueError(f"{printable(dialogue.id)}, image {number} of {count}: {error}") from error

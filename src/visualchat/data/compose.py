@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, overload
 
-from visualchat.data.origin import digest_of, joint_digest, place_of
+from visualchat.data.origin import Origin, digest_of, joint_digest, place_of
 from visualchat.data.renumber import insert_image
 from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
@@ -278,11 +278,11 @@ class Composed(Sequence[Dialogue]):
 
     def place(self, index: int) -> str:
         """Where the rows of dialogue `index` lie, in words."""
-        return " + ".join(place_of(self.corpora[name], number) for name, number in self.rows_in(index))
+        return " + ".join(place_of(source, number) for source, number in self.rows_in(index))
 
-    def rows_in(self, index: int) -> tuple[Place, ...]:
+    def rows_in(self, index: int) -> tuple[Origin, ...]:
         """The dialogues of sources that dialogue `index` is made of."""
-        return tuple(dict.fromkeys(self.recipes[index].places))
+        return tuple((self.corpora[name], number) for name, number in dict.fromkeys(self.recipes[index].places))
 
     def digest(self) -> str:
         """A hash (hex) of the corpora and of how they are composed."""

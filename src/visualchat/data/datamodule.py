@@ -15,11 +15,11 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure, with_pictures
+from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure, placed, with_pictures
 from visualchat.data.held_out import spread
 from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
 from visualchat.data.mix import Blend
-from visualchat.data.origin import digest_of, joint_digest, place_of
+from visualchat.data.origin import digest_of, joint_digest, place_of, rows_in
 from visualchat.data.own import OwnData
 from visualchat.data.pack import Packing
 from visualchat.data.progress import watched
@@ -314,8 +314,9 @@ class _Lengths(Dataset[tuple[int, Losses | None]]):
             found = measure(self.dialogues[index], self.collate.processor, self.collate.max_length)
         except ValueError as error:
             if not self.skip:
-                raise
-            return 0, Losses(reason=str(error))
+                raise ValueError(placed(error, self.dialogues, index)) from error
+            rows = max(1, len(rows_in(self.dialogues, index)))
+            return 0, Losses(reason=placed(error, self.dialogues, index), rows=rows)
         return found.length, found.losses
 
 

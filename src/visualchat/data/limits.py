@@ -61,11 +61,13 @@ class Losses:
         turns: Turns cut.
         images: Images that went with them.
         reason: Why the whole dialogue is left out; empty where it is not.
+        rows: Rows of the sources that are left out with it.
     """
 
     turns: int = 0
     images: int = 0
     reason: str = ""
+    rows: int = 1
 
 
 def cut(dialogue: Dialogue, encoding: Encoding, max_length: int | None) -> tuple[Dialogue, Losses | None]:
@@ -117,12 +119,14 @@ class LoadReport:
             parts.append(f"{len(cut)} dialogues cut at a turn's border ({turns} turns, {images} images)")
         if bad := self.bad:
             reasons = "; ".join(list(bad.values())[:examples])
-            parts.append(f"{len(bad)} bad rows left out: {reasons}{'; ...' if len(bad) > examples else ''}")
+            rows = sum(loss.rows for loss in self.rows.values() if loss.reason)
+            joined = f" with {rows} rows of their sources" if rows > len(bad) else ""
+            parts.append(f"{len(bad)} bad rows left out{joined}: {reasons}{'; ...' if len(bad) > examples else ''}")
         return ", ".join(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, in plain types."""
-        return {"rows": {row: (loss.turns, loss.images, loss.reason) for row, loss in self.rows.items()}}
+        return {"rows": {row: (loss.turns, loss.images, loss.reason, loss.rows) for row, loss in self.rows.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import overload
 
 from visualchat.data.compose import Composed, Composition
-from visualchat.data.origin import digest_of, joint_digest, place_of, rows_in
+from visualchat.data.origin import Origin, digest_of, joint_digest, place_of, rows_in
 from visualchat.data.sources.base import Source
 from visualchat.data.sources.rows import Report
 from visualchat.data.split import Side, SplitBy, split_sources
@@ -88,7 +88,7 @@ class Mixture(Sequence[Dialogue]):
         name, number = self.locate(index)
         return place_of(self.parts[name], number)
 
-    def rows_in(self, index: int) -> tuple[tuple[str, int], ...]:
+    def rows_in(self, index: int) -> tuple[Origin, ...]:
         """The dialogues of sources that dialogue `index` is made of."""
         name, number = self.locate(index)
         return rows_in(self.parts[name], number)

@@ -14,6 +14,9 @@ from visualchat.dialogue import Caption, Dialogue
 from visualchat.features import picture_key
 from visualchat.images import decode_image
 
+Origin = tuple[Sequence[Dialogue], int]
+"""A source and the number of a dialogue in it."""
+
 
 @runtime_checkable
 class Traced(Protocol):
@@ -22,8 +25,8 @@ class Traced(Protocol):
     def place(self, index: int) -> str:
         """Where the rows of dialogue `index` lie, in words."""
 
-    def rows_in(self, index: int) -> tuple[tuple[str, int], ...]:
-        """The dialogues of sources that dialogue `index` is made of: each source's name and the number in it."""
+    def rows_in(self, index: int) -> tuple[Origin, ...]:
+        """The dialogues of sources that dialogue `index` is made of."""
 
 
 @runtime_checkable
@@ -39,7 +42,7 @@ def place_of(dialogues: Sequence[Dialogue], index: int) -> str:
     return dialogues.place(index) if isinstance(dialogues, Traced) else f"dialogue {index}"
 
 
-def rows_in(dialogues: Sequence[Dialogue], index: int) -> tuple[tuple[str, int], ...]:
+def rows_in(dialogues: Sequence[Dialogue], index: int) -> tuple[Origin, ...]:
     """The dialogues of sources that dialogue `index` is made of; none where that is not known."""
     return dialogues.rows_in(index) if isinstance(dialogues, Traced) else ()
 

@@ -18,7 +18,8 @@ _REFERENCE = re.compile(
 )
 _UNCLEAR = re.compile(
     rf"\b(?:{'|'.join((*_ORDINALS, *_CARDINALS))}|\d+|both|last|latter|former|previous|next|other|another|left|right|"
-    r"pair|between|each|all|every)\b",
+    r"pair|between|each|all|every|they|them|their|theirs|these|those|differ\w*|alike|common|"
+    r"together|either|neither|any|images|pictures|photos|photographs)\b",
     re.IGNORECASE,
 )
 """What may refer to an image by its place without saying so; a text that holds one is left alone."""

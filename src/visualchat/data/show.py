@@ -18,6 +18,8 @@ from visualchat.dialogue import Dialogue
 from visualchat.encoding import IGNORE_INDEX, Encoding
 from visualchat.images import decode_image
 
+_SHOWN = 512  # pixels of the longer side of a picture on a page
+
 Kind = Literal["text", "answer", "image"]
 
 
@@ -92,6 +94,7 @@ def page(dialogue: Dialogue, found: Sequence[Piece], summary: str) -> str:
 
 
 def _picture(image: Image.Image) -> str:
+    image.thumbnail((_SHOWN, _SHOWN))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

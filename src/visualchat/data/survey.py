@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import BatchingProcessor, with_pictures
+from visualchat.data.collate import BatchingProcessor, placed, with_pictures
 from visualchat.data.limits import turns_that_fit
 from visualchat.data.mix import Mixture
 from visualchat.dialogue import Dialogue
@@ -31,6 +31,8 @@ class Finding:
         tokens: Tokens of the part that fits the limit.
         answer_tokens: Those of them that are trained.
         kept: Rounds of the part that fits.
+        damage: Whether what is wrong is a damaged row of its source.
+        sound_rows: Of a bad dialogue, the rows that are sound and lost with it.
     """
 
     row: int
@@ -42,6 +44,8 @@ class Finding:
     tokens: int = 0
     answer_tokens: int = 0
     kept: int = 0
+    damage: bool = False
+    sound_rows: int = 0
 
 
 def look(
@@ -56,7 +60,7 @@ def look(
         if decode:
             with_pictures(dialogue, {})
     except ValueError as error:
-        return Finding(row, source, dialogue.id if dialogue else "", str(error))
+        return Finding(row, source, dialogue.id if dialogue else "", placed(error, dialogues, row))
     length = encoding.answer_spans[kept - 1][1]
     trained = sum(label != IGNORE_INDEX for label in encoding.labels[:length])
     return Finding(row, source, dialogue.id, "", len(dialogue.turns), len(dialogue.images), length, trained, kept)
@@ -105,7 +109,7 @@ def survey(
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the rows of one source."""
+    """Sums over the dialogues of one source; `sound_rows` are those lost with bad dialogues."""
 
     rows: int = 0
     bad: int = 0
@@ -114,6 +118,7 @@ class Totals:
     images: int = 0
     tokens: int = 0
     answer_tokens: int = 0
+    sound_rows: int = 0
 
 
 def totals(findings: Iterable[Finding]) -> dict[str, Totals]:
@@ -125,7 +130,7 @@ def totals(findings: Iterable[Finding]) -> dict[str, Totals]:
             count["rows"] += 1
             count["bad"] += bool(finding.reason)
             count["cut"] += finding.kept < finding.turns
-            for field in ("turns", "images", "tokens", "answer_tokens"):
+            for field in ("turns", "images", "tokens", "answer_tokens", "sound_rows"):
                 count[field] += getattr(finding, field)
     overall = sums.pop("all", Counter())
     if len(sums) > 1:
@@ -134,7 +139,7 @@ def totals(findings: Iterable[Finding]) -> dict[str, Totals]:
 
 
 def quantiles(values: Sequence[int]) -> Mapping[str, float]:
-    """Least, median, mean, the 95th hundredth and most of a sequence that is not empty."""
+    """Minimum, median, mean, 95th percentile and maximum of a sequence that is not empty."""
     ordered = sorted(values)
     return {
         "min": ordered[0],

@@ -174,3 +174,22 @@ def test_a_damaged_row_is_rejected_with_its_reason(sparkles, case):
 def test_an_unknown_style_is_an_error(sparkles):
     with pytest.raises(ValueError, match=f"style must be any, {', '.join(STYLES)}; found 'roman'"):
         len(sparkles(ROW, style="roman"))
+
+
+def test_images_at_their_tags_whatever_the_order_of_the_list(sparkles, expect):
+    content = f"Is IMAGE#1417{TAG} older than IMAGE#14{TAG}?"
+    row = {"dialogue": [turn("user", content, 14, 1417), turn("assistant", "IMAGE#1417 is.")]}
+    source = sparkles(row, images_first=False)
+    expect(
+        source[0],
+        [
+            *("S\n\n### Question:\nIs the first image\n### Image 1:\n", IMAGE, "\n older than the second image"),
+            *("\n### Image 2:\n", IMAGE, "\n?\n\n### Answer:\n", ("The first image is.",)),
+        ],
+        [120, 20],
+    )
+    assert source.entries[0].images == ("SparklesDialogueCC/images/1417.jpg", "SparklesDialogueCC/images/14.jpg")
+    other = {"dialogue": [turn("user", f"Is IMAGE#3{TAG} old?", 14), turn("assistant", "Yes.")]}
+    assert sparkles(other, images_first=False, on_error="skip").report().rejected == {
+        "placeholders and images differ": 1
+    }

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args, overload
 from visualchat.data.progress import bar
 from visualchat.data.sources.files import DataRoot
 from visualchat.data.sources.row_index import RowIndex
-from visualchat.data.sources.rows import Entries, Entry, Reason, RejectedRowError, Report, RowError, Tally
+from visualchat.data.sources.rows import Entries, Entry, Reason, RejectedRowError, Report, RowError, Tally, printable
 from visualchat.data.tables import Table
 from visualchat.dialogue import Dialogue, ImageInput, StoredImage
 
@@ -86,9 +86,9 @@ class Source(Sequence[Dialogue], ABC):
             )
         return tally
 
-    def rows_in(self, index: int) -> tuple[tuple[str, int], ...]:
+    def rows_in(self, index: int) -> tuple[tuple[Sequence[Dialogue], int], ...]:
         """The dialogues of sources that dialogue `index` is made of: itself."""
-        return ((self.name, index),)
+        return ((self, index),)
 
     def _read(self) -> Tally:
         """What became of every row."""
@@ -247,7 +247,7 @@ class RowSource(Source):
         """The file of a dialogue's row, its line or number there, and its id."""
         entry = self.entries[index]
         file, table, number = self._locate(entry.rows[0])
-        return _with_id(f"{file}, {table.unit} {table.number(number)}", file, entry.id)
+        return printable(_with_id(f"{file}, {table.unit} {table.number(number)}", file, entry.id))
 
     @cached_property
     def _starts(self) -> list[int]:

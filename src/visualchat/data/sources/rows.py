@@ -33,6 +33,12 @@ class Reason(StrEnum):
     ANSWER_PLACEHOLDER = "placeholder in an answer"
     TOO_MANY_IMAGES = "too many images"
     OTHER_SPLIT = "another split"
+    UNFIT = "cannot be trained on"
+
+
+def printable(text: str) -> str:
+    """A text that a terminal takes for text alone: what would move its cursor or change its colours is spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class RejectedRowError(ValueError):
@@ -58,6 +64,7 @@ class RowError(ValueError):
     """
 
     def __init__(self, source: str, row: str, reason: Reason, detail: str) -> None:
+        row, detail = printable(row), printable(detail)
         super().__init__(f"{source}, {row}: {reason}: {detail}")
         self.source, self.row, self.reason, self.detail = source, row, reason, detail
 
