@@ -67,6 +67,10 @@ test-slow: $(STAMP) ## Run the tests marked slow
 test-gpu: $(STAMP) ## Run the tests marked gpu; needs a CUDA device
 	$(call pytest,$(PYTEST) -m gpu --durations=5)
 
+test-peers: $(STAMP) ## Run transformers' own tests of models and processors on ours
+	@$(BIN)/python tests/peers/peers.py
+	$(call pytest,$(WORKERS_PYTEST) tests/peers/peer_model.py tests/peers/peer_processor.py)
+
 test-minimal: ## Import the package where only torch, transformers and pillow are installed
 	$(call environment,$(VENV)-minimal)
 	@$(VENV)-minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)

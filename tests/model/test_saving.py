@@ -1,7 +1,10 @@
 """The whole model as a folder: sharded, in its own precision, without paths of this machine; and pushed to the Hub."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -92,3 +95,52 @@ def test_the_way_to_the_hub_and_back(folder, processor, tmp_path, monkeypatch):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert isinstance(AutoProcessor.from_pretrained(repository), VisualChatProcessor)
     assert json.loads((repository / "config.json").read_text())["architectures"] == [type(model).__name__]
+
+
+REMOTE = """
+import os, sys
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+folder = sys.argv[1]
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "visualchat":
+            raise ModuleNotFoundError("No module named 'visualchat'")
+
+if sys.argv[2] == "missing":
+    sys.meta_path.insert(0, Missing())
+trust = {"trust_remote_code": True}
+model = AutoModelForImageTextToText.from_pretrained(folder, **trust)
+processor = AutoProcessor.from_pretrained(folder, **trust)
+inputs = processor(images=Image.new("RGB", (20, 20), "red"), text="What is it?").to(model.dtype)
+answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1]:]
+said = processor.decode(answer, skip_special_tokens=True)
+pipe = pipeline("image-text-to-text", model=folder, **trust)
+content = [{"type": "image", "image": Image.new("RGB", (20, 20), "red")}, {"type": "text", "text": "What is it?"}]
+settings = {"generate_kwargs": {"max_new_tokens": 5, "do_sample": False}, "return_full_text": False}
+assert pipe([{"role": "user", "content": content}], **settings)[0]["generated_text"] == said
+assert type(AutoModel.from_pretrained(folder, **trust)).__name__ == "VisualChatModel"
+model.save_pretrained(folder + "-again")
+assert os.listdir(folder + "-again").count("visualchat_auto.py") == 1
+assert not any(name.startswith("modeling") for name in os.listdir(folder + "-again"))
+print("said", [ord(c) for c in said], AutoConfig.from_pretrained(folder, **trust).model_type)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_never_imported_the_package_loads_the_folder(folder, tmp_path):
+    def run(*args):
+        settings = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        command = [sys.executable, "-c", REMOTE, str(folder), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = processor(images=Image.new("RGB", (20, 20), "red"), text="What is it?").to(model.dtype)
+    answer = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    done = run("there")
+    assert done.returncode == 0, done.stderr
+    assert f"said {[ord(c) for c in processor.decode(answer, skip_special_tokens=True)]} visualchat" in done.stdout
+    missing = run("missing")
+    assert missing.returncode != 0
+    assert "pip install visualchat" in missing.stderr

@@ -10,6 +10,7 @@ the encoder's features, E embedding size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +20,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from visualchat.attention import Modality, add_cross_attention
-from visualchat.model.attention_choice import by_part, check_attention, initial_attention
+from visualchat.model.attention_choice import OWN, by_part, check_attention, initial_attention
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.generation import held_ids, hold_ids
 from visualchat.model.numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
 from visualchat.model.outside import hold, outside_sequence, unseen_image
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
+from visualchat.model.remote import describe_folder
 from visualchat.model.sharding import is_split_model
 
 
@@ -90,6 +92,16 @@ class VisualChatModel(PreTrainedModel):
             ValueError: The kind has no such implementation.
         """
         super().set_attn_implementation(by_part(self.config, attn_implementation), allow_all_kernels)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """transformers' own; the folder also says where its code is (`visualchat.model.remote`)."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            describe_folder(save_directory)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: what is saved names its code already, and no file of this package is to be copied beside it."""
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The language model's token embedding."""
@@ -268,10 +280,10 @@ class VisualChatModel(PreTrainedModel):
         hold(out.past_key_values, kwargs)
         hold_ids(out.past_key_values, key_modality, unit_ids)
         asked = kwargs.get("output_attentions", self.language_model.config.output_attentions)
-        if asked and all(weights is None for weights in out.attentions or ()):
+        if asked and self.language_model.config._attn_implementation in OWN:
             raise ValueError(
-                f"attention kind {self.config.attention_kind!r} gives no attention weights (output_attentions) as "
-                f"{self.language_model.config._attn_implementation!r}; 'causal' does as 'eager'"
+                f"attention kind {self.config.attention_kind!r} gives no attention weights (output_attentions); kind "
+                "'causal' does with attn_implementation='eager'"
             )
         return VisualChatModelOutput(
             out.last_hidden_state, out.past_key_values, out.hidden_states, out.attentions, image_features

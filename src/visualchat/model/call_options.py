@@ -68,23 +68,22 @@ def call_options(given: Mapping[str, Any], image_names: Collection[str], call: s
         TypeError: A keyword is unknown.
         ValueError: One cannot be honoured.
     """
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {name: value for name, value in given.items() if name not in GROUPS}
     images: dict[str, Any] = {}
-    for name, value in given.items():
-        if name == "images_kwargs":
-            images |= value or {}
-        elif name in GROUPS:
-            flat |= value or {}
-        else:
-            flat[name] = value
+    for group in GROUPS:
+        for name, value in (given.get(group) or {}).items():
+            if name in flat and group != "common_kwargs":
+                raise ValueError(f"{call}: {name} is given twice, by itself and in {group}")
+            (images if group == "images_kwargs" else flat)[name] = value
     tensors = flat.pop("return_tensors", "pt")
     images.pop("return_tensors", None)
     flat = {name: value for name, value in flat.items() if value is not None}
     for name in ABSENT:
         value = flat.pop(name, None)
-        if value not in (None, False, "do_not_truncate") and (not isinstance(value, Sized) or len(value)):
+        absent = value is None or value is False or (isinstance(value, Sized) and not len(value))
+        if not absent and not (isinstance(value, str) and value == "do_not_truncate"):
             reason = REASONS.get(name, "text and images are read")
-            raise ValueError(f"{call}: {name}={value!r:.60} cannot be honoured: {reason}")
+            raise ValueError(f"{call}: {name}={' '.join(repr(value).split()):.60} cannot be honoured: {reason}")
     for name in ALWAYS:
         if flat.pop(name, True) is False and name != "sanitize_control_tokens":
             raise ValueError(f"{call}: {name}=False cannot be honoured: the model needs it")

@@ -84,6 +84,10 @@ class VisualChatConfig(PreTrainedConfig):
                 f"{self.vision_feature_layer!r} and {self.vision_feature_select_strategy!r}"
             )
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: what is saved names its code already, and no file of this package is to be copied beside it."""
+
     @property
     def images_outside(self) -> bool:
         """Whether images stand outside the sequence, where gated cross-attention layers read them."""

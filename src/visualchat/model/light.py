@@ -165,7 +165,15 @@ def language_bits(model: VisualChatForConditionalGeneration) -> int | None:
 
 def _own_fields(config: VisualChatConfig) -> dict[str, Any]:
     """The configuration without the backbones', which come with them."""
-    foreign = ("vision_config", "text_config", "model_type", "architectures", "dtype", "transformers_version")
+    foreign = (
+        "vision_config",
+        "text_config",
+        "model_type",
+        "architectures",
+        "dtype",
+        "transformers_version",
+        "auto_map",
+    )
     return {name: value for name, value in config.to_diff_dict().items() if name not in foreign}
 
 

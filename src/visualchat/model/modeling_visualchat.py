@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, Cache
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from visualchat.encoding import IGNORE_INDEX
 from visualchat.model.base_model import VisualChatModel
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.generation import VisualChatGenerationMixin
@@ -139,6 +140,7 @@ class VisualChatForConditionalGeneration(VisualChatModel, VisualChatGenerationMi
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> VisualChatOutput:
         """One pass.
@@ -161,6 +163,7 @@ class VisualChatForConditionalGeneration(VisualChatModel, VisualChatGenerationMi
             logits_to_keep: Positions from the end (or their indices) to compute logits for, without labels; 0 for all.
             num_items_in_batch: What the loss divides the sum over the answer tokens by; None for their number. A
                 trainer that accumulates gives the number of all batches of a step.
+            shift_labels: (B, S) labels that stand where they are predicted, instead of `labels`.
             **kwargs: Handed to the language model.
 
         Raises:
@@ -180,13 +183,18 @@ class VisualChatForConditionalGeneration(VisualChatModel, VisualChatGenerationMi
             segment_ids=segment_ids,
             image_index=image_index,
             vision_features=vision_features,
-            use_cache=labels is None if use_cache is None else use_cache,
+            use_cache=(labels is None and shift_labels is None) if use_cache is None else use_cache,
             return_dict=True,
             **kwargs,
         )
         loss = losses = None
-        if labels is not None:
-            rows, targets = answer_rows(out.last_hidden_state, labels)
+        if labels is not None or shift_labels is not None:
+            if shift_labels is None:
+                assert labels is not None
+                rows, targets = answer_rows(out.last_hidden_state, labels)
+            else:
+                chosen = shift_labels != IGNORE_INDEX
+                rows, targets = out.last_hidden_state[chosen], shift_labels[chosen]
             if self.training:
                 logits, (loss, losses) = None, training_loss(self.language_model, rows, targets)
             else:

@@ -90,6 +90,10 @@ class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
         image_processor = load_image_processor(vision)
         return cls(image_processor, AutoTokenizer.from_pretrained(language), image_seq_length, system, template)
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Nothing: what is saved names its code already, and no file of this package is to be copied beside it."""
+
     @property
     def end_token_ids(self) -> list[int]:
         """What ends an answer; generation stops at the last of them."""
