@@ -124,7 +124,7 @@ def computed_pairs(name: str, row: Row) -> float | None:
     if name in SLOW:
         return 2.0 * length**2
     layout = Layout(length, row.modality, None, row.units, row.units, row.segments)
-    found = plan(attention_kind(kind), layout, torch.float32)
+    found = plan(attention_kind(kind), layout, torch.float32, mergeable=row.modality.device.type == "cpu")
     text = found.text.length
     pairs = text * (text + 1) / 2
     if found.segments is not None:

@@ -5,7 +5,8 @@ import torch
 from layouts import IMAGE, PAIRS, SHAPES, TEXT, attend, by_definition, noise, random_qkv, random_tokens, without_images
 from torch.nn.functional import scaled_dot_product_attention
 
-from visualchat.attention import multimodal_attention, pieces
+from visualchat.attention import attention_kind, multimodal_attention, parts, pieces
+from visualchat.attention.layout import Layout
 
 IMPLEMENTATIONS = ("eager", "sdpa")
 CASES = [
@@ -220,3 +221,34 @@ def test_wrong_arguments_are_named(changes, message):
     arguments |= {"kind": "mmca", "query_modality": modality, "key_modality": modality, **changes}
     with pytest.raises(ValueError, match=message):
         multimodal_attention(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["mmca", "mmca_joint", "unit"])
+def test_without_torchs_operators_it_computes_the_same_and_says_so(kind, monkeypatch):
+    monkeypatch.setattr(pieces, "MASKED_SIDE", 0)
+    monkeypatch.setattr(parts, "_FORWARD", "_no_such_operator")
+    parts._operators.cache_clear()
+    tokens = random_tokens("packed right", 4)
+    tested = [t.requires_grad_() for t in random_qkv(tokens)]
+    oracle = [t.detach().requires_grad_() for t in tested]
+    with pytest.warns(
+        UserWarning, match="has no aten::_no_such_operator: over images one softmax costs as much as causal"
+    ):
+        found = attend(tested, tokens.fresh(), kind, "sdpa")
+    parts._operators.cache_clear()
+    expected = attend(oracle, tokens, kind, "eager")
+    torch.testing.assert_close(found, expected)
+    for got, wanted in zip(gradients(tested, found), gradients(oracle, expected), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_joint_kind_computes_no_pair_of_an_image_query():
+    """What is left of one softmax where text and images are apart: text with text, text with images; nothing else."""
+    modality = torch.tensor([[0] * 40 + [1] * 400] * 4).flatten()[None]
+    layout = Layout(modality.shape[1], modality)
+    plan = pieces.plan(attention_kind("mmca_joint"), layout, torch.float32, mergeable=True)
+    assert plan.merged
+    assert plan.text.length == 160
+    (row,) = plan.views
+    assert [(p.stop - p.start, p.last - p.first) for p in row] == [(40, 0), (40, 400), (40, 800), (40, 1200)]
+    assert not pieces.plan(attention_kind("mmca_joint"), layout, torch.float32).merged

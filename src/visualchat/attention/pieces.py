@@ -27,12 +27,14 @@ class Compact:
         flat: (B · C) the same in B × S flattened.
         valid: (B, C) bool, False at that surplus.
         everything: Whether all tokens are chosen, so that nothing moves.
+        full: Whether there is no surplus.
     """
 
     index: Tensor
     flat: Tensor
     valid: Tensor
     everything: bool
+    full: bool
 
     @property
     def length(self) -> int:
@@ -46,7 +48,8 @@ def compact(chosen: Tensor) -> Compact:
     index = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
     row = torch.arange(len(chosen), device=chosen.device)[:, None]
     valid = torch.arange(most, device=chosen.device)[None] < counts[:, None]
-    return Compact(index, (index + row * chosen.shape[1]).flatten(), valid, everything=fewest == chosen.shape[1])
+    flat = (index + row * chosen.shape[1]).flatten()
+    return Compact(index, flat, valid, everything=fewest == chosen.shape[1], full=fewest == most)
 
 
 @dataclass(frozen=True)
@@ -105,14 +108,17 @@ class Plan:
 
     Attributes:
         image: (B, S) bool, True at real image tokens.
-        text: The text that is both query and key; with joint softmax all real tokens.
+        text: The text that is both query and key; all real tokens where one softmax runs over them in one call.
         result: (B, C) bool, which results of those queries count: those of text outside labels.
         all_count: Whether all of them do.
         segments: Each packed dialogue's stretch of `text` as a piece on itself; None where a row is one dialogue.
-        images: The image keys; None where there are none or the softmax is joint.
+        images: The image keys; None where there are none, or `text` holds them.
         views: The images' stretches that each stretch of text sees; None where a mask serves better.
         view_mask: That mask, (B, 1, T, I); None where pieces serve better.
         groups: Images or units that attend among themselves; None where there are none.
+        apart: Whether text and images are apart: the sides of two softmaxes, or the parts of one.
+        merged: Whether they are the parts of one.
+        own_values: Whether an image token's result is its own value.
     """
 
     image: Tensor
@@ -124,16 +130,24 @@ class Plan:
     views: Rows | None
     view_mask: Mask | None
     groups: Groups | None
+    apart: bool
+    merged: bool
+    own_values: bool
 
 
 @torch.compiler.disable
-def plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Plan:
+def plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype, mergeable: bool = False) -> Plan:
     """Cut a batch whose queries are its keys; not for image context `text`, and `all` with joint softmax only.
 
-    `dtype` is the queries'.
+    Args:
+        kind: Of attention.
+        layout: What the tokens are.
+        dtype: The queries'.
+        mergeable: Whether one softmax can be computed in parts; it is where that saves more than it costs.
     """
     image = layout.of(Modality.IMAGE)
-    joint = kind.softmax == "joint"
+    merged = mergeable and kind.softmax == "joint" and kind.image_context != "all" and _is_long(image, layout)
+    joint = kind.softmax == "joint" and not merged
     text = compact(layout.real() if joint else layout.of(Modality.TEXT))
     result = text.valid
     if joint and kind.image_context != "all":
@@ -155,7 +169,16 @@ def plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Plan:
         views=views,
         view_mask=view_mask,
         groups=_groups(kind, layout, dtype) if kind.image_context in ("image", "label", "unit") else None,
+        apart=not joint,
+        merged=merged,
+        own_values=kind.image_context == "self",
     )
+
+
+def _is_long(image: Tensor, layout: Layout) -> bool:
+    """Whether text and images of a row make more pairs than a mask serves."""
+    images, text = image.sum(1).max(), layout.of(Modality.TEXT).sum(1).max()
+    return int(images * text) > MASKED_SIDE
 
 
 def _views(

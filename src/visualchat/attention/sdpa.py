@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout, visible
 from visualchat.attention.memory import remembered
+from visualchat.attention.parts import attend_parts, available
 from visualchat.attention.pieces import Compact, Groups, Mask, Piece, Plan, Rows, plan
 
 GATHERED = ("self", "image", "label", "unit")
@@ -29,7 +30,8 @@ def sdpa_attention(
     """See `visualchat.attention.multimodal_attention`."""
     plain = kind.image_context == "all" and kind.softmax == "joint"
     if layout.offset == 0 and (plain or kind.image_context in GATHERED):
-        return _gathered(query, key, value, kind, remembered(plan, kind, layout, query.dtype), scale)
+        found = remembered(plan, kind, layout, query.dtype, available(query))
+        return _gathered(query, key, value, kind, found, scale)
     if query.shape[2] == 1:
         return _decode(query, key, value, remembered(_stacked_sides, kind, layout, query.dtype), scale)
     sides = remembered(_sides, kind, layout, query.dtype)
@@ -42,6 +44,9 @@ def sdpa_attention(
 
 def _gathered(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind, plan: Plan, scale: float) -> Tensor:
     """Training and prefill: the queries are the keys."""
+    if plan.apart and plan.text.length and available(query):
+        out = attend_parts(query, key, value, plan, scale)
+        return (out if plan.groups is None else _add_groups(out, query, key, value, plan.groups, scale)).transpose(1, 2)
     groups = query.shape[1] // value.shape[1]
     if kind.image_context == "self":
         own = value.transpose(1, 2)
