@@ -1,12 +1,17 @@
 """Every file under conf/ composes, every `_target_` exists and takes what it is given, experiments say how to run."""
 
+import datetime
 import functools
+import inspect
 import itertools
 from pathlib import Path
 
+import lightning
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
+from hydra.utils import instantiate
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from omegaconf import DictConfig, OmegaConf
 
 from targets import check_targets
@@ -124,3 +129,28 @@ def test_the_projector_decides_how_many_tokens_an_image_takes(projector, tokens)
     config = composed("train", "model/vision=clip_large", f"model/projector={projector}")
     assert config.model.projector == {"type": projector}
     assert config.processor.image_seq_length == config.build_model.image_seq_length == tokens
+
+
+def test_every_argument_of_the_trainer_can_be_set():
+    """Without a plus, whose absence Hydra answers with "not in struct"; loggers and callbacks have groups, plugins are ours."""
+    parameters = inspect.signature(lightning.Trainer.__init__).parameters
+    config = composed("train").trainer
+    assert set(config) - {"_target_"} == set(parameters) - {"self", "logger", "callbacks", "plugins"}
+    ours = {"accelerator", "devices", "precision", "max_epochs", "gradient_clip_val", "log_every_n_steps"}
+    ours |= {"num_sanity_val_steps", "enable_model_summary", "default_root_dir"}
+    for name in set(config) - {"_target_", "strategy"} - ours:  # Lightning's own defaults
+        assert config[name] == parameters[name].default, name
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme"])
+def test_every_plain_setting_of_a_strategy_can_be_set(name):
+    """What YAML can say and the strategy reads; DeepSpeed's own settings are in its `zero_optimization`."""
+    config = composed("train", f"trainer/strategy={name}", "rank_timeout=7").trainer.strategy
+    shared = {"process_group_backend", "timeout"}
+    scaling = {"loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"}
+    of_ddp = {"start_method", "find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb"}
+    own = of_ddp if name == "ddp" else scaling if name.startswith("zero") else set()
+    assert shared | own <= set(config)
+    known = set(inspect.signature(DeepSpeedStrategy.__init__ if name.startswith("zero") else DDPStrategy).parameters)
+    assert shared | own - of_ddp <= known
+    assert instantiate(config)._timeout == datetime.timedelta(seconds=7)

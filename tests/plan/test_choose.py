@@ -37,5 +37,6 @@ def test_the_first_that_fits_is_taken_and_of_an_offloaded_one_the_largest_batch(
 
 def test_what_is_compared():
     assert usable(None, 1) == ["auto", "zero3_offload", "zero3_nvme"]
-    assert usable(4, 8) == ["ddp", "zero1", "zero2"]
+    assert usable(8, 8) == ["ddp", "zero1", "zero2"]
+    assert usable(4, 8) == ["ddp", "zero1", "zero2", "fsdp2"]
     assert usable(None, 8)[-2:] == ["zero3_offload", "zero3_nvme"]

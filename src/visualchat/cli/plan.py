@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
+from visualchat.cli.combinations import check_combination
 from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.main import plan as main
 from visualchat.encoding import encode_segments
@@ -152,16 +153,12 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
         ValueError: A name is unknown or a number makes no sense.
     """
     check_attention(config.attention)
+    check_combination(config)
     machine, gpu = _machine(config)
     strategy = choices["trainer/strategy"]
     if strategy not in STRATEGIES:
         raise ValueError(f"trainer/strategy={strategy} cannot be planned; known are {', '.join(STRATEGIES)}")
     bits = config.model.quantization.bits
-    if bits is not None and "weights" in STRATEGIES[strategy].shards:
-        raise ValueError(
-            f"a quantized base is kept whole on each GPU: trainer/strategy must be one of "
-            f"{', '.join(usable(bits, 2))}, found {strategy}"
-        )
     if config.trainer.max_epochs is None or config.trainer.max_epochs < 1:
         raise ValueError(f"a plan needs the number of epochs, found trainer.max_epochs={config.trainer.max_epochs}")
     sizes = sizes_of(build_without_weights(config))

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from visualchat.cli.combinations import check_combination
 from visualchat.cli.config import PLAIN, check_attention, quieten, setting
 from visualchat.cli.ending import explained, sole_use
 from visualchat.cli.jobs import needs_own_processes, run_job
@@ -31,6 +32,7 @@ from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint, require_same_model, settings_of
+from visualchat.training.silence import ending_silence
 from visualchat.training.stopping import is_first_rank
 
 console = Console()
@@ -45,6 +47,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     quieten()
     check_attention(config.attention)
     refuse_drawn_shapes(config)
+    check_combination(config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.save not in ("full", "light", "both"):
         raise ValueError(f"unknown save={config.save}, expected full, light or both")
@@ -79,9 +82,10 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         record_run(config, run, trainer.loggers)
     started = time.perf_counter()
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    seconds = time.perf_counter() - started
-    gather_model(module, trainer)
+    with ending_silence(trainer):
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        seconds = time.perf_counter() - started
+        gather_model(module, trainer)
     if not trainer.is_global_zero:
         return {}
     if config.resume == "auto" and (finished := _finished(run, trainer.global_step)):
@@ -95,9 +99,10 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics |= _evaluate(config, module, data, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     record_results(metrics, trainer.loggers, trainer.global_step)
-    if "csv" in config.logger and "metrics" in config.callbacks:
+    rows = run / "logs" / "csv" / "metrics.csv"
+    if rows.is_file() and "metrics" in config.callbacks:  # there are no logs under fast_dev_run
         draw_curves(
-            run / "logs" / "csv" / "metrics.csv",
+            rows,
             run / "curves.png",
             f"attention {config.attention.kind}, {seconds:.0f} s",
         )

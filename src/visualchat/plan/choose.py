@@ -80,7 +80,8 @@ def usable(base_bits: int | None, gpus: int) -> list[str]:
     A quantised base is kept whole; one GPU has nothing to shard over.
     """
     names = ["auto", "zero3_offload", "zero3_nvme"] if gpus == 1 else [name for name in STRATEGIES if name != "auto"]
-    return [name for name in names if base_bits is None or "weights" not in STRATEGIES[name].shards]
+    splits = {None: names, 4: ["fsdp2"]}.get(base_bits, [])
+    return [name for name in names if "weights" not in STRATEGIES[name].shards or name in splits]
 
 
 def best(choices: Sequence[Choice]) -> Choice | None:

@@ -24,12 +24,15 @@ class Fsdp2Strategy(ModelParallelStrategy):
     """Lightning's, with all processes data-parallel.
 
     Lightning's own checkpoints would gather the frozen backbones, and fail on an optimizer that moves only a part.
+
+    Args:
+        **settings: `timeout` and `process_group_backend` of Lightning's strategy.
     """
 
     strategy_name = "visualchat_fsdp2"
 
-    def __init__(self) -> None:
-        super().__init__(save_distributed_checkpoint=False)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(save_distributed_checkpoint=False, **settings)
 
     def setup_environment(self) -> None:
         """Lightning's, which by itself would split tensors within a node."""

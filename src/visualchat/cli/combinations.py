@@ -1,0 +1,44 @@
+"""What cannot be trained together, told from the configuration alone, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+QUANTIZED_STRATEGIES = {8: "auto, ddp, zero1 or zero2", 4: "auto, ddp, zero1, zero2 or fsdp2"}
+"""The trainer/strategy that can hold a language model of so many bits."""
+
+
+def check_combination(config: DictConfig) -> None:
+    """Refuse quantized weights where the strategy or the choice of what trains cannot have them.
+
+    Args:
+        config: Of a training command, or of a plan of one.
+
+    Raises:
+        ValueError: It cannot be trained; says what can.
+    """
+    bits = config.model.quantization.bits
+    if not bits:
+        return
+    split = _splits_weights(OmegaConf.select(config, "trainer.strategy"))
+    if split == "ZeRO-3" or (split == "FSDP2" and bits == 8):
+        raise ValueError(
+            f"{split} cannot split a language model of {bits} bits over the processes: with model/quantization choose "
+            f"trainer/strategy={QUANTIZED_STRATEGIES.get(bits, 'auto or ddp')}, or model/quantization=none"
+        )
+    if OmegaConf.select(config, "model.trainable.language") == "full":
+        raise ValueError(
+            "a quantized language model is frozen: with model/quantization choose model/trainable=projector_embedding "
+            "or lora_language, or model/quantization=none"
+        )
+
+
+def _splits_weights(strategy: Any) -> str | None:
+    """How a strategy is called that splits weights over the processes; None for one that keeps them whole."""
+    if isinstance(strategy, str):
+        return {"deepspeed_stage_3": "ZeRO-3", "deepspeed_stage_3_offload": "ZeRO-3"}.get(strategy)
+    if OmegaConf.select(strategy, "zero_optimization.stage") == 3:
+        return "ZeRO-3"
+    return "FSDP2" if str(OmegaConf.select(strategy, "_target_")).endswith(".Fsdp2Strategy") else None

@@ -1,0 +1,56 @@
+"""A rank that falls silent: how long the others wait for it, and how they end."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import lightning
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from visualchat.training.stopping import RunStopped
+
+_SILENCE = re.compile(r"timed out|connection (closed|reset|refused) by peer|wait timeout", re.IGNORECASE)
+"""What the libraries below say when a process does not answer: gloo, NCCL, torch's store."""
+
+
+def patience(seconds: float) -> timedelta:
+    """How long processes wait for each other; the target of `timeout` in conf/trainer/strategy.
+
+    Raises:
+        ValueError: Nobody can wait so long.
+    """
+    if seconds <= 0:
+        raise ValueError(f"rank_timeout={seconds}, expected seconds greater than 0")
+    return timedelta(seconds=seconds)
+
+
+@contextmanager
+def ending_silence(trainer: lightning.Trainer) -> Iterator[None]:
+    """Turn what the libraries say of a silent rank into a word to the person, and end the processes.
+
+    Args:
+        trainer: The run's. The processes that it started are killed, stopped ones too.
+
+    Raises:
+        RunStopped: A rank was silent for longer than the strategy's timeout, or has died.
+    """
+    try:
+        yield
+    except Exception as error:
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            for process in launcher.procs:
+                process.kill()  # a stopped process heeds no other signal
+        if trainer.world_size > 1 and _SILENCE.search(str(error)):
+            message = (
+                f"rank {trainer.global_rank} waited in vain for another of the {trainer.world_size} processes: it was "
+                "stopped, is dead, or was busy for longer than rank_timeout"
+            )
+            if not trainer.is_global_zero:  # the first rank may be the silent one
+                print(message, file=sys.stderr, flush=True)
+            raise RunStopped(message) from error
+        raise

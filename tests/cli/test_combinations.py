@@ -1,0 +1,34 @@
+"""Combinations that cannot be trained are refused at once, by name and with what to choose; all others pass."""
+
+import itertools
+import re
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from visualchat.cli.combinations import check_combination
+from visualchat.cli.config import CONF
+
+STRATEGIES = ("auto", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme", "fsdp2")
+SPLIT = {"none": set(), "nf4": {"zero3", "zero3_offload", "zero3_nvme"}}
+SPLIT["int8"] = SPLIT["nf4"] | {"fsdp2"}
+
+
+@pytest.mark.parametrize("bits", ["none", "nf4", "int8"])
+def test_quantized_bases_and_strategies(bits):
+    for strategy, trainable in itertools.product(STRATEGIES, ("projector_embedding", "lora_language", "all")):
+        choice = [f"trainer/strategy={strategy}", f"model/quantization={bits}", f"model/trainable={trainable}"]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            config = compose("train", choice)
+        if strategy in SPLIT[bits]:
+            number = {"nf4": 4, "int8": 8}[bits]
+            name = "FSDP2" if strategy == "fsdp2" else "ZeRO-3"
+            with pytest.raises(ValueError, match=f"{name} cannot split a language model of {number} bits") as error:
+                check_combination(config)
+            offered = re.search("trainer/strategy=(.*), or model", str(error.value)).group(1)
+            assert set(re.split(", | or ", offered)) == set(STRATEGIES) - SPLIT[bits]
+        elif bits != "none" and trainable == "all":
+            with pytest.raises(ValueError, match="is frozen: with model/quantization choose model/trainable="):
+                check_combination(config)
+        else:
+            check_combination(config)
