@@ -132,7 +132,7 @@ def test_the_projector_decides_how_many_tokens_an_image_takes(projector, tokens)
 
 
 def test_every_argument_of_the_trainer_can_be_set():
-    """Without a plus, whose absence Hydra answers with "not in struct"; loggers and callbacks have groups, plugins are ours."""
+    """Without a plus; loggers and callbacks have groups of their own, plugins are ours."""
     parameters = inspect.signature(lightning.Trainer.__init__).parameters
     config = composed("train").trainer
     assert set(config) - {"_target_"} == set(parameters) - {"self", "logger", "callbacks", "plugins"}
