@@ -112,6 +112,27 @@ def test_a_model_of_own_data_is_not_scored_on_the_tiny_world_in_silence(trained)
     assert "data=own: 12 dialogues, 24 answers" in everything
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "saved"), [("zero3", "light"), ("zero3", "model"), ("fsdp2", "light")])
+def test_two_ranks_start_from_a_folder_as_one_process_does(trained, strategy, saved):
+    folder, _ = trained
+    mine = [*own(folder / "mine", "rows.jsonl"), "data.validation=test.jsonl", *SMALL, "evaluation=none", "save=light"]
+    losses = []
+    for name, settings in (("one", ()), (strategy, (f"trainer/strategy={strategy}", "trainer.devices=2"))):
+        settings = (
+            *settings,
+            f"data.batch_size={4 // (1 + bool(settings))}",
+            f"hydra.run.dir={strategy}-{saved}/{name}",
+        )
+        run(folder, "train", *mine, f"init=first/{saved}", *settings)
+        losses.append(
+            json.loads((folder / f"{strategy}-{saved}" / name / "metrics.json").read_text())["validation/loss"]
+        )
+    assert losses[1] == pytest.approx(losses[0], abs=2e-5)  # the order of sums over ranks
+    started = json.loads((folder / "first" / "metrics.json").read_text())["validation/loss"]
+    assert losses[0] < started
+
+
 def messages(root: Path, name: str) -> Messages:
     return Messages(root, (name,))
 

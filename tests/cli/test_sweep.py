@@ -85,6 +85,12 @@ def test_one_row_a_run():
     assert rows_of(table) == [("mmca", "50.0", "60.0", "40.0", "62"), ("causal", "25.0", "35.0", "15.0", "62")]
 
 
+def test_the_answer_loss_is_shown_where_runs_have_it():
+    table = sweep_table([Run({"seed": "1"}, {"exact_match/all": 0.0, "answer_loss/all": 1.23456})])
+    assert [column.header for column in table.columns] == ["seed", "all", "answer loss"]
+    assert rows_of(table) == [("1", "0.0", "1.235")]
+
+
 def test_a_figure_that_a_run_lacks_is_a_dash():
     runs = [Run({"seed": "1"}, {"exact_match/all": 0.5}), Run({"seed": "2"}, metrics(0.5))]
     assert rows_of(sweep_table(runs)) == [("1", "50.0", "-", "-", "-"), ("2", "50.0", "60.0", "40.0", "62")]

@@ -60,6 +60,11 @@ def dialogues_to_score(
         ValueError: They cannot be read, or none is sound.
     """
     if settings.dialogues != VALIDATION:
+        if nameless := [name for name, part in settings.dialogues.items() if "_target_" not in part]:
+            raise ValueError(
+                f"evaluation.dialogues.{nameless[0]} is set, but the chosen evaluation has no such dialogues; "
+                "leave it out, or choose evaluation=tiny"
+            )
         return {name: [*part] for name, part in instantiate(settings.dialogues).items()}
     found = validation_dialogues(data) if validation is None else validation
     return held_out(found, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")

@@ -22,6 +22,7 @@ SHOWN = {
     "seen/exact_match/all": "seen",
     "unseen/exact_match/all": "unseen",
     "validation/exact_match": "validation",
+    "answer_loss/all": "answer loss",
     "train/seconds": "seconds",
 }
 """Metrics of the table, and how its columns are headed; one that no run has is left out."""
@@ -81,7 +82,8 @@ def sweep_table(runs: Sequence[Run]) -> Table:
 
 
 def _cell(metric: str, value: float) -> str:
-    return f"{value:.0f}" if metric == "train/seconds" else f"{100 * value:.1f}"
+    digits = {"train/seconds": f"{value:.0f}", "answer_loss/all": f"{value:.3f}"}  # nats; shares in percent
+    return digits.get(metric, f"{100 * value:.1f}")
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
