@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -106,9 +107,9 @@ def test_a_model_of_own_data_is_not_scored_on_the_tiny_world_in_silence(trained)
     folder, _ = trained
     said = run(folder, "evaluate", "folder=first/model", code=1)
     (typed,) = (line for line in said.splitlines() if line.startswith("visualchat-evaluate "))
-    again = run(folder, "evaluate", *typed.split()[1:], "hydra.run.dir=again")
+    again = run(folder, "evaluate", *shlex.split(typed)[1:], "hydra.run.dir=again")
     assert "data=own: 3 dialogues, 6 answers" in again
-    everything = run(folder, "evaluate", *typed.split()[1:], "data.validation=1.0", "evaluation.samples=0")
+    everything = run(folder, "evaluate", *shlex.split(typed)[1:], "data.validation=1.0", "evaluation.samples=0")
     assert "data=own: 12 dialogues, 24 answers" in everything
 
 
