@@ -41,7 +41,8 @@ def test_it_names_its_data(line, point):
 def test_it_fits(line, point):
     words = [word for word in point[1:] if not word.startswith(("hydra.", "resume=", "init="))]
     devices = composed(point).trainer.devices
-    gpus = [] if any("experiment=own" in word for word in words) else [f"gpus={1 if devices == 'auto' else devices}"]
+    machine = 8 if devices == "auto" else devices  # all GPUs of a machine
+    gpus = [] if any("experiment=own" in word for word in words) else [f"gpus={machine}"]
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("plan", [*words, *gpus], return_hydra_config=True)
     found = make_plan(config, dict(config.hydra.runtime.choices))
