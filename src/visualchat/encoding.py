@@ -38,6 +38,17 @@ class Encoding:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def cut(self, turns: int) -> Encoding:
+        """The first `turns` answered rounds, which are a prefix of any longer dialogue's tokens."""
+        stop = self.answer_spans[turns - 1][1]
+        return Encoding(
+            self.input_ids[:stop],
+            self.labels[:stop],
+            self.mm_token_type_ids[:stop],
+            self.unit_ids[:stop],
+            self.answer_spans[:turns],
+        )
+
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
     """Token ids of a text; special tokens spelled in it are plain text, without power, unless `special`."""

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 
 from visualchat.dialogue import ImageInput, StoredImage
 
 MAX_PIXELS = 64_000_000
 """Pictures that would open to more pixels than this are refused before they are decoded."""
 
+MAX_ROW_PIXELS = 256_000_000
+"""Dialogues whose pictures open to more pixels than this together are refused while they are decoded."""
+
 MAX_ASPECT = 200
-"""Pictures whose sides differ more often than this are refused: scaled to a short side, they would become huge."""
+"""Pictures whose aspect ratio exceeds this are refused: scaled to a short side, they would become huge."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA")
-"""What is read, known by the content whatever the file is called; formats that run programs (EPS) are not among it."""
+"""What is read, known by the content whatever the file is called; formats that run programs (EPS) are not read."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,6 +37,19 @@ _TURNS = {
 
 _NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where a picture in memory keeps the notes that speak of its orientation."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it waits for its batch.
+
+    Attributes:
+        pixels: (3, height, width), at the encoder's size.
+        key: Equal for equal pictures; empty where nobody compares.
+    """
+
+    pixels: Tensor
+    key: str = ""
 
 
 def decode_image(source: ImageInput, name: str = "image") -> Image.Image:

@@ -1,10 +1,13 @@
 """Damaged images are rows like others: counted once, and what they cost beside themselves is counted too."""
 
 import json
+import weakref
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
+from visualchat.data import collate
 from visualchat.data.check import Check, reasons
 from visualchat.data.collate import BatchMaker, Collator
 from visualchat.data.compose import Join
@@ -59,3 +62,47 @@ def test_two_sources_of_one_name_are_told_apart(corpus, processor):
     found.run(processor, 1000, 0)
     assert list(found.damaged) == [("own", 3), ("validation", 3)]
     assert json.loads(json.dumps(found.as_json()))["rows"]["validation"]["used"] == 23
+
+
+def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypatch):
+    """However many and however large they are, one at most is held at full size."""
+    held: list[weakref.ref[Image.Image]] = []
+    most = 0
+    decode = collate.decode_image
+
+    def watched(source, name):
+        nonlocal most
+        picture = decode(source, name)
+        held.append(weakref.ref(picture))
+        most = max(most, sum(reference() is not None for reference in held))
+        return picture
+
+    monkeypatch.setattr(collate, "decode_image", watched)
+    images = []
+    for n in range(6):
+        Image.new("RGB", (300, 200), (n, 0, 0)).save(tmp_path / f"{n}.png")
+        images.append({"type": "image", "path": f"{n}.png"})
+    question = {"role": "user", "content": [*images, {"type": "text", "text": "What?"}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": [question, {"role": "assistant", "content": "Red."}]}))
+    source = Messages(tmp_path, ["own.jsonl"])
+    batch = BatchMaker(source, Collator(processor))[BatchSpec(((0,),))]
+    assert len(batch["pixel_values"]) == len(held) == 6
+    assert most <= 2  # one is replaced by the next
+    monkeypatch.setattr(collate, "MAX_ROW_PIXELS", 299_999)
+    with pytest.raises(ValueError, match=r"image 5 of 6: the images up to it have 300000 pixels, at most 299999"):
+        BatchMaker(source, Collator(processor))[BatchSpec(((0,),))]
+
+
+def test_a_dialogue_is_encoded_once_and_a_picture_decoded_once(corpus, processor, monkeypatch):
+    """Also where it is cut: the first rounds of an encoding are the encoding of the first rounds."""
+    encoded, decoded = [], []
+    encode, decode = type(processor).encode, collate.decode_image
+    monkeypatch.setattr(type(processor), "encode", lambda self, d: (encoded.append(d.id), encode(self, d))[1])
+    monkeypatch.setattr(collate, "decode_image", lambda s, name: (decoded.append(s), decode(s, name))[1])
+    BatchMaker(corpus, Collator(processor))[BatchSpec(((0,), (1,), (2,)))]
+    assert len(encoded) == 3
+    assert len(decoded) == 1
+    joined = Mixture({"all": Blend({"own": corpus}, {"a": Join("own", 4, 4)}, validation=0).train})[0]
+    whole = encode(processor, joined)
+    for rounds in range(1, 5):
+        assert whole.cut(rounds) == encode(processor, replace(joined, turns=joined.turns[:rounds]))

@@ -47,6 +47,8 @@ def test_a_digest_of_a_plain_list_knows_words_and_pictures():
     digests = [digest_of([one]) for one in (dialogue(), dialogue(), dialogue("blue"), dialogue(answer="B"))]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+    damaged = [Dialogue((Turn.ask("Q", [Path("gone.png")], "A"),))]
+    assert digest_of(damaged) == digest_of(damaged)
 
 
 def test_drawn_dialogues_are_known_by_what_they_are_drawn_from():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import BatchingProcessor, with_pictures
+from visualchat.data.collate import BatchingProcessor, check_pictures
 from visualchat.data.origin import digest_of, place_of, rows_in
 from visualchat.data.progress import watched
 from visualchat.data.sources import Reason, Report, RowError, Source
@@ -137,7 +137,7 @@ class _Images(Dataset[tuple[Place, str]]):
     def __getitem__(self, index: int) -> tuple[Place, str]:
         name, number = self.places[index]
         try:
-            with_pictures(self.sources[name][number], {})
+            check_pictures(self.sources[name][number])
         except ValueError as error:
             return (name, number), str(error)
         return (name, number), ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView, Mapping, Sequence
+from collections.abc import Container, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from visualchat.data.sources.rows import printable
 from visualchat.dialogue import Caption, Content, Dialogue, ImageInput, Turn
 from visualchat.encoding import IGNORE_INDEX, Encoding
 from visualchat.features import FeatureStore
-from visualchat.images import decode_image
+from visualchat.images import MAX_ROW_PIXELS, Picture, decode_image
 
 
 class BatchingProcessor(Protocol):
@@ -35,8 +35,13 @@ class BatchingProcessor(Protocol):
         rows: Sequence[int] | None = None,
         share_images: bool = False,
         features: FeatureStore | None = None,
+        encodings: Sequence[Encoding] | None = None,
+        pictures: Sequence[Picture] | None = None,
     ) -> Any:
         """Several dialogues as one padded batch of tensors."""
+
+    def prepare(self, image: Image.Image, share_images: bool = True, stored: bool = False) -> Picture:
+        """A decoded picture at the encoder's size."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,23 @@ class Collator:
     max_length: int | None = None
     features: FeatureStore | None = None
 
-    def __call__(self, dialogues: Sequence[Dialogue], rows: Sequence[int] | None = None) -> dict[str, Any]:
+    def __call__(
+        self, dialogues: Sequence[Dialogue], rows: Sequence[int] | None = None, read: Sequence[Read] | None = None
+    ) -> dict[str, Any]:
         """The batch; `rows` says how many of the dialogues share each row, None for one a row. An image is there once.
+
+        What is known of the dialogues, in `read`, is not done again.
 
         Raises:
             ValueError: A dialogue lacks an answer or a row is too long, or an image cannot be read; it is named.
         """
-        answered = [dialogue.require_answers() for dialogue in dialogues]
-        shared = {"share_images": True, "features": self.features} if self.features else {"share_images": True}
-        return dict(self.processor.batch(answered, max_length=self.max_length, rows=rows, **shared))
+        known: dict[str, Any] = {"features": self.features} if self.features else {}
+        if read is None:
+            dialogues = [dialogue.require_answers() for dialogue in dialogues]
+        else:
+            known["encodings"] = [one.encoding for one in read]
+            known["pictures"] = [picture for one in read for picture in one.pictures]
+        return dict(self.processor.batch(dialogues, max_length=self.max_length, rows=rows, share_images=True, **known))
 
     def idle(self, packed: bool) -> dict[str, Any]:
         """A batch that trains nothing: a few tokens of text, none of them labelled."""
@@ -101,13 +114,29 @@ class Measured:
 
     Attributes:
         dialogue: Cut to the limit.
-        length: Its tokens.
+        encoding: Of it.
         losses: What was cut; None for nothing.
     """
 
     dialogue: Dialogue
-    length: int
+    encoding: Encoding
     losses: Losses | None
+
+    @property
+    def length(self) -> int:
+        """Its tokens."""
+        return len(self.encoding)
+
+
+@dataclass(frozen=True)
+class Read(Measured):
+    """A dialogue as it trains, its images decoded and scaled.
+
+    Attributes:
+        pictures: In order.
+    """
+
+    pictures: tuple[Picture, ...]
 
 
 def measure(dialogue: Dialogue, processor: BatchingProcessor, max_length: int | None) -> Measured:
@@ -118,8 +147,7 @@ def measure(dialogue: Dialogue, processor: BatchingProcessor, max_length: int | 
     """
     encoding = processor.encode(dialogue.require_answers())
     shorter, losses = cut(dialogue, encoding, max_length)
-    length = len(encoding) if losses is None else encoding.answer_spans[len(shorter.turns) - 1][1]
-    return Measured(shorter, length, losses)
+    return Measured(shorter, encoding if losses is None else encoding.cut(len(shorter.turns)), losses)
 
 
 class BatchMaker(Dataset[Batch]):
@@ -146,24 +174,26 @@ class BatchMaker(Dataset[Batch]):
             ValueError: A row is bad and the policy is `error`; the message says where and why.
         """
         losses: dict[int, Losses] = {}
-        decoded: dict[ImageInput, Image.Image] = {}
-        rows: list[list[tuple[Dialogue, int]]] = []
+        known: dict[ImageInput, Picture] = {}
+        rows: list[list[tuple[Read, int]]] = []
         for row in spec.rows:
-            found = [(self._read(index, losses, decoded), source_of(self.dialogues, index)) for index in row]
-            if kept := [(dialogue, source) for dialogue, source in found if dialogue is not None]:
+            found = [(self._read(index, losses, known), source_of(self.dialogues, index)) for index in row]
+            if kept := [(read, source) for read, source in found if read is not None]:
                 rows.append(kept)
         if rows:
             counts = [len(row) for row in rows] if self.packed else None
-            features = self.collate([dialogue for row in rows for dialogue, _ in row], counts)
+            together = [read for row in rows for read, _ in row]
+            features = self.collate([read.dialogue for read in together], counts, together)
         else:
             features = self.collate.idle(self.packed)
-        return Batch(features, losses, batch_facts(features, rows, self.sources))
+        told = [[(read.dialogue, source) for read, source in row] for row in rows]
+        return Batch(features, losses, batch_facts(features, told, self.sources))
 
-    def _read(self, index: int, losses: dict[int, Losses], decoded: dict[ImageInput, Image.Image]) -> Dialogue | None:
-        """Dialogue `index`, cut and with its images decoded; None if it is bad and the policy is to skip it."""
+    def _read(self, index: int, losses: dict[int, Losses], known: dict[ImageInput, Picture]) -> Read | None:
+        """Dialogue `index`, cut and with its images prepared; None if it is bad and the policy is to skip it."""
         try:
             found = measure(self.dialogues[index], self.collate.processor, self.collate.max_length)
-            dialogue = with_pictures(found.dialogue, decoded)
+            pictures = tuple(self._pictures(found.dialogue, known))
         except ValueError as error:
             if self.bad_rows == "error":
                 raise ValueError(placed(error, self.dialogues, index)) from error
@@ -172,7 +202,19 @@ class BatchMaker(Dataset[Batch]):
             return None
         if found.losses is not None:
             losses[index] = found.losses
-        return dialogue
+        return Read(found.dialogue, found.encoding, found.losses, pictures)
+
+    def _pictures(self, dialogue: Dialogue, known: dict[ImageInput, Picture]) -> Iterator[Picture]:
+        """The dialogue's pictures: each is scaled before the next is decoded, equal files once."""
+        processor, stored = self.collate.processor, self.collate.features is not None
+        for item, image in decoded_images(dialogue, known):
+            if image is None:
+                yield known[item]
+                continue
+            picture = processor.prepare(image, stored=stored)
+            if not isinstance(item, Image.Image):
+                known[item] = picture
+            yield picture
 
 
 def placed(error: ValueError, dialogues: Sequence[Dialogue], index: int) -> str:
@@ -186,27 +228,45 @@ def with_pictures(dialogue: Dialogue, decoded: dict[ImageInput, Image.Image]) ->
     Raises:
         ValueError: An image cannot be read; dialogue and image are named.
     """
-    number, count = 0, len(dialogue.images)
+    pictures: list[Image.Image] = []
+    for item, image in decoded_images(dialogue, decoded):
+        if image is not None and not isinstance(item, Image.Image):
+            decoded[item] = image
+        pictures.append(decoded[item] if image is None else image)
+    waiting = iter(pictures)
     turns = []
     for turn in dialogue.turns:
-        content: list[Content] = []
-        for item in turn.content:
-            if isinstance(item, str | Caption):
-                content.append(item)
-                continue
-            number += 1
-            if isinstance(item, Image.Image):
-                content.append(_decoded(item, dialogue, number, count))
-                continue
-            if item not in decoded:
-                decoded[item] = _decoded(item, dialogue, number, count)
-            content.append(decoded[item])
+        content: list[Content] = [item if isinstance(item, str | Caption) else next(waiting) for item in turn.content]
         turns.append(replace(turn, content=tuple(content)))
     return replace(dialogue, turns=tuple(turns))
 
 
-def _decoded(image: ImageInput, dialogue: Dialogue, number: int, count: int) -> Image.Image:
-    try:
-        return decode_image(image, "it")
-    except ValueError as error:
-        raise ValueError(f"{printable(dialogue.id)}, image {number} of {count}: {error}") from error
+def check_pictures(dialogue: Dialogue) -> None:
+    """Decode every image of a dialogue, one after the other.
+
+    Raises:
+        ValueError: An image cannot be read, or all together are too large; dialogue and image are named.
+    """
+    for _ in decoded_images(dialogue, ()):
+        pass
+
+
+def decoded_images(dialogue: Dialogue, known: Container[ImageInput]) -> Iterator[tuple[ImageInput, Image.Image | None]]:
+    """Each image of a dialogue and its picture, decoded when it is asked for; None for those that are known.
+
+    Raises:
+        ValueError: An image cannot be read, or all together are too large; dialogue and image are named.
+    """
+    images, pixels = dialogue.images, 0
+    for number, item in enumerate(images, start=1):
+        if not isinstance(item, Image.Image) and item in known:
+            yield item, None
+            continue
+        try:
+            image = decode_image(item, "it")
+            pixels += image.width * image.height
+            if pixels > MAX_ROW_PIXELS:
+                raise ValueError(f"the images up to it have {pixels} pixels, at most {MAX_ROW_PIXELS} are allowed")
+        except ValueError as error:
+            raise ValueError(f"{printable(dialogue.id)}, image {number} of {len(images)}: {error}") from error
+        yield item, image

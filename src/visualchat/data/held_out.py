@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visualchat.data.collate import BatchingProcessor, measure, with_pictures
+from visualchat.data.collate import BatchingProcessor, check_pictures, measure
 from visualchat.data.mix import Mixture
 from visualchat.dialogue import Dialogue
 
@@ -38,7 +38,7 @@ def spread(
                 continue
             try:
                 found = measure(dialogues[index], processor, max_length).dialogue
-                with_pictures(found, {})
+                check_pictures(found)
             except ValueError:
                 if not skip:
                     raise

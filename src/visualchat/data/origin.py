@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from visualchat.data.progress import watched
-from visualchat.dialogue import Caption, Dialogue
+from visualchat.dialogue import Caption, Dialogue, ImageInput
 from visualchat.features import picture_key
 from visualchat.images import decode_image
 
@@ -53,14 +53,29 @@ def digest_of(dialogues: Sequence[Dialogue]) -> str:
         return dialogues.digest()
     content = hashlib.sha256()
     for index in watched(range(len(dialogues)), "reading all dialogues", len(dialogues)):
-        dialogue = dialogues[index]
-        told: list[object] = [dialogue.id, dialogue.system]
-        for turn in dialogue.turns:
-            told += [item.text if isinstance(item, Caption) else item for item in turn.content if _is_text(item)]
-            told += [picture_key(decode_image(image)) for image in turn.images]
-            told.append(turn.answer)
+        try:
+            told = _told(dialogues[index])
+        except ValueError:
+            told = ["a bad row"]
         content.update(repr(told).encode("utf-8", "surrogatepass"))
     return content.hexdigest()
+
+
+def _told(dialogue: Dialogue) -> list[object]:
+    """All words and pictures of a dialogue."""
+    told: list[object] = [dialogue.id, dialogue.system]
+    for turn in dialogue.turns:
+        told += [item.text if isinstance(item, Caption) else item for item in turn.content if _is_text(item)]
+        told += [_key(image) for image in turn.images]
+        told.append(turn.answer)
+    return told
+
+
+def _key(image: ImageInput) -> str:
+    try:
+        return picture_key(decode_image(image))
+    except ValueError:
+        return "a damaged picture"
 
 
 def joint_digest(*parts: object) -> str:

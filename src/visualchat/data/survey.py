@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import BatchingProcessor, placed, with_pictures
+from visualchat.data.collate import BatchingProcessor, check_pictures, placed
 from visualchat.data.limits import turns_that_fit
 from visualchat.data.mix import Mixture
 from visualchat.dialogue import Dialogue
@@ -58,7 +58,7 @@ def look(
         encoding = processor.encode(dialogue.require_answers())
         kept = turns_that_fit(dialogue, encoding, max_length)
         if decode:
-            with_pictures(dialogue, {})
+            check_pictures(dialogue)
     except ValueError as error:
         return Finding(row, source, dialogue.id if dialogue else "", placed(error, dialogues, row))
     length = encoding.answer_spans[kept - 1][1]

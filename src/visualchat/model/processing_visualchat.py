@@ -7,12 +7,14 @@ Shapes: B rows of one dialogue each, or of several with packing; S tokens of the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -21,9 +23,10 @@ from visualchat.chat_format import chat_format
 from visualchat.dialogue import Dialogue
 from visualchat.encoding import IGNORE_INDEX, NO_UNIT, Encoding, encode_segments, end_token_ids, filler_token_id
 from visualchat.features import FeatureStore, picture_key
-from visualchat.images import decode_image
+from visualchat.images import Picture, decode_image
 from visualchat.model.prompt_calls import PromptCalls
 from visualchat.model.vision import load_image_processor
+from visualchat.model.vision.pixels import normalised, scaled
 from visualchat.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
 
 
@@ -123,6 +126,8 @@ class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
         rows: Sequence[int] | None = None,
         share_images: bool = False,
         features: FeatureStore | None = None,
+        encodings: Sequence[Encoding] | None = None,
+        pictures: Sequence[Picture] | None = None,
     ) -> BatchFeature:
         """Several dialogues, with or without images, as one padded batch.
 
@@ -132,9 +137,11 @@ class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
             max_length: The most tokens a row may have; None for no limit.
             rows: How many of the dialogues, in order, share each row (packing); None for one a row.
             share_images: Whether pictures that are equal pixel for pixel stand in `pixel_values` only once.
-            features: A store of vision features. Pictures that are in it are not prepared: `pixel_values` hold the
+            features: A store of vision features. Pictures that are in it are not encoded: `pixel_values` hold the
                 others, `vision_features` (N, P, D) what is known, 0 at the others, `feature_keys` a key for each of the
                 others and "" for those that are known, and `features_damaged` says how many files were damaged.
+            encodings: What `encode` gave of each dialogue, where that is known.
+            pictures: What `prepare` gave of each image, in order, where that is known.
 
         Returns:
             `input_ids`, `attention_mask`, `mm_token_type_ids`, `unit_ids` (number of the image that a token is of or
@@ -148,43 +155,54 @@ class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
         """
         counts = [1] * len(dialogues) if rows is None else list(rows)
         assert sum(counts) == len(dialogues), "every dialogue stands in a row"
-        waiting = iter([self.encode(dialogue) for dialogue in dialogues])
+        waiting = iter([self.encode(dialogue) for dialogue in dialogues] if encodings is None else encodings)
         packed = [[next(waiting) for _ in range(count)] for count in counts]
         if max_length is not None:
             _check_lengths(packed, dialogues, max_length)
         columns = _columns(packed, filler_token_id(self.tokenizer), padding_side)
         if rows is None:
             del columns["position_ids"], columns["segment_ids"]
-        columns |= self._pictures(dialogues, share_images, features)
+        if pictures is None:  # one after the other: decoded pictures may be huge
+            pictures = [
+                self.prepare(decode_image(image, f"{dialogue.id}, image {number}"), share_images, features is not None)
+                for dialogue in dialogues
+                for number, image in enumerate(dialogue.images, start=1)
+            ]
+        columns |= self._pictures(pictures, share_images, features)
         return BatchFeature(columns)
 
-    def _pictures(
-        self, dialogues: Sequence[Dialogue], share_images: bool, store: FeatureStore | None
-    ) -> dict[str, Any]:
+    def prepare(self, image: Image.Image, share_images: bool = True, stored: bool = False) -> Picture:
+        """A decoded picture at the encoder's size.
+
+        Args:
+            image: RGB.
+            share_images: Whether it needs a name by which an equal one is found in the same batch.
+            stored: Whether the name must be that of a `FeatureStore`: of all its pixels, not of the scaled ones.
+        """
+        pixels = scaled(self.image_processor, image)
+        if stored:
+            return Picture(pixels, picture_key(image))
+        return Picture(pixels, hashlib.sha256(pixels.numpy().tobytes()).hexdigest() if share_images else "")
+
+    def _pictures(self, pictures: Sequence[Picture], share_images: bool, store: FeatureStore | None) -> dict[str, Any]:
         """The images in order, if there are any, and `image_index` where some are shared; see `batch`."""
-        images = [
-            decode_image(image, f"{dialogue.id}, image {number}")
-            for dialogue in dialogues
-            for number, image in enumerate(dialogue.images, start=1)
-        ]
-        if not images:
+        if not pictures:
             return {}
         found: dict[str, Any] = {}
-        names = [picture_key(image) for image in images] if share_images or store is not None else []
         if share_images:
-            distinct = dict(zip(names, images, strict=True))
-            if len(distinct) < len(images):
-                places = {name: place for place, name in enumerate(distinct)}
-                found["image_index"] = torch.tensor([places[name] for name in names])
-            names, images = [*distinct], [*distinct.values()]
+            distinct = {picture.key: picture for picture in pictures}
+            if len(distinct) < len(pictures):
+                places = {key: place for place, key in enumerate(distinct)}
+                found["image_index"] = torch.tensor([places[picture.key] for picture in pictures])
+            pictures = [*distinct.values()]
         if store is not None:
-            known = store.lookup(names)
-            images = [image for image, key in zip(images, known.keys, strict=True) if key]
+            known = store.lookup([picture.key for picture in pictures])
+            pictures = [picture for picture, key in zip(pictures, known.keys, strict=True) if key]
             found |= {"feature_keys": known.keys, "features_damaged": known.damaged}
             if known.features is not None:
                 found["vision_features"] = known.features
-        if images:
-            found["pixel_values"] = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        if pictures:
+            found["pixel_values"] = normalised(self.image_processor, [picture.pixels for picture in pictures])
         return found
 
     def prompt(self, dialogues: Sequence[Dialogue]) -> BatchFeature:
