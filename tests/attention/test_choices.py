@@ -1,5 +1,6 @@
 """What the documents offer under `attention=` is what exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -37,3 +38,13 @@ def test_every_choice_of_the_readme_exists():
         files = {path.stem for group in groups for path in (Path(CONF) / group).glob("*.yaml")}
         named = set(re.findall(r"`([a-z]\w+)`", text))
         assert named <= files, f"{groups}: {named - files} do not exist"
+
+
+def test_the_figures_of_numbered_images_are_those_of_the_committed_result():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "numbered-tiny.json").read_text())["exact_match"]
+    table = cell("docs/attention.md", r"^\| \| all \| which image .*?\n\|[-:|]+\n(.*?)\n\n")
+    rows = [re.split(r" \| | / ", row.strip("| ")) for row in table.splitlines()]
+    names = ("all", "which", "images_1", "images_2", "images_3", "images_4")
+    assert {row[0].strip("`"): [float(figure) for figure in row[1:]] for row in rows} == {
+        kind: [figures[name] for name in names] for kind, figures in measured.items()
+    }
