@@ -55,3 +55,18 @@ def test_names():
         implementation_name("causal", "flash")
     with pytest.raises(ValueError, match="unknown attention kind 'MMCA'"):
         enable(language_model("llama"), "MMCA")
+
+
+def test_tokens_that_nobody_tells_apart_are_said_to_be_text(caplog):
+    from transformers.utils import logging
+
+    model, inputs = language_model("llama"), prompt()
+    enable(model, "mmca")
+    del inputs["mm_token_type_ids"]
+    logging.enable_propagation()  # else pytest does not see transformers' logger
+    try:
+        logging.get_logger("transformers").warning_once.__func__.cache_clear()
+        model(**inputs)
+    finally:
+        logging.disable_propagation()
+    assert "mm_token_type_ids are not given: every token counts as text" in caplog.text

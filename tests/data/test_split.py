@@ -1,7 +1,10 @@
 """The split: a row's side depends on its identity alone, and images can be kept on one side."""
 
 import pytest
+from PIL import Image
 
+from visualchat.data.sources.base import image_identity
+from visualchat.data.sources.files import DataRoot
 from visualchat.data.sources.rows import Entry
 from visualchat.data.split import image_groups, side, split_sources
 
@@ -84,3 +87,13 @@ def test_one_chain_of_pictures_cannot_be_split():
 def test_an_unknown_way_to_split():
     with pytest.raises(ValueError, match="split by row or image, not by 'date'"):
         split_sources({}, by="date")
+
+
+def test_pictures_in_memory_are_told_apart_by_size_and_mode(tmp_path):
+    root = DataRoot(tmp_path)
+    wide, high, grey = Image.new("L", (12, 2)), Image.new("L", (2, 12)), Image.new("RGB", (4, 2))
+    red, blue = (Image.new("P", (2, 2)) for _ in range(2))
+    red.putpalette([255, 0, 0] * 256)
+    blue.putpalette([0, 0, 255] * 256)
+    assert len({image_identity(image, root) for image in (wide, high, grey, red, blue)}) == 5
+    assert image_identity(wide, root) == image_identity(wide.copy(), root)

@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.utils import logging
 
 from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention, resolve_implementation
 from visualchat.attention.generation import Prepare, add_preparation, remove_preparation
 from visualchat.attention.kinds import KINDS, Modality, attention_kind
+
+logger = logging.get_logger(__name__)
 
 IDS = ("image_ids", "unit_ids", "segment_ids")
 
@@ -169,6 +172,7 @@ def _tell_key_side(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
                 "with tokens in the cache, key_modality (B, K) must tell the modality of cached and new tokens"
             )
         if types is None:  # text alone; told once here, so that all layers share one plan
+            logger.warning_once("mm_token_type_ids are not given: every token counts as text, and attention is causal")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
             types = torch.zeros(len(tokens), cached + tokens.shape[1], dtype=torch.long, device=tokens.device)
             if kwargs.get("unit_ids") is None:

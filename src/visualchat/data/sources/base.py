@@ -27,6 +27,7 @@ from visualchat.data.sources.row_index import RowIndex
 from visualchat.data.sources.rows import Entries, Entry, Reason, RejectedRowError, Report, RowError, Tally, printable
 from visualchat.data.tables import Table
 from visualchat.dialogue import Dialogue, ImageInput, StoredImage
+from visualchat.features import picture_key
 
 Policy = Literal["error", "skip"]
 _SHOWN = 5  # bad rows that one error message names
@@ -294,8 +295,11 @@ def image_identity(image: ImageInput, root: DataRoot) -> str:
         return root.identity(image)
     if isinstance(image, StoredImage):
         return f"{getattr(image.store, 'name', 'store')}:{image.key}"
-    data = image if isinstance(image, bytes) else image.tobytes()
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+    if isinstance(image, bytes):
+        return f"sha256:{hashlib.sha256(image).hexdigest()}"
+    return (
+        f"pixels:{picture_key(image.convert('RGBA') if image.mode == 'P' else image)}"  # P: a palette tells the colours
+    )
 
 
 def content_id(data: bytes) -> str:
