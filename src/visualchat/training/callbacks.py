@@ -41,7 +41,7 @@ class ProgressBar(RichProgressBar):
     def configure_columns(self, trainer: lightning.Trainer) -> list[ProgressColumn]:
         """Description, a short bar, and batches; Lightning puts the metrics after them."""
         description, bar, batches, _, _ = super().configure_columns(trainer)
-        bar.bar_width = 8
+        bar.bar_width = 6
         return [description, bar, batches]
 
     def _get_train_description(self, current_epoch: int) -> str:
