@@ -5,10 +5,16 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.chat import HELP, Terminal, picture_in_blocks
+from visualchat.cli.chat import COMMANDS, HELP, Terminal, picture_in_blocks
+from visualchat.cli.line_editor import line_editor
+from visualchat.data.sources import Messages
+from visualchat.images import decode_image
+from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
 
 
@@ -134,7 +140,9 @@ def test_draw_draws_by_seed_and_fresh_ones_else():
     assert len({*drawn[0], *drawn[2]}) == 3
 
 
-@pytest.mark.parametrize("line", ["/help", "/", "/image", "/image  ", "/draw x", "/draw -1", "/reset now", "/Quit"])
+@pytest.mark.parametrize(
+    "line", ["/help", "/", "/image", "/image  ", "/draw x", "/draw -1", "/reset now", "/save", "/undo 2"]
+)
 def test_any_other_command_shows_the_help(line):
     screen, session = run(line)
     assert screen.count(HELP) == 2
@@ -142,7 +150,15 @@ def test_any_other_command_shows_the_help(line):
 
 
 def test_the_help_names_every_command():
-    assert [line.split()[0] for line in HELP.splitlines()[1:]] == ["/image", "/draw", "/reset", "/quit"]
+    assert [line.split()[0] for line in HELP.splitlines()[1:]] == [
+        "/image",
+        "/draw",
+        "/clear",
+        "/undo",
+        "/save",
+        "/reset",
+        "/quit",
+    ]
     assert "[SEED]" in run()[0]
 
 
@@ -158,10 +174,90 @@ def test_reset_forgets_the_conversation_and_the_waiting_images():
     assert "A new conversation.\n" in screen
 
 
-@pytest.mark.parametrize("end", ["/quit", EOFError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("end", [["/quit"], [EOFError()], [KeyboardInterrupt(), KeyboardInterrupt()]])
 def test_ways_to_leave(end):
-    _, session = run("a", end, "b")
+    _, session = run("a", *end, "b")
     assert session.asked == [("a", [])]
+
+
+def test_one_ctrl_c_at_the_prompt_empties_the_line_only():
+    screen, session = run("a", KeyboardInterrupt(), "b", KeyboardInterrupt(), "c")
+    assert [question for question, _ in session.asked] == ["a", "b", "c"]
+    assert screen.count("Ctrl-C again, or Ctrl-D, leaves.") == 2
+
+
+def test_quoted_paths_and_several_at_once(tmp_path):
+    for name in ("my picture.png", "b.png"):
+        picture().save(tmp_path / name)
+    here = str(tmp_path)
+    _, session = run(f'/image "{here}/my picture.png"', f"/image {here}/my\\ picture.png '{here}/b.png'", "x")
+    assert len(session.asked[0][1]) == 3
+    screen, _ = run('/image "never ends')
+    assert "No closing quotation" in screen
+
+
+def test_clear_forgets_the_pictures_that_wait():
+    screen, session = run("/draw 1", "/draw 2", "/clear", "/draw 3", "a")
+    assert len(session.asked[0][1]) == 1
+    assert screen.count("Image 1 goes with your next question.") == 2
+
+
+def test_undo_answers_as_if_the_round_had_not_been(make_model, processor, backbones):
+    """With pictures before, in and after it; under attention that keeps images outside the cache, too."""
+    for kind in ("causal", "mmca", "cross"):
+        model = make_model(attention_kind=kind, cross_attention_every=1)
+        slots = 1 if kind == "cross" else 4
+        words = VisualChatProcessor.from_backbones(backbones.vision, backbones.language, image_seq_length=slots)
+        plain, undone = (ChatSession(model, words, max_new_tokens=6) for _ in range(2))
+        first, second, third = ([picture(seed)] for seed in (1, 2, 3))
+        for session in (plain, undone):
+            "".join(session.ask("What is it?", first))
+        "".join(undone.ask("And this?", second))
+        undone.undo()
+        assert "".join(undone.ask("Which?", third)) == "".join(plain.ask("Which?", third))
+        assert undone.ids == plain.ids
+        assert undone.images == 2
+        "".join(undone.ask("Sure?"))
+    with pytest.raises(ValueError, match="there is no round to take back"):
+        ChatSession(model, processor).undo()
+
+
+def test_a_saved_conversation_is_data(model, processor, tmp_path):
+    session = ChatSession(model, processor, max_new_tokens=4)
+    console = Keyboard(
+        "/save here", "/draw 1", "What is it?", "Sure?", f"/save {tmp_path / 'kept'}", f"/save {tmp_path}"
+    )
+    Terminal(session, console).run()
+    screen = console.file.getvalue()
+    assert "there is nothing to save yet" in screen
+    assert "exists and is not an empty folder" in screen
+    (again,) = Messages(tmp_path / "kept", ["dialogue.jsonl"])
+    assert [(turn.question, turn.answer) for turn in again.turns] == [
+        (turn.question, turn.answer.strip()) for turn in session.turns
+    ]
+    assert decode_image(again.images[0]).tobytes() == draw(random_scene(1)).tobytes()
+
+
+def test_lines_are_edited_completed_and_remembered(tmp_path, monkeypatch):
+    """As typed on a keyboard: a line longer than a terminal's own limit, Home, tabulator, Ctrl-C, Ctrl-D."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").touch()
+    long = "x" * 5000
+    with create_pipe_input() as keys:
+        read = line_editor("you> ", COMMANDS, input=keys, output=DummyOutput())
+        keys.send_text(f"{long}\x01>\r/im\t ph\t\r")
+        assert read() == f">{long}"
+        assert read().split() == ["/image", "photo.png"]
+        keys.send_text("half a line\x03")
+        with pytest.raises(KeyboardInterrupt):
+            read()
+        keys.send_text("\x04")
+        with pytest.raises(EOFError):
+            read()
+    remembered = (tmp_path / "visualchat" / "chat_history").read_text()
+    assert f"+>{long}\n" in remembered
+    assert "+/image photo.png" in remembered
 
 
 def test_ctrl_c_cuts_an_answer_short_and_the_chat_goes_on():

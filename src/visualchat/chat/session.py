@@ -40,6 +40,7 @@ class ChatSession:
         self.model, self.processor = model.eval(), processor
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self._open: Generator[str, None, None] | None = None
+        self.turns: tuple[Turn, ...] = ()
         self._forget()
 
     def reset(self) -> None:
@@ -54,11 +55,29 @@ class ChatSession:
             self._open = None
 
     def _forget(self) -> None:
-        self.turns: tuple[Turn, ...] = ()
+        self.turns = ()
+        self.cached = 0  # rounds that the cache holds: none after `undo`
+        self.ends: list[int] = []  # tokens of the conversation after each round
         self.ids: list[int] = []
         self.modality: list[int] = []
         self.units: list[int] = []
         self.cache = DynamicCache(config=self.model.config.text_config)
+
+    def undo(self) -> None:
+        """Take the last round back; an answer that is still streaming is cut short first.
+
+        The next round is computed from the beginning.
+
+        Raises:
+            ValueError: There is no round.
+        """
+        self._close()
+        if not self.turns:
+            raise ValueError("there is no round to take back")
+        turns, end = self.turns[:-1], self.ends[-2] if len(self.ends) > 1 else 0
+        ids, modality, units, ends = self.ids[:end], self.modality[:end], self.units[:end], self.ends[:-1]
+        self._forget()
+        self.turns, self.ids, self.modality, self.units, self.ends = turns, ids, modality, units, ends
 
     @property
     def images(self) -> int:
@@ -87,11 +106,12 @@ class ChatSession:
         return self._open
 
     def _encode(self, turn: Turn) -> tuple[list[int], list[int], list[int], torch.Tensor | None]:
-        """Token ids, modality and units of the whole conversation with this turn open, and the turn's images."""
+        """Token ids, modality and units of the whole conversation with this turn open, and the new images."""
         encoding = self.processor.encode(Dialogue((*self.turns, turn)), done=len(self.turns))
+        images = [image for new in (*self.turns[self.cached :], turn) for image in new.images]
         pixel_values = None
-        if turn.images:
-            pixel_values = self.processor.image_processor(images=list(turn.images), return_tensors="pt")["pixel_values"]
+        if images:
+            pixel_values = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         modality, units = self.modality + encoding.mm_token_type_ids, self.units + encoding.unit_ids
         return self.ids + encoding.input_ids, modality, units, pixel_values
 
@@ -164,6 +184,7 @@ class ChatSession:
         if ids[-1] != end[-1]:
             ids = [*ids, *end]
         self.turns = (*self.turns, Turn(turn.content, answer))
+        self.cached, self.ends = len(self.turns), [*self.ends, len(ids)]
         new = len(ids) - len(modality)
         self.ids, self.modality, self.units = ids, modality + [int(Modality.TEXT)] * new, units + [NO_UNIT] * new
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
+import shlex
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,11 @@ from rich.style import Style
 from rich.text import Text
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.config import quieten
+from visualchat.cli.config import PLAIN, quieten
+from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
 from visualchat.cli.saved import load_model, saved_model
+from visualchat.dialogue import Turn
 from visualchat.images import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
@@ -24,8 +32,14 @@ from visualchat.tiny.scenes import draw, random_scene
 HELP = """Type a question, or:
   /image PATH   show the model a picture with your next question (again for more pictures)
   /draw [SEED]  draw a fresh picture of the tiny world and show it with your next question
+  /clear        forget the pictures that wait for your next question
+  /undo         take the last question and its answer back
+  /save FOLDER  keep the conversation, with its pictures, as data to train on
   /reset        start a new conversation
-  /quit         leave"""
+  /quit         leave, as Ctrl-D does; Ctrl-C stops an answer or empties the line"""
+
+PROMPT = "you> "
+COMMANDS = [line.split()[0] for line in HELP.splitlines()[1:]]
 
 
 def picture_in_blocks(image: Image.Image, columns: int = 32) -> Text:
@@ -48,20 +62,61 @@ def _colour(pixel: Any) -> Color:
     return Color.from_rgb(red, green, blue)
 
 
-def _user_path(text: str) -> Path:
+def named_files(text: str) -> list[Path]:
+    """The files that a person means: one path as it stands, or several quoted as in a shell.
+
+    Raises:
+        ValueError: A quotation does not end, or a home folder is nobody's.
+    """
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:  # "~name" of nobody
+        whole = Path(text).expanduser()
+        if whole.exists() or not re.search(r"""["'\\]""", text):
+            return [whole]
+        return [Path(name).expanduser() for name in shlex.split(text)]
+    except (RuntimeError, ValueError) as error:  # "~name" of nobody
         raise ValueError(f"{text}: {error}") from error
 
 
-class Terminal:
-    """Reads commands and questions, prints answers as they come."""
+def save_conversation(turns: Sequence[Turn], folder: Path) -> None:
+    """Keep a conversation in a folder as `data/source=messages` reads it: `dialogue.jsonl` and its pictures.
 
-    def __init__(self, session: ChatSession, console: Console) -> None:
+    Raises:
+        ValueError: There is nothing to keep, or the folder is not empty.
+    """
+    if not turns:
+        raise ValueError("there is nothing to save yet")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder; choose another one")
+    folder.mkdir(parents=True, exist_ok=True)
+    messages: list[dict[str, Any]] = []
+    number = 0
+    for turn in turns:
+        content: list[dict[str, str]] = []
+        for part in turn.content:
+            if isinstance(part, Image.Image):
+                number += 1
+                part.save(folder / f"image-{number}.png")
+                content.append({"type": "image", "path": f"image-{number}.png"})
+            else:
+                content.append({"type": "text", "text": str(part)})
+        messages.append({"role": "user", "content": content})
+        messages.append({"role": "assistant", "content": turn.answer})
+    (folder / "dialogue.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+
+
+class Terminal:
+    """Reads commands and questions, prints answers as they come.
+
+    Args:
+        session: Answers.
+        console: Prints.
+        read: Gives the next line; raises `EOFError` at the end, `KeyboardInterrupt` at Ctrl-C. None for plain lines.
+    """
+
+    def __init__(self, session: ChatSession, console: Console, read: Callable[[], str] | None = None) -> None:
         self.session, self.console = session, console
+        self.read = read or partial(console.input, f"[cyan]{PROMPT}[/cyan]")
         self.waiting: list[Image.Image] = []
-        self.drawn = 0
 
     def show(self, image: Image.Image) -> None:
         """Keep a picture for the next question and show it."""
@@ -74,10 +129,21 @@ class Terminal:
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         if name == "/image" and argument:
-            self.show(decode_image(_user_path(argument)))
+            for image in [decode_image(path) for path in named_files(argument)]:
+                self.show(image)
         elif name == "/draw" and (not argument or argument.isdigit()):
-            self.drawn += 1
-            self.show(draw(random_scene(int(argument) if argument else self.drawn)))
+            seed = int(argument) if argument else random.randrange(1_000_000)
+            self.show(draw(random_scene(seed)))
+        elif name == "/save" and argument:
+            (folder,) = named_files(argument)[:1]
+            save_conversation(self.session.turns, folder)
+            self.console.print(f"Saved in {folder}/", **PLAIN)
+        elif line == "/clear":
+            self.waiting = []
+            self.console.print("No picture waits.")
+        elif line == "/undo":
+            self.session.undo()
+            self.console.print(f"Taken back; {len(self.session.turns)} rounds are left.")
         elif line == "/reset":
             self.session.reset()
             self.waiting = []
@@ -85,7 +151,7 @@ class Terminal:
         elif line == "/quit":
             return False
         else:
-            self.console.print(HELP)
+            self.console.print(HELP, highlight=False, markup=False)
         return True
 
     def question(self, line: str) -> None:
@@ -101,20 +167,28 @@ class Terminal:
         self.console.print()
 
     def run(self) -> None:
-        """Until /quit or the end of the input."""
-        self.console.print(HELP)
+        """Until /quit, the end of the input, or Ctrl-C twice in a row."""
+        self.console.print(HELP, highlight=False, markup=False)
+        interrupted = False
         while True:
             try:
-                line = self.console.input("[cyan]you>[/cyan] ").strip()
-            except (EOFError, KeyboardInterrupt):
+                line = self.read().strip()
+            except EOFError:
                 return
+            except KeyboardInterrupt:
+                if interrupted:
+                    return
+                interrupted = True
+                self.console.print("Ctrl-C again, or Ctrl-D, leaves.")
+                continue
+            interrupted = False
             try:
                 if line.startswith("/"):
                     if not self.command(line):
                         return
                 elif line:
                     self.question(line)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 self.console.out(error, style="red", highlight=False)
 
 
@@ -126,8 +200,9 @@ def run(config: DictConfig) -> None:
     processor = VisualChatProcessor.from_pretrained(folder)
     session = ChatSession(model, processor, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     console = Console(file=sys.stdout)
-    console.print(f"{folder}, attention {model.config.attention_kind}", highlight=False)
-    Terminal(session, console).run()
+    console.print(f"{folder}, attention {model.config.attention_kind}", **PLAIN)
+    at_a_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    Terminal(session, console, line_editor(PROMPT, COMMANDS) if at_a_terminal else None).run()
 
 
 if __name__ == "__main__":
