@@ -38,7 +38,7 @@ SAID = {
     "sigterm": r"stopped by SIGTERM after step \d+\n",
     "ctrl_c": r"stopped by Ctrl-C after step \d+\n",
     "full disk": r"step \d+ could not be saved in .*: \[Errno 27\] File too large\n",
-    "nan": r"the training loss is nan in step \d+, learning rate [\d.e+-]+, on the rows train-\S+ \(.*\n",
+    "nan": r"the training loss is nan in step \d+, learning rate [\d.e+, -]+, on the rows tiny-train-0-\d+ \(.*\n",
 }
 CAUSES = {
     "one": ("full disk", "ctrl_c"),

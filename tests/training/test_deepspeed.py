@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from visualchat.cli.config import CONF
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.tiny import backbone
+from visualchat.training.checkpoint_io import begin, finish, nothing_but_tensors
 from visualchat.training.deepspeed import ZeroStrategy, trained_parts
 from visualchat.training.module import VisualChatModule
 
@@ -191,6 +193,29 @@ def test_several_nodes_are_lightnings_own_environments(monkeypatch, name, cluste
     assert trainer.strategy.cluster_environment.main_address == "gpu01"
     assert isinstance(trainer.strategy.cluster_environment, SLURMEnvironment) == (cluster == "slurm")
     assert trainer.strategy.cluster_environment.creates_processes_externally
+
+
+def test_a_zero_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
+    """DeepSpeed itself would unpickle it; its manifest is right."""
+
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was here"),)
+
+    part = begin(tmp_path / "last.ckpt")
+    (part / "checkpoint").mkdir()
+    shard = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"x": Touch()}, part / "checkpoint" / shard)
+    torch.save({"buffer_names": Touch()}, part / "checkpoint" / "mp_rank_00_model_states.pt")
+    finish(part, tmp_path / "last.ckpt", {"global_step": 1})
+    with pytest.raises(ValueError, match=r"holds more than numbers \(posix.mkdir\) and so could run code"):
+        trained_parts(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"holds more than numbers \(posix.mkdir\)"), nothing_but_tensors():
+        TorchCheckpointEngine().load(str(tmp_path / "last.ckpt" / "checkpoint" / shard))  # what resuming does
+    assert not (tmp_path / "was here").exists()
+    (tmp_path / "last.ckpt" / "checkpoint" / shard).unlink()
+    with pytest.raises(ValueError, match=r"last.ckpt is not usable: its files are not those of its manifest.json"):
+        trained_parts(tmp_path / "last.ckpt")
 
 
 def test_a_folder_that_is_no_zero_checkpoint_is_named(tmp_path):

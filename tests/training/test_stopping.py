@@ -10,12 +10,12 @@ import torch
 from killed_run import dialogues
 from lightning.pytorch.plugins import MixedPrecision
 
-from visualchat.data.datamodule import VisualChatDataModule
+from visualchat.data.datamodule import VisualChatDataModule, outlive_signals
 from visualchat.training.checkpoint_io import STATE, CheckpointFolders, manifest
 from visualchat.training.checkpoints import Checkpoints
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
-from visualchat.training.stopping import RunStopped
+from visualchat.training.stopping import RunStopped, Signals
 
 
 class Spoilt(VisualChatModule):
@@ -89,7 +89,7 @@ CASES = {
     "validation": (
         {"validation_at": 1},
         {},
-        r"the validation loss is nan after step 3, on the rows d2 \(dialogue 2\)$",
+        r"the validation loss is nan after step 3, on the rows d2 \(dialogue 2\)\n",
         2,
     ),
     "parameters": (
@@ -157,3 +157,37 @@ def test_a_signal_waits_for_gradients_that_accumulate(make_model, processor, tmp
     with pytest.raises(RunStopped, match=r"stopped by SIGTERM after step 2$"):
         fit(make_model, processor, tmp_path, [Sends(signal.SIGTERM, 2)], trainer={"accumulate_grad_batches": 2})
     assert_saved(tmp_path, 2)
+
+
+def test_the_second_ctrl_c_and_any_signal_before_training_end_the_process_at_once(monkeypatch):
+    """Other ranks that this process started are ended with it."""
+    ends = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    signals = Signals()
+    signals.at_once = lambda: ends.append("ranks")
+    signals.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ends == ["ranks", 143]
+        ends.clear()
+        signals.gentle = True
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # as a launcher sends it after Ctrl-C
+        assert (ends, signals.received) == ([], signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ends == ["ranks", 130]
+    finally:
+        signals.give_back()
+
+
+def test_data_workers_outlive_a_signal_to_the_whole_group():
+    """The first SIGTERM is not for them; the second, which torch sends to a worker that hangs, ends them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        outlive_signals(0)
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,7 +7,6 @@ one command of its own, the very command that a person would type, and the sweep
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from visualchat.cli.ending import command_to_go_on
 from visualchat.training.stopping import SIGNALS
 
 
@@ -54,20 +54,26 @@ def run_job(module: str, run: Path) -> None:
         RuntimeError: It failed.
     """
     asked: list[int] = []
-    with subprocess.Popen(job_command(module, run)) as job:
+    started: list[subprocess.Popen[bytes]] = []
 
-        def hand_on(number: int, frame: object) -> None:
-            if number != signal.SIGINT or not os.isatty(0):  # Ctrl-C in a terminal reaches all processes by itself
-                job.send_signal(number)
-            asked.append(number)
+    def hand_on(number: int, frame: object) -> None:
+        asked.append(number)
+        for job in started:
+            job.send_signal(number)
 
-        before = {number: signal.signal(number, hand_on) for number in SIGNALS}
-        try:
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        # in a group of its own, so that it gets Ctrl-C once: from here, and not from the terminal as well
+        with subprocess.Popen(job_command(module, run), process_group=0) as job:
+            started.append(job)
+            if asked:
+                job.send_signal(asked[0])
             code = job.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if asked:
+        print(f"the sweep goes on with: {command_to_go_on(run)}", file=sys.stderr)
         raise SystemExit(128 + asked[0])
     if code:
         raise RuntimeError(f"the job in {run} failed with exit code {code}; its message stands above")

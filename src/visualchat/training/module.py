@@ -155,7 +155,10 @@ class VisualChatModule(lightning.LightningModule):
         if own is not None:
             found = own[1], data.names(self.trainer.current_epoch, own[0], training=which == "training")
         value, names = next(told for told in of_all_ranks(found) if told is not None)
-        return RunStopped(f"the {which} loss is {value} {place}, on the rows {', '.join(names)}")
+        return RunStopped(
+            f"the {which} loss is {value} {place}, on the rows {', '.join(names)}\n"
+            "look at these rows, or lower optimizer.learning_rate, before you go on"
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
