@@ -148,6 +148,19 @@ def test_another_precision_is_recognised_by_the_names_of_the_backbones(build, ba
         assembled(start, fill, Trainable())
 
 
+def test_a_base_in_4_bits_takes_what_trained_over_a_whole_one(build, tmp_path):
+    tiny = {"vision": backbone("vision"), "language": backbone("language_mixed"), "image_seq_length": 16}
+    build = partial(build, **tiny, vocab_size=0, vision_feature_select_strategy="full")
+    first = trained(build, Trainable())
+    save_light(first, tmp_path, tiny["vision"], tiny["language"], Trainable())
+    start, fill = start_from(tmp_path, partial(build, language_bits=4), ADAPTERS)
+    second = assembled(start, fill, ADAPTERS)
+    assert second.language_model.is_quantized
+    for name, value in first.named_parameters():
+        if value.requires_grad:
+            torch.testing.assert_close(second.get_parameter(name), value, rtol=0, atol=0)
+
+
 def test_a_whole_model_is_not_quantized_and_another_backbone_is_named(build, backbones, processor, tmp_path):
     save(trained(build, Trainable()), tmp_path, backbones, Trainable(), True, processor)
     with pytest.raises(ValueError, match=r"not quantized while it loads: .* start from the light folder"):
