@@ -205,3 +205,12 @@ def test_an_error_without_words_is_a_fault():
         "[Errno 2] No such file or directory: 'x.json'",
     )
     assert Path(__file__).is_file()
+
+
+def test_every_heading_of_the_page_on_errors_is_provoked_here():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text()
+    headings = re.findall(r"^## `(.*)`$", page, re.MULTILINE)
+    assert len(headings) >= 9
+    provoked = [words.partition("\n")[0].strip() for _, _, words in SETTINGS + WORK]
+    for heading in headings:
+        assert any(words and heading.startswith(words) for words in provoked), heading
