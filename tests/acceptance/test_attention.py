@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from commands import SHORT, assert_learns, run, run_folders
+from safetensors.torch import load_file
 
 from visualchat.chat.session import ChatSession
 from visualchat.cli.config import CONF
@@ -48,6 +50,24 @@ def test_a_model_that_tells_images_apart_chats_by_the_command(swept):
     done = run(folder, "visualchat-chat", f"folder='{runs['unit'] / 'light'}'", "max_new_tokens=4", typed=typed).ok()
     assert "attention unit" in done.out
     assert "Image 2 goes with your next question." in done.out
+
+
+def test_numbered_images_train_split_over_two_ranks_as_on_one(tmp_path):
+    """fp32, two steps: sums of ranks in another order, and AdamW divides by a root of squared gradients."""
+    line = [
+        *SHORT,
+        "data.train.size=8",
+        "data.batch_size=2",
+        "trainer.max_epochs=1",
+        "save=light",
+        "attention=numbered",
+    ]
+    split = ["trainer/strategy=fsdp2", "trainer.devices=2"]
+    run(tmp_path, "visualchat-train", *line, *split, "hydra.run.dir=two").ok()
+    run(tmp_path, "visualchat-train", *line, "data.batch_size=4", "hydra.run.dir=one").ok()
+    alone, together = (load_file(tmp_path / name / "light" / "trained.safetensors") for name in ("one", "two"))
+    assert alone["image_numbers.weight"].abs().max() > 1e-2
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_read(tmp_path):
