@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-gpu test-minimal same check format clean
+.PHONY: help install train chat test test-slow test-acceptance test-gpu test-minimal same check format clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -36,7 +36,7 @@ define environment
 endef
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  ARGS="..." goes to the command behind train, chat and the tests; PYTHON=... chooses the interpreter.'
 
@@ -63,6 +63,9 @@ test: $(STAMP) ## Run the default tests: CPU, offline, minutes
 
 test-slow: $(STAMP) ## Run the tests marked slow
 	$(call pytest,$(WORKERS_PYTEST) -m "slow and not gpu" --durations=5)
+
+test-acceptance: $(STAMP) ## Type what the documents say: every command line of them composes, and runs if a CPU can
+	$(call pytest,$(WORKERS_PYTEST) tests/acceptance -m "not gpu" --durations=5)
 
 test-gpu: $(STAMP) ## Run the tests marked gpu; needs a CUDA device
 	$(call pytest,$(PYTEST) -m gpu --durations=5)

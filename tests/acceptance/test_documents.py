@@ -100,11 +100,11 @@ def test_lines_are_found_as_a_shell_reads_them():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("visualchat-train attention=mcma", "attention/mcma"),
+        ("visualchat-train attention=mcma", "mcma"),
         ("visualchat-train trainer.max_epoch=2", "max_epoch"),
         ("visualchat-train +optimizer.momentum=0.9", "takes no"),
         ("visualchat-train seed='${nowhere}'", "nowhere"),
-        ("visualchat-train -m attention=causal,mcma", "attention/mcma"),
+        ("visualchat-train -m attention=causal,mcma", "mcma"),
         ("visualchat-train -m attention=causal", "nothing to sweep over"),
         ("visualchat-train experiment=paper rows_per_step=100 data.batch_size=3", "must divide"),
     ],

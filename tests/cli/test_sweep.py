@@ -207,6 +207,17 @@ def test_a_sweep_of_which_nothing_finished(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "sweep.png").exists()
 
 
+def test_a_sweep_without_any_exact_match_is_compared(tmp_path, capsys):
+    """Runs that end before their first validation have a loss and a time alone."""
+    make_run(tmp_path / "seed=1", 0, ["seed=1"], {"train/seconds": 3.0})
+    make_run(tmp_path / "seed=2", 1, ["seed=2"], {"train/seconds": 4.0})
+    report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "no picture: no exact match was measured" in printed
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 3
+    assert not (tmp_path / "sweep.png").exists()
+
+
 def end_of_job(folder, run, result, mode=RunMode.MULTIRUN):
     job = JobReturn(status=JobStatus.FAILED if isinstance(result, Exception) else JobStatus.COMPLETED)
     job.return_value = result

@@ -98,15 +98,22 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
             writer.writerow([*values, run.state, *(run.metrics.get(name, "") for name in metrics)])
 
 
-def draw_sweep(runs: Sequence[Run], path: Path) -> None:
+def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
     """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric.
 
-    Without an evaluation after training it is the one of the validation part. Runs that did not finish are left out.
+    Without an evaluation after training it is the one of the validation part. Runs without it, such as those that did
+    not finish, are left out.
+
+    Returns:
+        Whether there was anything to draw.
     """
     from matplotlib.figure import Figure  # here, because every command of a run loads this module
 
-    runs = [run for run in runs if run.metrics]
-    score = "exact_match/all" if all("exact_match/all" in run.metrics for run in runs) else "validation/exact_match"
+    scores = ("exact_match/all", "validation/exact_match")
+    score = next((name for name in scores if all(name in run.metrics for run in runs if run.metrics)), scores[1])
+    runs = [run for run in runs if score in run.metrics]
+    if not runs:
+        return False
     names = varied(runs)
     numeric = [name for name in names if all(_is_number(run.overrides.get(name, "")) for run in runs)]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -129,6 +136,7 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> None:
         axes.bar(labels, [100 * run.metrics[score] for run in runs])
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+    return True
 
 
 def _is_number(text: str) -> bool:
@@ -170,9 +178,10 @@ class SweepReport(Callback):
         if runs and show:
             console.print(sweep_table(runs))
         if any(run.metrics for run in runs):
-            draw_sweep(runs, folder / "sweep.png")
+            drawn = draw_sweep(runs, folder / "sweep.png")
             if show:
-                said = f"all figures are in {folder}/sweep.csv, the picture in {folder}/sweep.png"
-                console.print(said, markup=False, highlight=False)
+                said = f"all figures are in {folder}/sweep.csv"
+                said += f", the picture in {folder}/sweep.png" if drawn else "; no picture: no exact match was measured"
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
         elif show:
             console.print(f"no run of the sweep finished: {folder}/ holds no metrics.json", highlight=False)

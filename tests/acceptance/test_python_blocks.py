@@ -1,0 +1,54 @@
+"""Every Python block of the documents runs, in a folder in which a model has been trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lines import DOCUMENTS, blocks
+from transformers import AutoModelForCausalLM
+
+from visualchat.tiny import backbone
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = [
+    pytest.param(text, id=f"{path.name}-{number}")
+    for path in DOCUMENTS
+    for number, text in enumerate(text for language, text in blocks(path.read_text("utf-8")) if language == "python")
+]
+
+
+def given(text: str) -> dict[str, Any]:
+    """What a block may speak of without making it, by the names that documents use: a row of text with two images.
+
+    Shapes: B batch = 1, S tokens = 12, H heads = 4, D head size = 32, N images = 2, M = 16 states an image of 1024.
+    """
+    model = AutoModelForCausalLM.from_pretrained(backbone("language_mixed")).eval() if "model" in text else None
+    heads = torch.randn(3, 1, 4, 12, 32).unbind()
+    types = torch.tensor([[0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0]])  # 1: a token of an image
+    return {
+        "model": model,
+        "input_ids": torch.arange(3, 15)[None],
+        **dict(zip(("query", "key", "value"), heads, strict=True)),
+        "types": types,
+        "units": torch.tensor([[-1, 0, 0, 0, -1, 1, 1, 1, -1, -1, -1, -1]]),  # an image with its label
+        "mask": torch.ones_like(types, dtype=torch.bool),
+        "states": torch.randn(1, 2, 16, 1024),
+        "positions": torch.tensor([[2, 6]]),
+    }
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_the_block_runs(text, after_training, monkeypatch, capsys):
+    monkeypatch.chdir(after_training)
+    names = given(text)
+    exec(compile(text, "block", "exec"), names)
+    if "print(" in text:
+        assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_needs_ten_lines():
+    (readme,) = (path for path in DOCUMENTS if path.name == "README.md")
+    (example,) = (text for language, text in blocks(Path(readme).read_text("utf-8")) if language == "python")
+    assert len([line for line in example.splitlines() if line and "import" not in line]) <= 10

@@ -1,0 +1,113 @@
+"""Every command line of the documents runs, made small by overrides behind it, and does what it is for.
+
+So does every command that it prints for its reader to type next. A line that cannot run here is named by a rule with
+its reason (shrinking.CANNOT); one that no rule covers fails.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from commands import Done, assert_finite, assert_learns, bash, history, metrics, run, run_folders
+from composing import axes, composed, points
+from lines import Line, all_lines
+from made import corpora, own_rows
+from omegaconf import DictConfig
+from shrinking import CANNOT, TALK, filled, small
+
+pytestmark = pytest.mark.slow
+
+LINES = [line for line in all_lines() if line.typed]
+LAUNCHERS = ("make", "torchrun", "srun")
+
+
+def reason(line: Line) -> str | None:
+    """Why a line cannot run on a CPU; None if it can."""
+    return next((why for text, why in CANNOT.items() if re.search(text, " ".join(line.words))), None)
+
+
+RUNNING = [line for line in LINES if reason(line) is None and line.words[0] not in LAUNCHERS]
+
+
+@pytest.mark.parametrize("text", CANNOT)
+def test_each_rule_of_what_cannot_run_is_of_use(text):
+    assert any(re.search(text, " ".join(line.words)) for line in LINES), f"no line is kept from running by {text}"
+
+
+@pytest.mark.parametrize("line", RUNNING, ids=str)
+def test_the_line_runs(line, after_training, convertible):
+    folder = after_training
+    if line.words[0] == "visualchat-convert":
+        convertible()
+    before, command = set(run_folders(folder)), filled(line.command(), folder)
+    if "--help" in command:
+        assert command[0] in run(folder, *command).ok().out
+        return
+    config = composed(next(points([*command, "..."])))
+    give(folder, command, config)
+    done = run(folder, *command, *small(command[0], config), typed=TALK, **dict(line.variables)).ok()
+    assert "Traceback" not in done.err
+    left = [path for path in run_folders(folder) if path not in before]
+    assert_outcome(folder, command, config, left, done)
+    for shown in printed(done):
+        assert "Traceback" not in bash(folder, shown, typed=TALK).ok().err
+
+
+def give(folder: Path, command: Sequence[str], config: DictConfig) -> None:
+    """What the line expects its reader to have."""
+    if "source" in config and "root" in config.source:
+        for name in config.source.get("files", []):
+            own_rows(folder / config.source.root, name)
+    if "blend" in config:
+        corpora(folder / "datasets")
+    if "from_published" in command:
+        (model,) = folder.glob("outputs/*/*/model")
+        run(
+            folder, "visualchat-convert", "to_published", f"folder={model.relative_to(folder)}", f"file={config.file}"
+        ).ok()
+
+
+def printed(done: Done) -> list[str]:
+    """The commands that a command has printed for its reader to type: each stands at the end of a line, or alone."""
+    return re.findall(r"(?:^|\s)(visualchat-\w+ .*\S)\s*$", done.out, re.MULTILINE)
+
+
+def assert_outcome(folder: Path, command: Sequence[str], config: DictConfig, left: Sequence[Path], done: Done) -> None:
+    """Fail unless a command has left and said what it is for."""
+    name = command[0]
+    if name == "visualchat-train":
+        assert len(left) == math.prod(len(values) for values in axes([*command, "..."]).values())
+        for path in left:
+            assert_learns(path, falling=not config.get("resume"))
+        assert printed(done), "training says how to chat with the model"
+        if len(left) == 1 and config.trainer.devices not in (1, "auto"):
+            assert_equals_one_process(folder, command, config, left[0])
+    elif name == "visualchat-evaluate":
+        assert_finite(metrics(*left))
+        assert (left[0] / "samples.html").is_file()
+    elif name == "visualchat-chat":
+        assert "Image 1 goes with your next question." in done.out
+    elif name == "visualchat-data":
+        (page,) = folder.glob({"check": "outputs/data/*/*/check.json", "show": "outputs/data/*/*/*.html"}[command[1]])
+        if page.name == "check.json":
+            assert not json.loads(page.read_text())["bad"]
+    elif name == "visualchat-convert":
+        assert (folder / (config.folder if command[1] == "from_published" else config.file)).exists()
+    else:
+        assert name == "visualchat-plan", f"no rule says what {name} is for"
+        assert re.search("it (fits|does not fit)", done.out)
+
+
+ALONE = ("trainer/strategy=auto", "trainer.devices=1", "trainer.num_nodes=1", "hydra.run.dir=alone")
+
+
+def assert_equals_one_process(folder: Path, command: Sequence[str], config: DictConfig, left: Path) -> None:
+    """Fail unless the losses of a run of two processes are those of one process with batches of the same rows."""
+    shrunk = small(command[0], config)
+    (rows,) = (int(word.partition("=")[2]) for word in shrunk if word.startswith("data.batch_size="))
+    run(folder, *command, *shrunk, *ALONE, f"data.batch_size={2 * rows}").ok()
+    tolerance = 1e-4 if config.trainer.precision == "32-true" and config.dtype == "float32" else 0.05  # 8 bits of bf16
+    assert history(left) == pytest.approx(history(folder / "alone"), rel=tolerance)
