@@ -240,7 +240,7 @@ def test_an_empty_question_leaves_the_session_as_it_was(session, question):
     talk(session, ROUNDS[:1])
     before = state(session)
     with pytest.raises(ValueError, match="turn 2 has no question"):
-        session.ask(question, [picture(0)])
+        session.ask(question)
     assert state(session) == before
 
 
