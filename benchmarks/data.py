@@ -1,7 +1,8 @@
 """What the data side costs: dialogues and images a second through the loader, packing, and peak memory.
 
     python benchmarks/data.py                        makes about 1.2 GB of corpora in a temporary folder; minutes
-    python benchmarks/data.py --gigabytes 0.05 --dialogues 64      a small run
+    python benchmarks/data.py --gigabytes 0.05 --dialogues 64 --rows 50000     a small run
+    python benchmarks/data.py --only-start         the plain loop and the start with many rows; other figures stay
 
 Each figure is taken in a process of its own. Writes benchmarks/results/data-cpu.json and prints a table.
 """
@@ -176,6 +177,93 @@ def measure_loader(corpus: str, folder: Path, workers: int, dialogues: int) -> d
     }
 
 
+def measure_paired(corpus: str, folder: Path, dialogues: int) -> dict:
+    """The loader beside a plain loop over the same batches, in turn: PIL, torch, and the tokenizer once a dialogue."""
+    import torch
+
+    from visualchat.data.collate import BatchMaker, Collator
+    from visualchat.data.schedule import BatchSpec
+    from visualchat.template import TextSegment
+
+    torch.set_num_threads(1)
+    prepare = processor()
+    some = Some(source(corpus, folder), dialogues)
+    texts, names = [], []
+    for index in range(len(some)):
+        texts.append("".join(part.text for part in prepare.render(some[index]) if isinstance(part, TextSegment)))
+        names.append([str(image) for image in some[index].images])
+    mean, std = (
+        torch.tensor(list(values)).view(3, 1, 1)
+        for values in (prepare.image_processor.image_mean, prepare.image_processor.image_std)
+    )
+
+    def picture(name: str) -> torch.Tensor:
+        with Image.open(name) as opened:
+            image = opened.convert("RGB")
+        side = 224 / min(image.size)
+        image = image.resize((round(image.width * side), round(image.height * side)), Image.Resampling.BICUBIC)
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        pixels = torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224)))).permute(2, 0, 1)
+        return (pixels.float() / 255 - mean) / std
+
+    def plain(rows: range) -> None:
+        ids = [torch.tensor(prepare.tokenizer(texts[row])["input_ids"]) for row in rows]
+        torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        torch.stack([picture(name) for row in rows for name in names[row]])
+
+    maker = BatchMaker(some, Collator(prepare, MAX_LENGTH))
+    seconds = {"plain": [], "ours": []}
+    for start in range(0, len(some) - 3, 4):
+        rows = range(start, start + 4)
+        begun = time.perf_counter()
+        plain(rows)
+        between = time.perf_counter()
+        maker[BatchSpec(tuple((row,) for row in rows))]
+        if start:  # the first of each warms up
+            seconds["plain"].append(between - begun)
+            seconds["ours"].append(time.perf_counter() - between)
+    ours, loop = (float(np.sum(seconds[name])) for name in ("ours", "plain"))
+    ratios = np.array(seconds["plain"]) / np.array(seconds["ours"])
+    return {
+        "batches of 4": len(ratios),
+        "plain, dialogues/s": round(4 * len(ratios) / loop, 1),
+        "ours, dialogues/s": round(4 * len(ratios) / ours, 1),
+        "ours / plain": round(loop / ours, 3),
+        "median over batches": round(float(np.median(ratios)), 3),
+    }
+
+
+def make_rows(folder: Path, count: int) -> None:
+    """`count` LLaVA rows over the pictures that are there."""
+    names = sorted(path.name for path in (folder / "coco" / "train2017").iterdir())
+    rng = random.Random(3)
+    with (folder / "llava" / "many.json").open("w") as stream:
+        for n in range(count):
+            said = [
+                {"from": "human", "value": f"<image>\n{text(rng, 12)}?"},
+                {"from": "gpt", "value": text(rng, 60)},
+            ]
+            row = {"id": f"{n:09}", "image": names[n % len(names)], "conversations": said}
+            stream.write(("[" if not n else ", ") + json.dumps(row))
+        stream.write("]")
+    for path in (folder / "llava" / "many.json", folder / "coco" / "train2017"):
+        os.utime(path, (time.time() - 60, time.time() - 60))  # what changed just now is not kept in an index
+
+
+def measure_start(folder: Path, **_: int) -> dict:
+    """CPU seconds from many rows on disk to the first batch, imports apart."""
+    from visualchat.data.compose import Join
+    from visualchat.data.datamodule import VisualChatDataModule
+    from visualchat.data.mix import Blend
+    from visualchat.data.sources import Llava
+
+    prepare, begun = processor(), time.process_time()
+    blend = Blend({"own": Llava(folder, files=["llava/many.json"])}, {"own": Join("own")}, validation=0.01)
+    data = VisualChatDataModule.from_blend(prepare, blend, batch_size=4, max_length=MAX_LENGTH)
+    next(iter(data.train_dataloader()))
+    return {"rows": len(blend.sources["own"]), "CPU s": round(time.process_time() - begun, 2), "peak MB": peak_mb()}
+
+
 def measure_packing(**_: object) -> dict:
     """Plan the paper's whole blend by lengths."""
     from visualchat.data.pack import Packing
@@ -201,7 +289,13 @@ def measure_packing(**_: object) -> dict:
     }
 
 
-MEASURES = {"index": measure_index, "loader": measure_loader, "packing": measure_packing}
+MEASURES = {
+    "index": measure_index,
+    "loader": measure_loader,
+    "packing": measure_packing,
+    "paired": measure_paired,
+    "start": measure_start,
+}
 
 
 def in_a_process(name: str, **arguments: object) -> dict:
@@ -213,8 +307,22 @@ def in_a_process(name: str, **arguments: object) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def run_newest(dialogues: int, rows: int) -> dict:
+    """The loader beside a plain loop, and the start with many rows, first and later."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make_llava(folder, dialogues)
+        make_rows(folder, rows)
+        settings = {"corpus": "llava", "folder": folder, "dialogues": dialogues}
+        return {
+            "beside a plain loop": {**in_a_process("paired", **settings), "load": round(os.getloadavg()[0], 1)},
+            "many rows, first start": in_a_process("start", folder=folder),
+            "many rows, later start": in_a_process("start", folder=folder),
+        }
+
+
 def run(gigabytes: float, dialogues: int) -> dict:
-    """All measurements."""
+    """All measurements of loader, index and packing."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_llava(folder, dialogues)
@@ -259,6 +367,12 @@ def table(found: dict) -> str:
             f"{100 * packing['real tokens']:.2f}% real tokens, planned in {packing['seconds to plan']} s.",
             f"Indexing {found['mimic file, bytes'] / 1e9:.2f} GB of MIMIC-IT: {index['seconds']} s, "
             f"peak {index['peak MB']['process']} MB.",
+            f"Beside a plain loop: {100 * found['beside a plain loop']['ours / plain']:.0f}% of its speed.",
+            *(
+                f"{found[name]['rows']} {name}: {found[name]['CPU s']} CPU s to the first batch, peak "
+                f"{found[name]['peak MB']['process']} MB."
+                for name in ("many rows, first start", "many rows, later start")
+            ),
         ]
     )
 
@@ -268,6 +382,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.1, help="size of the MIMIC-IT image file")
     parser.add_argument("--dialogues", type=int, default=600, help="dialogues that go through the loader")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of a large corpus")
+    parser.add_argument("--only-start", action="store_true", help="only the plain loop and the start; keep the rest")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, default={}, help=argparse.SUPPRESS)
@@ -278,7 +394,10 @@ def main() -> None:
             settings["folder"] = Path(settings["folder"])
         print(json.dumps(MEASURES[chosen.measure](**settings)))
         return
-    found = run(chosen.gigabytes, chosen.dialogues)
+    found = {} if chosen.only_start else run(chosen.gigabytes, chosen.dialogues)
+    if chosen.only_start and chosen.output.exists():
+        found = json.loads(chosen.output.read_text())
+    found |= run_newest(chosen.dialogues, chosen.rows)
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(found, indent=2) + "\n")
     print(table(found))

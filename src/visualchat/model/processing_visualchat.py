@@ -182,7 +182,8 @@ class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
         pixels = scaled(self.image_processor, image)
         if stored:
             return Picture(pixels, picture_key(image))
-        return Picture(pixels, hashlib.sha256(pixels.numpy().tobytes()).hexdigest() if share_images else "")
+        stored_order = pixels.permute(1, 2, 0).contiguous().numpy()  # as PIL has them: no copy
+        return Picture(pixels, hashlib.sha256(stored_order.data).hexdigest() if share_images else "")
 
     def _pictures(self, pictures: Sequence[Picture], share_images: bool, store: FeatureStore | None) -> dict[str, Any]:
         """The images in order, if there are any, and `image_index` where some are shared; see `batch`."""
