@@ -125,7 +125,7 @@ class Texts(Sequence[str]):
 
 
 class Entries(Sequence[Entry]):
-    """Entries of one row each, kept as columns: a million take a tenth of the memory of as many objects.
+    """Entries of one row each, kept as columns, because a million objects would take far more memory.
 
     Attributes:
         rows: Where each entry's row lies in the source's table.
