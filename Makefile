@@ -45,7 +45,7 @@ install: $(STAMP) ## Create .venv with the tested versions (again only when they
 
 $(STAMP): pyproject.toml constraints.txt
 	$(call environment,$(VENV))
-	@echo "Installing into $(VENV): the first time takes some minutes"
+	@echo "Installing into $(VENV): some minutes, 2 GB; a torch with CUDA takes several GB more"
 	@$(INSTALL) $(TORCH) setuptools
 	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation "$(DEEPSPEED)"
 	@$(INSTALL) -e '.[dev]'

@@ -67,6 +67,47 @@ def test_training_leaves_what_it_promises(trained):
     assert f"visualchat-chat folder={left.relative_to(folder)}/model" in said
 
 
+GOOD_RUN = [
+    r"the run's folder: outputs/[\d/-]+/",
+    r" +the model +",
+    r"[┏┡├└].*",
+    r"[┃│] (part|vision encoder|token embedding|language model|language head|projector|all) .*",
+    r"100 %  step 4/4  .*",
+    r"tuned in \d+ s; everything is in outputs/[\d/-]+/",
+    r"  metrics.json  the figures",
+    r"  curves.png    the curves",
+    r"  model/        the model; chat with it: make chat, or",
+    r" +visualchat-chat folder=outputs/[\d/-]+/model",
+]
+"""All that a run without an evaluation prints where nobody watches, line by line."""
+
+
+@pytest.mark.slow
+def test_a_good_run_prints_only_what_its_reader_can_use(tmp_path):
+    (tmp_path / "plain").mkdir()
+    command = ["data.train.size=64", "trainer.max_epochs=1", "evaluation=none"]
+    printed = [line for line in _all_printed(tmp_path / "plain", *command).splitlines() if line.strip()]
+    assert [line for line in printed if not any(re.fullmatch(known, line) for known in GOOD_RUN)] == []
+    assert [known for known in GOOD_RUN if not any(re.fullmatch(known, line) for line in printed)] == []
+    others = _all_printed(tmp_path, *command, "model/quantization=nf4", "save=light", "logger=wandb")
+    assert not re.search("anonymous|kernels-community|Setting accelerator", others)
+    assert "wandb: Run summary" in others  # W&B's own words on the run stay
+
+
+def _all_printed(folder: Path, *arguments: str) -> str:
+    """Both streams of a training command that succeeded."""
+    done = subprocess.run(
+        [sys.executable, "-m", "visualchat.cli.train", *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 @pytest.mark.parametrize("saved", ["model", "light"])
 def test_evaluation_agrees_with_the_training_run(trained, saved):
     folder, left, _ = trained

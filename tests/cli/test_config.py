@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging
 
-from visualchat.cli.config import CONF
+from visualchat.cli.config import CONF, quieten
 from visualchat.cli.saved import saved_model
 
 
@@ -65,3 +66,13 @@ def test_without_any_model_the_way_out_is_told(work, folders):
 
 def test_the_configuration_tree_is_there():
     assert (Path(CONF) / "chat.yaml").is_file()
+
+
+def test_no_bar_flickers_up_for_what_takes_less_than_two_seconds(monkeypatch, capsys):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_hook", None)  # set back at the end
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    quieten()
+    assert list(logging.tqdm(range(3), desc="Loading weights")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+    list(logging.tqdm(range(3), desc="Loading weights", delay=0))
+    assert "Loading weights" in capsys.readouterr().err

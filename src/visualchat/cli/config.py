@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,25 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the tiny world needs none
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # the last step is logged
+    logging.getLogger("DeepSpeed").addFilter(_not_about_the_accelerator)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # advertises another package
+    from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
+    if sys.stderr.isatty():
+        set_tqdm_hook(_late_bar)
+    else:
         disable_progress_bar()
+
+
+def _not_about_the_accelerator(record: logging.LogRecord) -> bool:
+    """DeepSpeed says that there is no GPU at the first save of every run, also where nothing of it is used."""
+    return "Setting accelerator to" not in record.getMessage()
+
+
+def _late_bar(bar: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """A progress bar of transformers; what takes less than two seconds shows none."""
+    return bar(*arguments, **{"delay": 2, **keywords})
 
 
 def check_attention(attention: DictConfig) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.core.saving import save_hparams_to_yaml
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
@@ -109,3 +109,11 @@ def forget_from(loggers: Sequence[Logger], step: int) -> None:
 
             mark = Event(step=step, session_log=SessionLog(status=SessionLog.START))
             logger.experiment.file_writer.add_event(mark)
+
+
+class QuietWandbLogger(WandbLogger):
+    """Without the argument that Lightning always passes and that W&B warns of."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._wandb_init.pop("anonymous", None)
