@@ -1,11 +1,13 @@
 """A chat template read as fixed texts: the same tokens as the tokenizer's own rendering, and no power to typed text."""
 
 import copy
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from visualchat.chat_format import chat_format
 from visualchat.dialogue import Dialogue, Turn
@@ -207,3 +209,23 @@ def test_the_tokenizer_stays_as_it_was(tokenizer):
     before = copy.deepcopy(tokenizer.get_vocab())
     chat_format(tokenizer)
     assert tokenizer.get_vocab() == before
+
+
+LOOPS = "{% for a in range(100000) %}" * 5 + "x" + "{% endfor %}" * 5
+
+
+@pytest.mark.parametrize(
+    ("hostile", "why"),
+    [
+        (LOOPS, "it runs more than 100,000 lines for a dialogue of two rounds"),
+        ("{% if true %}" * 600 + "{% endif %}" * 600, "maximum recursion depth exceeded"),
+        ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, "too many statically nested blocks"),
+        ("{{ messages | nosuchfilter }}", "No filter named 'nosuchfilter'"),
+    ],
+)
+def test_a_hostile_chat_template_ends_in_an_error_that_names_its_file(tmp_path, hostile, why):
+    byte_level(hostile).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(why)) as caught:
+        chat_format(AutoTokenizer.from_pretrained(tmp_path))
+    assert f"the chat template of '{tmp_path}/chat_template.jinja' cannot be used" in str(caught.value)
+    assert sys.gettrace() is None or "count" not in repr(sys.gettrace())

@@ -8,7 +8,12 @@ do special tokens count, so nothing that a user types can end a turn.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +23,9 @@ from visualchat.template import Template
 
 _SYSTEM = "markofsystem"
 _ROUNDS = ("markofquestion1", "markofanswer1", "markofquestion2", "markofanswer2", "markofquestion3")
+
+STEPS = 100_000
+"""Lines that a chat template may run for a dialogue of two rounds; real ones run some hundreds."""
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -68,7 +76,14 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> Template:
 
 
 def _unfit(tokenizer: PreTrainedTokenizerBase, why: str) -> ValueError:
-    return ValueError(f"the chat template of {tokenizer.name_or_path!r} cannot be used: {why}")
+    return ValueError(f"the chat template of {_place(tokenizer)!r} cannot be used: {why}")
+
+
+def _place(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The file that holds the chat template; what the tokenizer is called where it is no local folder's."""
+    folder = Path(tokenizer.name_or_path)
+    files = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+    return next((str(file) for file in files if file.is_file()), tokenizer.name_or_path)
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> str:
@@ -77,7 +92,37 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> str:
     if marks[0] == _SYSTEM:
         roles = ["system", *roles]
     messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=False)]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        with _bounded(STEPS):
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except (TemplateError, SyntaxError, RecursionError, OverflowError, MemoryError, TimeoutError) as error:
+        raise _unfit(tokenizer, f"{error or type(error).__name__}") from error
+
+
+@contextmanager
+def _bounded(steps: int) -> Iterator[None]:
+    """Let no template run more lines, so that nested loops end; the same on any machine, and in any thread.
+
+    Raises:
+        TimeoutError: It would.
+    """
+    left = steps
+
+    def count(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != "<template>":  # as Jinja names what it compiles
+            return None
+        left -= 1
+        if left < 0:
+            raise TimeoutError(f"it runs more than {steps:,} lines for a dialogue of two rounds")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _between(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> list[str]:
@@ -93,7 +138,7 @@ def _round_system(tokenizer: PreTrainedTokenizerBase, rounds: list[str]) -> tupl
     """What stands before and after the system text; None where the template refuses a system message."""
     try:
         opening, after, *rest = _between(tokenizer, (_SYSTEM, *_ROUNDS))
-    except (TemplateError, ValueError):
+    except ValueError:
         return None
     if rest != rounds:
         raise _unfit(tokenizer, f"with a system message its rounds stand between {rest}, without between {rounds}")
