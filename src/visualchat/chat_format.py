@@ -96,7 +96,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> str:
         with _bounded(STEPS):
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except (TemplateError, SyntaxError, RecursionError, OverflowError, MemoryError, TimeoutError) as error:
-        raise _unfit(tokenizer, f"{error or type(error).__name__}") from error
+        raise _unfit(tokenizer, str(error) or type(error).__name__) from error
 
 
 @contextmanager

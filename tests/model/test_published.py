@@ -142,7 +142,7 @@ def test_a_vit_projector_computes_what_the_published_one_does(parts, file, backb
     pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = projection(layer(encoder(pixels).last_hidden_state, None))
-        found = load(tmp_path / "ours").get_image_features(pixels)
+        found = load(tmp_path / "ours").get_image_features(pixels).pooler_output
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # two forms of attention, float32
 
 

@@ -61,8 +61,10 @@ class VisualChatModel(PreTrainedModel):
         """Build with random weights; see `from_pretrained` and `from_backbones` for real ones."""
         attention = initial_attention(config)
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config, attn_implementation=attention)
+        self.vision_tower = AutoModel.from_config(config.vision_config, trust_remote_code=False)
+        self.language_model = AutoModelForCausalLM.from_config(
+            config.text_config, attn_implementation=attention, trust_remote_code=False
+        )
         self._add_cross_attention()
         self.multi_modal_projector = self._new_projector()
         self.image_numbers = self._new_numbers()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from visualchat.model.own_code import load_without_code
 from visualchat.model.sharding import gathered, is_split
 
 
@@ -29,7 +30,9 @@ def load_language_model(
         ValueError: `bits` is neither 8 nor 4; or the layers' sizes do not suit 4 bits on a CPU.
     """
     with _numbers_in_fp32():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **quantized_loading(bits, dtype))
+        model: PreTrainedModel = load_without_code(
+            AutoModelForCausalLM.from_pretrained, path, dtype=dtype, **quantized_loading(bits, dtype)
+        )
     _keep_as_stored(model)
     grow_vocabulary(model, vocab_size)
     untie_head(model)

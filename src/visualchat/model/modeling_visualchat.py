@@ -24,6 +24,7 @@ from visualchat.model.generation import VisualChatGenerationMixin
 from visualchat.model.language import load_language_model
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
 from visualchat.model.numbers import start_at_labels
+from visualchat.model.own_code import load_without_code
 from visualchat.model.sharding import gathered, shapes_only
 from visualchat.model.vision import load_vision_tower
 
@@ -117,7 +118,8 @@ class VisualChatForConditionalGeneration(VisualChatModel, VisualChatGenerationMi
             model.image_numbers = numbers.to(dtype)
             if joint.image_numbers == "label":
                 with gathered(model.get_input_embeddings().weight) as embedding:
-                    start_at_labels(model.image_numbers, embedding, AutoTokenizer.from_pretrained(language))
+                    tokenizer = load_without_code(AutoTokenizer.from_pretrained, language)
+                    start_at_labels(model.image_numbers, embedding, tokenizer)
         model.generation_config = language_model.generation_config
         return model.eval()
 

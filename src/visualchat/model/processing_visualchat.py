@@ -24,6 +24,7 @@ from visualchat.dialogue import Dialogue
 from visualchat.encoding import IGNORE_INDEX, NO_UNIT, Encoding, encode_segments, end_token_ids, filler_token_id
 from visualchat.features import FeatureStore, picture_key
 from visualchat.images import Picture, decode_image
+from visualchat.model.own_code import load_without_code
 from visualchat.model.prompt_calls import PromptCalls
 from visualchat.model.vision import load_image_processor
 from visualchat.model.vision.pixels import normalised, scaled
@@ -91,7 +92,14 @@ class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
     ) -> VisualChatProcessor:
         """The processor of `VisualChatForConditionalGeneration.from_backbones` with the same backbones."""
         image_processor = load_image_processor(vision)
-        return cls(image_processor, AutoTokenizer.from_pretrained(language), image_seq_length, system, template)
+        tokenizer = load_without_code(AutoTokenizer.from_pretrained, language)
+        return cls(image_processor, tokenizer, image_seq_length, system, template)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **keywords: Any) -> VisualChatProcessor:
+        """The processor of a saved folder or of the Hub; code that lies there is not run."""
+        found: VisualChatProcessor = load_without_code(super().from_pretrained, folder, **keywords)
+        return found
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+from visualchat.model.own_code import load_without_code
 from visualchat.model.projector import ViTProjector
 from visualchat.model.vision import vision_config
 
@@ -62,7 +63,7 @@ def from_published(
     """
     file = Path(file) / FILE if Path(file).is_dir() else Path(file)
     weights = _read(file)
-    text_config = AutoConfig.from_pretrained(language)
+    text_config = load_without_code(AutoConfig.from_pretrained, language)
     text_config.vocab_size = len(weights[TRAINED if TRAINED in weights else FROZEN])
     text_config.tie_word_embeddings = False
     encoder = vision_config(vision)

@@ -21,6 +21,7 @@ from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.freezing import base_fingerprint
 from visualchat.model.light import CARD, WEIGHTS, found_base, language_bits
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+from visualchat.model.own_code import load_without_code
 from visualchat.model.sharding import writable
 from visualchat.model.trainable import Trainable
 from visualchat.model.vision import vision_config
@@ -97,7 +98,7 @@ def _whole(folder: Path, build_model: BuildModel) -> BuildModel:
     differences = _differences(saved, build_model)
     for part, config, configured in (
         ("vision", saved.vision_config, vision_config(given["vision"])),
-        ("language", saved.text_config, AutoConfig.from_pretrained(given["language"])),
+        ("language", saved.text_config, load_without_code(AutoConfig.from_pretrained, given["language"])),
     ):
         if _sizes(config) != _sizes(configured):
             differences.append(f"{_sizes(config)}; configured is {_sizes(configured)} (model/{part}=...)")
@@ -129,7 +130,7 @@ def whole_base(build_model: Callable[[], VisualChatForConditionalGeneration]) ->
 
 def _same_tokens(folder: Path, language: str | Path, size: int) -> bool:
     """Whether the saved tokenizer is the configured one, with as many tokens as the template asks for."""
-    saved, configured = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(language)
+    saved, configured = (load_without_code(AutoTokenizer.from_pretrained, path) for path in (folder, language))
     return len(saved) == size and configured.get_vocab().items() <= saved.get_vocab().items()
 
 

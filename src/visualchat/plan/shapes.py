@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from visualchat.attention.cross import NAME as CROSS_ATTENTION
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
+from visualchat.model.own_code import load_without_code
 from visualchat.model.trainable import Part, parts
 
 Architecture = Mapping[str, Any] | str | Path
@@ -31,7 +32,8 @@ def backbone_config(architecture: Architecture) -> PreTrainedConfig:
         ValueError: The model type is missing or unknown to transformers.
     """
     if isinstance(architecture, str | Path):
-        return AutoConfig.from_pretrained(architecture)
+        config: PreTrainedConfig = load_without_code(AutoConfig.from_pretrained, architecture)
+        return config
     values = dict(architecture)
     if "model_type" not in values:
         raise ValueError(f"an architecture needs its model_type, found only {', '.join(values) or 'nothing'}")

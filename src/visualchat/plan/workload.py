@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from visualchat.attention import KINDS
 from visualchat.encoding import IGNORE_INDEX, Encoding
+from visualchat.model.own_code import load_without_code
 from visualchat.plan.shapes import Sizes
 
 CHARACTERS_PER_TOKEN = 3.17
@@ -224,4 +225,5 @@ def local_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:
         if not isinstance(cached, str):
             return None
         folder = Path(cached).parent
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = load_without_code(AutoTokenizer.from_pretrained, folder)
+    return tokenizer

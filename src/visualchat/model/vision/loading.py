@@ -15,6 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
+from visualchat.model.own_code import load_without_code
 from visualchat.model.vision.checkpoint import read_encoder
 from visualchat.model.vision.configuration_qwen_vl import QwenVLVisionConfig
 from visualchat.model.vision.modeling_qwen_vl import QwenVLVisionModel, expected_shapes
@@ -39,7 +40,7 @@ def _config(path: str | Path) -> tuple[PreTrainedConfig, bool]:
         if not isinstance(raw.get("visual"), dict):
             raise ValueError(f"{path} is a Qwen without a vision encoder: its config.json has no dict `visual`")
         return QwenVLVisionConfig.from_qwen(raw["visual"]), True
-    config = AutoConfig.from_pretrained(path)
+    config = load_without_code(AutoConfig.from_pretrained, path)
     config = getattr(config, "vision_config", config)
     if not hasattr(config, "image_size"):
         raise ValueError(f"{path} holds no vision encoder: its configuration is a {config.model_type!r}")
@@ -65,7 +66,9 @@ def load_vision_tower(
         qwen_vl = assign_weights(found, read_encoder(path, expected_shapes(found)), dtype)
         qwen_vl.config.name_or_path = str(path)
         return qwen_vl
-    tower, report = AutoModel.from_pretrained(path, config=found, dtype=dtype, output_loading_info=True)
+    tower, report = load_without_code(
+        AutoModel.from_pretrained, path, config=found, dtype=dtype, output_loading_info=True
+    )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"{path}: the weights lack {', '.join(missing[:4])} ({len(missing)} names of the vision encoder)"
@@ -86,7 +89,8 @@ def load_image_processor(path: str | Path) -> BaseImageProcessor:
     config, is_qwen_layout = _config(path)
     if is_qwen_layout or (isinstance(config, QwenVLVisionConfig) and not _has_image_processor(path)):
         return qwen_vl_image_processor(config)
-    return AutoImageProcessor.from_pretrained(path)
+    found: BaseImageProcessor = load_without_code(AutoImageProcessor.from_pretrained, path)
+    return found
 
 
 def qwen_vl_image_processor(config: PreTrainedConfig) -> CLIPImageProcessorPil:
