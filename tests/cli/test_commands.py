@@ -12,6 +12,7 @@ import pytest
 from offline import read
 from PIL import Image
 
+from visualchat.evaluation.report import LEGEND, legend
 from visualchat.training.samples import SampleRow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,8 @@ def test_training_leaves_what_it_promises(trained):
     assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (left / "checkpoints").iterdir()}
     assert list((left / "logs" / "tensorboard").glob("events.*"))
     assert "held-out dialogues, attention mmca" in said
+    assert re.search(r"shares in % +┃ +tuned +┃ +untrained +┃ +blind +┃ +captions", said)
+    assert legend(LEGEND) in said.splitlines()
     assert f"visualchat-chat folder={left.relative_to(folder)}/model" in said
 
 
@@ -115,6 +118,9 @@ def test_evaluation_agrees_with_the_training_run(trained, saved):
     named = [] if saved == "model" else [f"folder={left / saved}"]  # the whole model is what is taken unasked
     said = run(folder, "evaluate", *sizes, *named, f"hydra.run.dir=outputs/evaluated/{saved}")
     assert "attention mmca" in said
+    assert re.search(r"shares in % +┃ +tuned +┃ +blind", said)
+    assert legend(["tuned", "blind"]) in said.splitlines()
+    assert f"  outputs/evaluated/{saved}/metrics.json  the figures" in said.splitlines()
     found = folder / "outputs" / "evaluated" / saved / "metrics.json"
     metrics, expected = json.loads(found.read_text()), json.loads((left / "metrics.json").read_text())
     assert "exact_match/all" in metrics

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.evaluation.report import draw_curves, metrics_table, samples_page
+from visualchat.evaluation.report import LEGEND, draw_curves, legend, metrics_table, samples_page
 
 
 def rows_of(table):
@@ -34,7 +34,7 @@ def test_one_row_a_metric_and_one_column_a_model():
             "blind": {"exact_match/all": 0.25, "exact_match/which_image": 0.0},
         },
     )
-    assert table.caption == "blind: the model without images"
+    assert legend(["tuned", "blind"]) == "tuned: the trained model; blind: the trained model without images"
     assert [column.header for column in table.columns] == ["shares in %", "tuned", "blind"]
     assert rows_of(table) == [
         ("answer loss, nats a token", "1.235", "-"),
@@ -46,6 +46,12 @@ def test_one_row_a_metric_and_one_column_a_model():
         ("  which image", "-", "0.0"),
         ("  images 2", "12.3", "-"),
     ]
+
+
+def test_the_readme_has_the_headings_of_the_commands():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"| | {' | '.join(LEGEND)} |" in readme
+    assert all(f"*{name.capitalize()}*" in readme or f"*{name}*" in readme for name in LEGEND)
 
 
 def test_rows_are_all_then_parts_then_kinds_then_numbers_of_images():

@@ -33,7 +33,7 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     if not parts:
         raise ValueError("evaluation=none has nothing to score: leave it out, or name another one")
     title = f"{folder}, attention {model.config.attention_kind}, data={choices['data']}"
-    metrics = score({"model": (model, parts), "blind": (model, parts)}, config.evaluation, processor, run, title)
+    metrics = score({"tuned": (model, parts), "blind": (model, parts)}, config.evaluation, processor, run, title)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     for name, what in (("metrics.json", "the figures"), ("samples.html", "sample dialogues with their images")):
         if (run / name).exists():

@@ -14,7 +14,7 @@ from visualchat.data.mix import Blend
 from visualchat.data.own import OwnData
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.exact_match import prefixed
-from visualchat.evaluation.report import metrics_table, samples_page
+from visualchat.evaluation.report import legend, metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
@@ -76,7 +76,7 @@ def score(
     """Score each column, print the table, leave the page of samples of the first one's answers.
 
     Args:
-        columns: Models by the name of their column: the one in question first, and `blind` for one without images.
+        columns: Models by the name of their column, which `report.LEGEND` holds: the one in question first.
         settings: Of the evaluation.
         processor: Of all of them.
         run: The folder that gets `samples.html`.
@@ -103,6 +103,7 @@ def score(
     console = Console()
     console.print(f"\n{title}: {len(dialogues)} dialogues, {answers_given} answers", highlight=False, soft_wrap=True)
     console.print(metrics_table(found))
+    console.print(legend(found), highlight=False, soft_wrap=True)
     chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
     answers = answer_turns(
         model, processor, chosen, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size

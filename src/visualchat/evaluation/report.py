@@ -6,7 +6,7 @@ import base64
 import csv
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -15,19 +15,19 @@ from visualchat.dialogue import Caption, Dialogue, ImageInput
 from visualchat.images import decode_image
 
 LEGEND = {
-    "blind": "the model without images",
-    "untrained": "the model before training",
+    "tuned": "the trained model",
+    "untrained": "the same before this training",
+    "blind": "the trained model without images",
     "captions": "the untrained language model reading captions in place of images",
 }
-"""What columns stand for that are no model of their own."""
+"""What the columns of every table stand for, in their order."""
 
 _TITLES = {"answer_loss": "answer loss, nats a token", "token_accuracy": "token accuracy", "exact_match": "exact match"}
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     """One row a metric and one column a model; shares in percent, a dash where a model has no figure."""
-    legend = "; ".join(f"{name}: {LEGEND[name]}" for name in columns if name in LEGEND)
-    table = Table(caption=legend or None, caption_justify="left")
+    table = Table()
     table.add_column("shares in %")
     for name in columns:
         table.add_column(name, justify="right")
@@ -36,6 +36,11 @@ def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
         cells = [_cell(metric, column[metric]) if metric in column else "-" for column in columns.values()]
         table.add_row(_label(metric), *cells)
     return table
+
+
+def legend(columns: Iterable[str]) -> str:
+    """One line on what the columns stand for."""
+    return "; ".join(f"{name}: {LEGEND[name]}" for name in columns)
 
 
 def _parts(metric: str) -> tuple[str, str, str]:
