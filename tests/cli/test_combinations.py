@@ -32,3 +32,23 @@ def test_quantized_bases_and_strategies(bits):
                 check_combination(config)
         else:
             check_combination(config)
+
+
+@pytest.mark.parametrize(
+    ("choice", "held"),
+    [
+        (["trainer.precision=bf16-true"], "bfloat16"),
+        (["trainer.precision=16-true", "dtype=bfloat16"], "float16"),
+        (["trainer.precision=bf16-true", "dtype=bfloat16"], None),
+        (["trainer.precision=bf16-mixed"], None),
+        (["trainer.precision=bf16-mixed", "dtype=bfloat16"], None),
+    ],
+)
+def test_the_trainers_precision_and_the_dtype_of_the_weights(choice, held):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", choice)
+    if held is None:
+        check_combination(config)
+    else:
+        with pytest.raises(ValueError, match=f"trains weights of {held}, found dtype=.*: choose dtype={held}"):
+            check_combination(config)

@@ -88,7 +88,7 @@ def own(tmp_path):
         (tmp_path / f"{row['id']}.png").touch()  # that it is there is enough: a plan reads no picture
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = [f"source.root={tmp_path}", "source.files=[rows.jsonl]"]
-    return ["data=own", "data/source=messages", *source, "data.blend.validation=0.5", "evaluation=none"]
+    return ["data=own", "data/source=messages", *source, "data.validation=0.5", "evaluation=none"]
 
 
 def test_own_data_are_planned_without_a_network(own, monkeypatch):

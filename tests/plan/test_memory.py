@@ -1,4 +1,4 @@
-"""The planner's bytes against real tensors: weights, gradients, AdamW's moments, and what a forward pass keeps."""
+"""The planner's bytes against real tensors: weights, gradients, what AdamW keeps, and what a forward pass keeps."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from small import build
 from visualchat.model.loss import CHUNK
 from visualchat.plan.memory import STRATEGIES, Step, activations, estimate, kept_activations, logits, weight_bytes
 from visualchat.plan.shapes import sizes_of
+from visualchat.training.optim import OptimizerSettings, build_optimizer
 
 
 def kept(model, rows, tokens):
@@ -31,17 +32,20 @@ def kept(model, rows, tokens):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_gradients_and_moments_are_those_of_real_tensors(dtype):
+def test_weights_gradients_masters_and_moments_are_those_of_real_tensors(dtype):
     model = build(dtype)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3)
+    optimizer = build_optimizer(OptimizerSettings(), model)
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moments = sum(state[name].nbytes for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
+    states = optimizer.state.values()
+    moments = sum(state[name].nbytes for state in states for name in ("exp_avg", "exp_avg_sq"))
+    masters = sum(state["master"].nbytes for state in states if "master" in state)
     found = estimate(sizes_of(model), STRATEGIES["ddp"], 1, Step(1, 8, 0, 1, False)).gpu
     assert found["weights"] == sum(p.nbytes for p in model.parameters())
-    assert found["gradients"] == sum(p.grad.nbytes for p in trained)
+    assert found["fp32 masters"] == masters
+    assert found["gradients"] == sum(p.grad.nbytes for p in trained) + masters  # beside fp32 copies, made for a step
     assert found["optimizer (two moments)"] == moments
 
 
@@ -90,13 +94,14 @@ def test_strategies_share_more_and_more():
         names = ("weights", "fp32 masters", "gradients", "optimizer (two moments)")
         return sum(found[part] for part in names)
 
-    assert resting("ddp", 4) == resting("auto", 1) == sizes.weights + 3 * sizes.trained_bytes
+    one = sizes.weights + 2 * sizes.trained + 16 * sizes.trained  # gradients, their fp32 copy, masters, two moments
+    assert resting("ddp", 4) == resting("auto", 1) == one
     zero = [resting(name, 4) for name in ("zero1", "zero2", "zero3", "zero3_offload")]
     assert zero == sorted(zero, reverse=True)
     assert zero[-1] == 0
-    one = sizes.weights + 2 * sizes.trained + 16 * sizes.trained  # gradients, their fp32 copy, masters, two moments
-    assert resting("zero3", 1) == one
-    assert resting("zero3", 4) == one / 4
+    for name in ("zero3", "fsdp2"):
+        assert resting(name, 1) == one
+        assert resting(name, 4) == one / 4
 
 
 @pytest.mark.parametrize(("name", "place"), [("zero3_offload", "cpu"), ("zero3_nvme", "nvme")])

@@ -76,7 +76,12 @@ def main(name: str, ranks: str, folder: str, precision: str = "32-true") -> None
     def build():
         torch.manual_seed(0)
         return VisualChatForConditionalGeneration.from_backbones(
-            VISION, LANGUAGE, image_seq_length=16, projector_type="linear_norm", vocab_size=GROWN
+            VISION,
+            LANGUAGE,
+            image_seq_length=16,
+            projector_type="linear_norm",
+            vocab_size=GROWN,
+            dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32,
         )
 
     def fit(**settings):

@@ -124,6 +124,24 @@ def test_zero_3_in_bf16_and_in_one_process(alone, folder):
     assert found["resumed"] == found["losses"][3:]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_ranks_with_bf16_weights_resume_to_the_last_bit(alone, tmp_path, name):
+    """A checkpoint holds the fp32 masters and moments of weights that have 16 bits, whole on one rank or split."""
+    ranks = train(tmp_path, name, 2, "bf16-true")
+    for rank in ranks:
+        assert rank["resumed"] == rank["losses"][3:]
+        assert rank["losses"][:2] == pytest.approx(alone["losses"][:2], rel=2e-2)  # bf16 keeps 8 bits
+    checkpoint = torch.load(tmp_path / name / "epoch=1.ckpt")
+    (optimizer,) = checkpoint["optimizer_states"]
+    weights = [*checkpoint["state_dict"].values()]
+    masters = [state["master"] for state in optimizer["state"].values()]
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    assert {value.dtype for state in optimizer["state"].values() for value in state.values()} == {torch.float32}
+    rounded = sorted((master.bfloat16().double().sum().item(), master.numel()) for master in masters)
+    assert rounded == sorted((weight.double().sum().item(), weight.numel()) for weight in weights)
+
+
 def strategy(name: str, **settings) -> ZeroStrategy:
     with initialize_config_dir(CONF, version_base="1.3"):
         return instantiate(compose("train", [f"trainer/strategy={name}"]).trainer.strategy, **settings)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
+from visualchat.model.freezing import trainable_state
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings, optimizer_steps
 
@@ -73,6 +74,36 @@ def test_a_resumed_run_goes_on_to_the_last_bit(make_model, processor, tmp_path):
     rest = losses(resumed, data(processor), trainer(tmp_path, max_epochs=4), ckpt_path=tmp_path / "kept/epoch=1.ckpt")
     assert len(whole) == 12
     assert rest == whole[6:]
+
+
+def test_bf16_weights_learn_by_small_steps_and_resume_to_the_last_bit(make_model, processor, tmp_path):
+    """Steps that bf16 would round away add up in fp32 masters, which checkpoints hold; weights stay bf16."""
+    small = OptimizerSettings(learning_rate=4e-5)  # the norm of 0.3 keeps steps of 1e-3 or more
+
+    def fit(folder, **start):
+        module = VisualChatModule(partial(make_model, projector_type="linear_norm", dtype=torch.bfloat16), small)
+        kept = lightning.pytorch.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        run = trainer(folder, max_epochs=40, precision="bf16-true", callbacks=[kept], limit_val_batches=0)
+        before = None if start else trainable_state(module.assemble())
+        return before, losses(module, data(processor), run, **start), trainable_state(module.model), run.optimizers[0]
+
+    before, whole, after, optimizer = fit(tmp_path / "whole")
+    _, rest, resumed, again = fit(tmp_path / "resumed", ckpt_path=tmp_path / "whole/epoch=19.ckpt")
+    assert rest == whole[60:]
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    for name, value in after.items():
+        assert torch.equal(resumed[name], value)
+        assert not torch.equal(before[name], value), name
+    for ours, theirs in zip(optimizer.state.values(), again.state.values(), strict=True):
+        assert ours["master"].dtype == ours["exp_avg"].dtype == torch.float32
+        assert torch.equal(ours["master"], theirs["master"])
+    checkpoint = torch.load(tmp_path / "whole/epoch=39.ckpt")
+    assert {value.dtype for value in checkpoint["state_dict"].values()} == {torch.bfloat16}
+    (state,) = checkpoint["optimizer_states"]
+    assert all(
+        torch.equal(kept["master"], own["master"])
+        for kept, own in zip(state["state"].values(), optimizer.state.values(), strict=True)
+    )
 
 
 def test_a_checkpoint_holds_what_trains_and_its_base(make_model, processor, tmp_path):

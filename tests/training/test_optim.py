@@ -1,5 +1,6 @@
 """AdamW's groups and the learning rate's course."""
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -44,6 +45,66 @@ def test_nothing_to_train_is_an_error(model):
     model.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer(OptimizerSettings(), model)
+
+
+def bf16_and_fp32(model, rate):
+    """The same model in both types, with an optimizer each."""
+    twin = copy.deepcopy(model).to(torch.bfloat16)
+    model.load_state_dict(twin.state_dict())  # fp32 numbers that bf16 can hold
+    settings = OptimizerSettings(learning_rate=rate, betas=(0.9, 0.95), weight_decay=0.1)
+    pair = twin, model
+    for one in pair:
+        set_trainable(one, Trainable(language="lora", lora_rank=2))
+    twin.load_state_dict(model.state_dict())
+    model.load_state_dict(twin.state_dict())
+    return [(one, build_optimizer(settings, one)) for one in pair]
+
+
+def steps(model, optimizer, count, seed=0):
+    """Steps by gradients that bf16 can hold."""
+    torch.manual_seed(seed)
+    for _ in range(count):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn(parameter.shape).bfloat16().to(parameter.dtype)
+        optimizer.step()
+
+
+def trained(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_bf16_parameters_follow_fp32_training(model):
+    """Steps of 1e-5 that bf16 would round away add up; what the model holds is the fp32 model's, rounded."""
+    (half, its), (whole, other) = bf16_and_fp32(model, rate=1e-5)
+    before = trained(half)
+    steps(half, its, 200)
+    steps(whole, other, 200)
+    after = trained(half)
+    assert all(p.dtype == torch.bfloat16 for p in half.parameters())
+    for name, value in trained(whole).items():
+        master = its.state[half.get_parameter(name)]["master"]
+        assert torch.allclose(master, value, rtol=0, atol=1e-7)
+        assert torch.equal(after[name], master.bfloat16())
+        assert not torch.equal(after[name], before[name])
+
+
+def test_a_resumed_optimizer_of_bf16_parameters_goes_on_to_the_last_bit(model):
+    ((half, its), _) = bf16_and_fp32(model, rate=1e-5)
+    steps(half, its, 3)
+    kept, state = copy.deepcopy(half), copy.deepcopy(its.state_dict())
+    steps(half, its, 50, seed=1)
+    resumed = build_optimizer(OptimizerSettings(), kept)
+    resumed.load_state_dict(state)
+    steps(kept, resumed, 50, seed=1)
+    for ours, theirs in zip(its.state.values(), resumed.state.values(), strict=True):
+        assert {name: value.dtype for name, value in theirs.items()} == dict.fromkeys(ours, torch.float32)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(torch.equal(value, trained(kept)[name]) for name, value in trained(half).items())
+
+
+def test_a_strategy_with_masters_of_its_own_gets_torchs_adamw(model):
+    assert type(build_optimizer(OptimizerSettings(), model.bfloat16(), masters=False)) is torch.optim.AdamW
 
 
 def test_warm_up_then_cosine():

@@ -10,8 +10,12 @@ QUANTIZED_STRATEGIES = {8: "auto, ddp, zero1 or zero2", 4: "auto, ddp, zero1, ze
 """The trainer/strategy that can hold a language model of so many bits."""
 
 
+TRUE_PRECISION = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "float64"}
+"""The dtype to which the trainer would cast all weights, the frozen ones too."""
+
+
 def check_combination(config: DictConfig) -> None:
-    """Refuse quantized weights where the strategy or the choice of what trains cannot have them.
+    """Refuse weights of another type than the trainer's, and quantized ones that the strategy or training cannot have.
 
     Args:
         config: Of a training command, or of a plan of one.
@@ -19,6 +23,12 @@ def check_combination(config: DictConfig) -> None:
     Raises:
         ValueError: It cannot be trained; says what can.
     """
+    precision = OmegaConf.select(config, "trainer.precision")
+    held = TRUE_PRECISION.get(str(precision), config.dtype)
+    if held != config.dtype:  # a cast base would not be the one that its checkpoints name
+        raise ValueError(
+            f"trainer.precision={precision} trains weights of {held}, found dtype={config.dtype}: choose dtype={held}"
+        )
     bits = config.model.quantization.bits
     if not bits:
         return

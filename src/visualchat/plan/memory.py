@@ -34,26 +34,26 @@ class Strategy:
 
     Attributes:
         shards: What is dealt out over the ranks.
-        masters: Whether the optimizer works on fp32 copies of 16-bit weights.
         weights_on: Where the weights rest.
         optimizer_on: Where masters, moments and gradients rest.
+        gathers_layers: Whether split weights are gathered by whole layers, two at a time, not up to `LIVE_ELEMENTS`.
     """
 
     shards: frozenset[Literal["weights", "gradients", "optimizer"]] = frozenset()
-    masters: bool = False
     weights_on: Place = "gpu"
     optimizer_on: Place = "gpu"
+    gathers_layers: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {
     "auto": Strategy(),
     "ddp": Strategy(),
-    "zero1": Strategy(frozenset({"optimizer"}), masters=True),
-    "zero2": Strategy(frozenset({"optimizer", "gradients"}), masters=True),
-    "fsdp2": Strategy(frozenset({"optimizer", "gradients", "weights"})),
-    "zero3": Strategy(frozenset({"optimizer", "gradients", "weights"}), masters=True),
-    "zero3_offload": Strategy(frozenset({"optimizer", "gradients", "weights"}), True, "cpu", "cpu"),
-    "zero3_nvme": Strategy(frozenset({"optimizer", "gradients", "weights"}), True, "nvme", "nvme"),
+    "zero1": Strategy(frozenset({"optimizer"})),
+    "zero2": Strategy(frozenset({"optimizer", "gradients"})),
+    "fsdp2": Strategy(frozenset({"optimizer", "gradients", "weights"}), gathers_layers=True),
+    "zero3": Strategy(frozenset({"optimizer", "gradients", "weights"})),
+    "zero3_offload": Strategy(frozenset({"optimizer", "gradients", "weights"}), "cpu", "cpu"),
+    "zero3_nvme": Strategy(frozenset({"optimizer", "gradients", "weights"}), "nvme", "nvme"),
 }
 """By the names of conf/trainer/strategy, the fastest first among those that share more and more."""
 
@@ -179,12 +179,12 @@ def estimate(
 
     weights = share("weights", weight_bytes(sizes, base_bits))
     sixteen = sizes.trained_bytes < 4 * sizes.trained
-    masters = share("optimizer", 4.0 * sizes.trained) if strategy.masters and sixteen else 0.0
-    gradients = share("gradients", sizes.trained_bytes) + masters  # ZeRO's step works on fp32 copies of its share
-    moments = share("optimizer", 2.0 * (4 * sizes.trained if strategy.masters else sizes.trained_bytes))
+    masters = share("optimizer", 4.0 * sizes.trained) if sixteen else 0.0
+    gradients = share("gradients", sizes.trained_bytes) + masters  # a step works on fp32 copies of its share
+    moments = share("optimizer", 2.0 * 4 * sizes.trained)
     gpu = {"weights": weights if strategy.weights_on == "gpu" else 0.0}
     if "weights" in strategy.shards:
-        whole = LIVE_ELEMENTS * sizes.element if strategy.masters else 2 * sizes.layer_bytes
+        whole = 2 * sizes.layer_bytes if strategy.gathers_layers else LIVE_ELEMENTS * sizes.element
         gpu["gathered weights"] = float(min(whole, sizes.weights))
     resting = {"fp32 masters": masters, "gradients": gradients, "optimizer (two moments)": moments}
     gpu |= {name: amount if strategy.optimizer_on == "gpu" else 0.0 for name, amount in resting.items()}

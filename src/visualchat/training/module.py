@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -163,7 +164,9 @@ class VisualChatModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
         steps = optimizer_steps(self.trainer, self.trainer.datamodule.train_batches())  # type: ignore[attr-defined]
-        optimizer = build_optimizer(self.settings, self.model, "mixed" in str(self.trainer.precision))
+        mixed = "mixed" in str(self.trainer.precision)
+        masters = not isinstance(self.trainer.strategy, DeepSpeedStrategy)  # it keeps them itself
+        optimizer = build_optimizer(self.settings, self.model, mixed, masters)
         schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import lightning
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from visualchat.model import VisualChatForConditionalGeneration
@@ -36,8 +40,83 @@ class OptimizerSettings:
     warmup_fraction: float = 0.1
 
 
+class MasterAdamW(AdamW):
+    """AdamW that moves fp32 masters of 16-bit parameters, by fp32 moments, and rounds the masters into the parameters.
+
+    A bf16 number keeps 8 bits: a step smaller than 1/512 of it would round away, step after step. Parameters of more
+    bits move as in torch's AdamW.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of what has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not moving:
+                continue
+            states = [self._state_of(parameter) for parameter in moving]
+            masters = [state.get("master", parameter) for parameter, state in zip(moving, states, strict=True)]
+            adamw(
+                masters,
+                [parameter.grad.to(master.dtype) for parameter, master in zip(moving, masters, strict=True)],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=group["fused"],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            for parameter, master in zip(moving, masters, strict=True):
+                if master is not parameter:
+                    parameter.copy_(master)
+        return loss
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter, made when it first moves."""
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            master = parameter
+            if has_sixteen_bits(parameter):
+                master = state["master"] = parameter.detach().to(torch.float32, copy=True)
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which rounds a state to its parameter's type, but masters and moments stay fp32."""
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, values in state_dict["state"].items():
+            parameter = parameters[number]
+            if has_sixteen_bits(parameter):
+                self.state[parameter] |= {
+                    name: value.to(parameter.device, torch.float32, copy=True)
+                    for name, value in values.items()
+                    if name != "step"
+                }
+
+
+def has_sixteen_bits(parameter: Tensor) -> bool:
+    """Whether a parameter is one that small steps would not move."""
+    return parameter.dtype in (torch.bfloat16, torch.float16)
+
+
 def build_optimizer(
-    settings: OptimizerSettings, model: VisualChatForConditionalGeneration, mixed_precision: bool = False
+    settings: OptimizerSettings,
+    model: VisualChatForConditionalGeneration,
+    mixed_precision: bool = False,
+    masters: bool = True,
 ) -> AdamW:
     """AdamW over the parameters that require gradients, in a group each: `new`, `embedding`, `backbone`.
 
@@ -45,6 +124,7 @@ def build_optimizer(
         settings: How they move.
         model: Whose they are.
         mixed_precision: Whether the trainer's precision is a mixed one.
+        masters: Whether 16-bit parameters get fp32 masters; not where the strategy keeps its own.
 
     Raises:
         ValueError: Nothing trains.
@@ -59,7 +139,8 @@ def build_optimizer(
     # One pass over memory on a CPU instead of six. Under mixed precision Lightning refuses to clip before a fused step.
     on_cpu = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups.values() for p in group)
     fused = on_cpu and not mixed_precision
-    return AdamW(
+    kind = MasterAdamW if masters and any(has_sixteen_bits(p) for group in groups.values() for p in group) else AdamW
+    return kind(
         [
             {"params": group, "lr": settings.learning_rate if rates.get(name) is None else rates[name], "name": name}
             for name, group in groups.items()
