@@ -232,15 +232,6 @@ def test_a_checkpoint_of_another_base_is_refused(trained):
         run(folder, "train", *arguments)
 
 
-def test_the_readmes_python_answers(trained):
-    folder, _, _ = trained
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len([line for line in example.splitlines() if line and "import" not in line]) <= 10
-    done = subprocess.run([sys.executable, "-c", example], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-
-
 def test_the_notebook_runs(trained, monkeypatch):
     folder, _, _ = trained
     monkeypatch.chdir(folder)
