@@ -1,6 +1,7 @@
 """Composes a command line of ours in this process: through the command's own entry point, with Hydra's `--cfg`."""
 
 import contextlib
+import functools
 import importlib
 import io
 import sys
@@ -18,11 +19,17 @@ SWEEP = ("-m", "--multirun")
 
 
 def composed(command: Sequence[str]) -> DictConfig:
-    """The whole configuration of a line that starts one run, resolved, Hydra's own part included.
+    """The whole configuration of a line that starts one run, resolved, Hydra's own part included; not to be changed.
 
     Raises:
         AssertionError: The command refuses the line.
     """
+    return composed_once(tuple(command))
+
+
+@functools.cache
+def composed_once(command: tuple[str, ...]) -> DictConfig:
+    """`composed`, kept, because documents repeat each other's lines."""
     module, function = SCRIPTS[command[0]].split(":")
     arguments, out, err, code = sys.argv, io.StringIO(), io.StringIO(), 0
     GlobalHydra.instance().clear()
