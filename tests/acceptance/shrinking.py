@@ -24,9 +24,11 @@ CANNOT = {
 }
 """Lines that no CPU can run, by what they contain, and why. They compose all the same."""
 
+ELSEWHERE = {"outputs/rehearsal": "test_own_data.py types these, as they stand"}
+"""Lines that another test types, by what they contain, and where."""
+
 PLACEHOLDERS: dict[str, Callable[[Path], str]] = {
-    r"outputs/\.\.\.(?=/)": lambda folder: str(only_run(folder).relative_to(folder)),
-    r"(?<=resume=)outputs/other": lambda folder: str(only_run(folder).relative_to(folder)),
+    r"(?<!dir=)outputs/[\w.]+": lambda folder: str(only_run(folder).relative_to(folder)),
     r"(?<=file=)\.\.\.(?=/)": lambda folder: "published",
     r"(?<=^language=)/.*": lambda folder: str(backbone("language_mixed")),
     r"(?<=^vision=)/.*": lambda folder: str(backbone("vision")),
