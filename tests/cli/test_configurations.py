@@ -76,7 +76,8 @@ def test_experiments_open_with_their_command():
     for path in (ROOT / "experiment").glob("*.yaml"):
         several = "-m " if points(path.stem) != [[]] else ""
         first = path.read_text().splitlines()[1].partition(":")[0]
-        assert first == f"# visualchat-train {several}experiment={path.stem}"
+        data = " data/source=table source.root=my_folder source.files=[mine.csv]" if path.stem.startswith("own") else ""
+        assert first == f"# visualchat-train {several}experiment={path.stem}{data}"
 
 
 @functools.cache

@@ -68,11 +68,14 @@ def test_recomputed_linear_maps_are_exact():
 
 
 @pytest.mark.parametrize(("kind", "images"), [("causal", 0), ("causal", 1), ("mmca", 1)])
-def test_attention_forward(kind, images):
-    """torch's plain form computes whole squares, of which causal attention uses half: the other half is taken off.
+def test_attention_forward(kind, images, monkeypatch):
+    """torch's counter knows plain attention only, which computes whole squares.
+
+    Causal attention uses half of them: the other half is taken off.
 
     One picture stands before all text, so every text token sees it.
     """
+    monkeypatch.setattr("visualchat.attention.sdpa.available", lambda query: False)
     model = build(kind=kind)
     forward, _ = counted(model, images)
     square = TOKENS if kind == "causal" else TOKENS - 4 * images
