@@ -15,7 +15,7 @@ TRUE_PRECISION = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "flo
 
 
 def check_combination(config: DictConfig) -> None:
-    """Refuse weights of another type than the trainer's, and quantized ones that the strategy or training cannot have.
+    """Refuse weights of another type than the trainer's, quantized ones that the run cannot have, and batches overfit.
 
     Args:
         config: Of a training command, or of a plan of one.
@@ -28,6 +28,11 @@ def check_combination(config: DictConfig) -> None:
     if held != config.dtype:  # a cast base would not be the one that its checkpoints name
         raise ValueError(
             f"trainer.precision={precision} trains weights of {held}, found dtype={config.dtype}: choose dtype={held}"
+        )
+    if overfit := OmegaConf.select(config, "trainer.overfit_batches"):  # it wants a data set of rows in a fixed order
+        raise ValueError(
+            f"trainer.overfit_batches={overfit} is not to be had: each epoch's batches are planned. Train on few rows "
+            "instead, by data.train.size=8 in the tiny world or source.files= that name a small file"
         )
     bits = config.model.quantization.bits
     if not bits:
