@@ -11,7 +11,10 @@ import lightning
 
 
 class Mischief(lightning.Callback):
-    """Causes: kill, sigterm, ctrl_c (of the whole group), full disk (of one rank), nan (one rank's loss)."""
+    """Causes: kill, sigterm, ctrl_c (of the whole group), full disk (of one rank), nan (one rank's loss).
+
+    `silent 0` and `silent 1`: that rank is stopped, as by SIGSTOP from outside.
+    """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.cause(trainer) == "nan" and trainer.global_rank == trainer.world_size - 1:
@@ -23,6 +26,8 @@ class Mischief(lightning.Callback):
         writes = trainer.world_size - 1 if "Zero" in type(trainer.strategy).__name__ else 0
         if cause == "full disk" and trainer.global_rank == writes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        elif cause == f"silent {trainer.global_rank}":
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif trainer.is_global_zero:
             if cause == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

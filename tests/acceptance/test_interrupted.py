@@ -7,10 +7,12 @@ VISUALCHAT_MATRIX=whole make test-slow ARGS=tests/acceptance/test_interrupted.py
 import json
 import os
 import re
+import signal
+import threading
 from pathlib import Path
 
 import pytest
-from commands import bash, history, run
+from commands import LIMIT, bash, history, run, started
 
 pytestmark = pytest.mark.slow
 
@@ -91,3 +93,30 @@ def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
     assert f"resuming from mine/checkpoints/last.ckpt at step {saved}" in done.out, done
     assert history(mine / "mine") == expected
     assert (mine / "mine/light/light.json").is_file()
+
+
+PATIENCE = "rank_timeout=60"  # the other rank's start counts, too
+
+
+def test_a_silent_rank_ends_the_run_with_words(tmp_path):
+    """The second rank is stopped; the first ends, says what to type, and leaves no process behind."""
+    line = [*of("ddp"), PATIENCE]
+    done = run(tmp_path, *line, PYTHONPATH=HERE, MISCHIEF="silent 1:3")
+    assert done.code == 1, done
+    assert "rank 0 waited in vain for another of the 2 processes" in done.err, done
+    saved = step_of(tmp_path / "mine/checkpoints/last.ckpt")
+    assert 1 <= saved <= 3
+    assert f"the last checkpoint is of step {saved}: mine/checkpoints/last.ckpt\n" in done.err, done
+    assert re.search("^go on with: visualchat-train .* resume=auto$", done.err, re.MULTILINE), done
+
+
+def test_where_the_first_rank_is_silent_another_ends_the_run(tmp_path):
+    """It says so; the first, should it wake up, ends as well."""
+    with started(tmp_path, *of("ddp"), PATIENCE, PYTHONPATH=HERE, MISCHIEF="silent 0:3") as process:
+        late = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+        late.start()
+        assert any("rank 1 waited in vain for another of the 2 processes" in line for line in process.stderr)
+        late.cancel()
+        os.kill(process.pid, signal.SIGCONT)
+        process.communicate(timeout=LIMIT)
+        assert process.returncode != 0

@@ -20,7 +20,7 @@ from visualchat.cli.config import CONF
 from visualchat.cli.ending import command_to_go_on, explained, sole_use
 from visualchat.training.checkpoint_io import CheckpointFolders
 from visualchat.training.resume import require_same_model, settings_of
-from visualchat.training.stopping import RunStopped
+from visualchat.training.stopping import RankSilent, RunStopped
 
 
 @pytest.fixture
@@ -82,6 +82,9 @@ def test_an_early_end_says_what_is_kept_and_how_to_go_on(typed, tmp_path, capsys
     with pytest.raises(SystemExit) as left, explained(tmp_path / "mine"):
         raise RunStopped("of all ranks")
     assert left.value.code == 0
+    with pytest.raises(SystemExit) as left, explained(tmp_path / "mine"):
+        raise RankSilent("the first rank may be the silent one, so this one ends the run")
+    assert left.value.code == 1
     assert capsys.readouterr().err == ""
 
 

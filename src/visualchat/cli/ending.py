@@ -18,7 +18,7 @@ from hydra.types import RunMode
 
 from visualchat.training.checkpoint_io import manifest
 from visualchat.training.resume import FOLDER, LAST
-from visualchat.training.stopping import RunStopped, is_first_rank
+from visualchat.training.stopping import RankSilent, RunStopped, is_first_rank
 
 LOCK = ".lock"
 
@@ -63,7 +63,7 @@ def explained(run: Path) -> Iterator[None]:
         if stopped is None:
             raise
         if not is_first_rank():  # the first rank speaks; Lightning would kill it for another's exit code
-            raise SystemExit(0) from None
+            raise SystemExit(stopped.code if isinstance(stopped, RankSilent) else 0) from None
         message = f"{stopped}\n{_what_is_kept(run)}\ngo on with: {command_to_go_on(run)}"
         if stopped.code == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise RunStopped(message) from None

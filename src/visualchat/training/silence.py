@@ -11,7 +11,7 @@ from datetime import timedelta
 import lightning
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from visualchat.training.stopping import RunStopped
+from visualchat.training.stopping import RankSilent
 
 _SILENCE = re.compile(r"timed out|connection (closed|reset|refused) by peer|wait timeout", re.IGNORECASE)
 """What the libraries below say when a process does not answer: gloo, NCCL, torch's store."""
@@ -36,7 +36,7 @@ def ending_silence(trainer: lightning.Trainer) -> Iterator[None]:
         trainer: The run's. The processes that it started are killed, stopped ones too.
 
     Raises:
-        RunStopped: A rank was silent for longer than the strategy's timeout, or has died.
+        RankSilent: A rank was silent for longer than the strategy's timeout, or has died.
     """
     try:
         yield
@@ -52,5 +52,5 @@ def ending_silence(trainer: lightning.Trainer) -> Iterator[None]:
             )
             if not trainer.is_global_zero:  # the first rank may be the silent one
                 print(message, file=sys.stderr, flush=True)
-            raise RunStopped(message) from error
+            raise RankSilent(message) from error
         raise

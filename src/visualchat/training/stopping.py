@@ -29,6 +29,10 @@ class RunStopped(Exception):
         self.code = code
 
 
+class RankSilent(RunStopped):
+    """A rank waited in vain for another, which may be the first."""
+
+
 class Signals:
     """What this process was asked by signals.
 
