@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-acceptance test-gpu test-minimal same check format clean
+.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu test-minimal same check format clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -66,6 +66,9 @@ test-slow: $(STAMP) ## Run the tests marked slow
 
 test-acceptance: $(STAMP) ## Type what the documents say: every command line of them composes, and runs if a CPU can
 	$(call pytest,$(WORKERS_PYTEST) tests/acceptance -m "not gpu" --durations=5)
+
+test-matrix: $(STAMP) ## Train every combination of strategy, attention, what trains, base and data: hours
+	$(call pytest,VISUALCHAT_MATRIX=whole $(WORKERS_PYTEST) -m "slow or not slow" tests/acceptance/test_matrix.py)
 
 test-gpu: $(STAMP) ## Run the tests marked gpu; needs a CUDA device
 	$(call pytest,$(PYTEST) -m gpu --durations=5)
