@@ -179,7 +179,7 @@ class CsvTable(SpanTable):
         columns: The names in the first line.
 
     Raises:
-        ValueError: The file is empty.
+        ValueError: The file is empty, or two columns have one name.
     """
 
     unit = "line"
@@ -192,6 +192,11 @@ class CsvTable(SpanTable):
         if head is None:
             raise ValueError(f"file {path.name} is empty, expected a line of column names")
         self.columns: list[str] = [name.strip() for name in head[4]]
+        if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
+            raise ValueError(
+                f"file {path.name}: two columns are called {twice[0]!r}; the columns are {', '.join(self.columns)}; "
+                "give each a name of its own"
+            )
 
     def _records(self, stream: BinaryIO) -> Iterator[tuple[int, int, int, bytes, list[str]]]:
         taken: list[bytes] = []
@@ -203,13 +208,16 @@ class CsvTable(SpanTable):
 
         at, number = 0, 1
         try:
-            for cells in csv.reader(lines(), delimiter=self.separator):
+            for cells in csv.reader(lines(), delimiter=self.separator, strict=True):
                 raw = b"".join(taken)
                 yield at, at + len(raw), number, raw, cells
                 at, number = at + len(raw), number + len(taken)
                 taken.clear()
         except csv.Error as error:
-            raise ValueError(f"file {self.path.name}, line {number}: {error}") from error
+            raise ValueError(
+                f"file {self.path.name}, line {number}: a quoted cell that begins here does not end as it should "
+                f'({error}); inside quotes write " twice'
+            ) from error
 
     def _read(self, stream: BinaryIO) -> Iterator[tuple[int, int, int, bytes, Any]]:
         for place, (start, stop, number, raw, cells) in enumerate(self._records(stream)):

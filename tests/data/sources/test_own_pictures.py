@@ -90,6 +90,19 @@ def test_columns_that_are_not_there_are_named(table):
         len(table("image", file="train.xlsx"))
 
 
+@pytest.mark.parametrize("later", ['b.jpg,What is "it?,A', "b.jpg,Q,A"], ids=["closed by another", "never closed"])
+def test_a_stray_quote_swallows_no_rows(table, later):
+    """Where a quote opens by mistake nobody knows which rows the cell takes: no policy goes on."""
+    lines = "image,question,answer", "a.jpg,Q,A", 'a.jpg,"What is it?,A', "b.jpg,Q,A", later, "c.jpg,Q,A"
+    with pytest.raises(ValueError, match=r'train\.csv, line 3: a quoted cell that begins here .* write " twice'):
+        len(table(*lines, on_error="skip"))
+
+
+def test_two_columns_of_one_name_are_refused(table):
+    with pytest.raises(ValueError, match=r"train\.csv: two columns are called 'answer'"):
+        len(table("image,question,answer,answer", "a.jpg,Q,A,B"))
+
+
 @pytest.fixture
 def folder(corpus):
     for name in ("a.jpg", "b.JPG", "sub/c.png"):
