@@ -196,18 +196,19 @@ def test_wandb_logs_offline(trained):
 def test_a_failed_run_does_not_vanish_from_its_sweep(tmp_path):
     """The others go on, each a run of W&B of its own and all in one group; the command fails in the end."""
     arguments = ["-m", "experiment=smoke", "logger=wandb", "evaluation.captioned=null", "callbacks.samples=null"]
-    with pytest.raises(AssertionError, match="unknown attention kind 'nonsense'"):
-        run(tmp_path, "train", *arguments, "attention.kind=causal,nonsense,mmca", "hydra.sweep.dir=sweeps/one")
+    rates = "optimizer.learning_rate=0.001,1e30,0.002"
+    with pytest.raises(AssertionError, match="training loss is nan"):
+        run(tmp_path, "train", *arguments, rates, "hydra.sweep.dir=sweeps/one")
     with (tmp_path / "sweeps" / "one" / "sweep.csv").open() as file:
-        states = {row["attention.kind"]: row["state"] for row in csv.DictReader(file)}
-    assert states == {"causal": "finished", "nonsense": "failed", "mmca": "finished"}
+        states = {float(row["optimizer.learning_rate"]): row["state"] for row in csv.DictReader(file)}
+    assert states == {0.001: "finished", 1e30: "failed", 0.002: "finished"}
     (failed,) = tmp_path.rglob("failed.txt")
-    assert "unknown attention kind 'nonsense'" in failed.read_text()
+    assert "training loss is nan" in failed.read_text()
     runs = [read(folder) for folder in sorted(tmp_path.rglob("offline-run-*"))]
     assert [run["group"] for run in runs] == ["sweeps/one"] * 3
-    exits = {run["config"]["attention"]["kind"]: run["exit"] for run in runs}
-    assert exits == {"causal": 0, "nonsense": 1, "mmca": 0}
-    assert all(f"attention.kind={run['config']['attention']['kind']}," in run["name"] for run in runs)
+    exits = {run["config"]["optimizer"]["learning_rate"]: run["exit"] for run in runs}
+    assert exits == {0.001: 0, 1e30: 1, 0.002: 0}
+    assert all("optimizer.learning_rate" in run["name"] for run in runs)
 
 
 def test_resuming_goes_on_from_a_checkpoint(trained):
