@@ -32,13 +32,16 @@ exec 3>&1 >/dev/null
 set -f
 NODE=0 SLURM_JOB_ID=1234
 command_not_found_handle() {
+    local name noted=()
     for name in $(compgen -e); do
-        case $name in PWD|OLDPWD|SHLVL|PATH|_) ;; *) printf '%s=%s\0' "$name" "${!name}" >&3 ;; esac
+        case $name in PWD|OLDPWD|SHLVL|PATH|_) ;; *) noted+=("$name=${!name}") ;; esac
     done
-    printf '%s\0' "$@" $'\n' >&3
+    printf '%s\0' "${noted[@]}" "$@" $'\x1e' >&3
 }
 """
-"""Makes bash note each program's words, its own variables before them, in place of running it; a line break ends them.
+"""Makes bash note each program's words, its own variables before them, in place of running it, and a separator behind.
+
+They are written at once: both ends of a pipeline note theirs at the same time.
 
 `NODE` and `SLURM_JOB_ID` are what documents leave to the reader and the scheduler.
 """
@@ -104,7 +107,7 @@ def commands(script: str) -> Iterator[tuple[dict[str, str], list[str]]]:
             capture_output=True,
             text=True,
         )
-    for words in listened.stdout.split("\n\0")[:-1]:
+    for words in listened.stdout.split("\x1e\0")[:-1]:
         found, variables = words.removesuffix("\0").split("\0"), {}
         while re.match(r"\w+=", found[0]):
             name, _, variables[name] = found.pop(0).partition("=")
