@@ -60,8 +60,8 @@ MEASURED = ("seconds", "/s", "per_second", "memory/")
 """Marks of figures that tell how long something took or how much memory."""
 
 
-def probe(tree: Path, most: int = 40) -> dict[str, list[str]]:
-    """The hash of each batch of each case, in the order of training, then validation; in the process of one commit."""
+def probe(tree: Path, most: int = 40) -> dict[str, list[dict[str, str]]]:
+    """The hashes of each batch of each case, training before validation; in the process of one commit."""
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
@@ -77,14 +77,14 @@ def probe(tree: Path, most: int = 40) -> dict[str, list[str]]:
     return found
 
 
-def _digest(batch: dict[str, Any]) -> str:
-    """A hash of all tensors of a batch, their names, shapes and types."""
-    digest = hashlib.sha256()
-    for name, value in sorted(batch.items()):
+def _digest(batch: dict[str, Any]) -> dict[str, str]:
+    """A hash of each tensor of a batch, its shape and type."""
+    found = {}
+    for name, value in batch.items():
         if hasattr(value, "numpy"):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
-            digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+            about = f"{tuple(value.shape)} {value.dtype};".encode()
+            found[name] = hashlib.sha256(about + value.contiguous().numpy().tobytes()).hexdigest()
+    return found
 
 
 def train(name: str, overrides: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:

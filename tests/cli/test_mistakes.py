@@ -72,6 +72,7 @@ WORK = [
     ("train", ["+trainer.colour=1"], "Trainer.__init__() got an unexpected keyword argument 'colour'"),
     ("train", ["trainer.max_epochs=many"], "trainer.max_epochs=many: expected a number such as 2"),
     ("train", ["attention.kind=mcma"], "unknown attention kind 'mcma'"),
+    ("train", ["experiment=smoke", "evaluation=none"], "evaluation.dialogues.seen is set, but the chosen evaluation"),
     ("chat", ["folder=nowhere"], "folder=nowhere: no saved model there"),
     ("train", ["data.max_length=20", "data.num_workers=1"], "tiny-train-"),
     ("evaluate", ["folder=nowhere"], "folder=nowhere: no saved model there"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from recomputed import best_tokens
 
 from visualchat.attention import KINDS, Modality
 from visualchat.chat.session import ChatSession
@@ -85,17 +86,7 @@ def test_a_chat_equals_recomputing_every_round_also_after_saving(make_model, pro
         asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0])
         list(session.ask(f"Question {number}?", images))
         shown += images
-        best = (
-            again(
-                torch.tensor([session.ids]),
-                processor.image_processor(images=shown, return_tensors="pt")["pixel_values"],
-                mm_token_type_ids=torch.tensor([session.modality]),
-                unit_ids=torch.tensor([session.units]),
-                use_cache=False,
-            )
-            .logits[0]
-            .argmax(-1)
-        )
+        best = best_tokens(again, processor, session, shown)
         said = session.ids[asked : asked + 6]
         assert best[asked - 1 : asked - 1 + len(said)].tolist() == said
     ids, modality, units = map(torch.tensor, (session.ids, session.modality, session.units))

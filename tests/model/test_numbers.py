@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from recomputed import best_tokens
 from transformers import AutoTokenizer
 
 from visualchat.attention import Modality
@@ -100,18 +101,7 @@ def test_packed_shared_cached_and_in_rounds_it_is_the_same(numbered, backbones, 
     for images in ([RED], [], [RED, BLUE]):
         asked = len(session._encode(Turn.ask("And?", images))[0])
         list(session.ask("And?", images))
-    with torch.no_grad():
-        best = (
-            model(
-                torch.tensor([session.ids]),
-                processor.image_processor(images=[RED, RED, BLUE], return_tensors="pt")["pixel_values"],
-                mm_token_type_ids=torch.tensor([session.modality]),
-                unit_ids=torch.tensor([session.units]),
-                use_cache=False,
-            )
-            .logits[0]
-            .argmax(-1)
-        )
+    best = best_tokens(model, processor, session, [RED, RED, BLUE])
     said = session.ids[asked : asked + 5]
     assert best[asked - 1 : asked - 1 + len(said)].tolist() == said
 

@@ -101,6 +101,10 @@ def test_a_run_starts_where_the_folder_ended(build, backbones, processor, tmp_pa
     [
         ({"attention_kind": "causal"}, r"attention_kind='mmca', configured is 'causal' \(attention=\.\.\.\)"),
         ({"projector_type": "mlp"}, r"projector_type='linear', configured is 'mlp' \(model/projector=\.\.\.\)"),
+        (
+            {"image_numbers": "learned"},
+            r"image_numbers='none', configured is 'learned' \(attention\.image_numbers=\.\.\.\)",
+        ),
         ({"image_seq_length": 9}, r"image_seq_length=4, configured is 9 \(model/vision=\.\.\.\)"),
         ({"vocab_size": 999}, r"another tokenizer|too few for the tokenizer"),
     ],
@@ -109,6 +113,21 @@ def test_what_does_not_fit_is_named(build, backbones, processor, tmp_path, whole
     save(trained(build, Trainable()), tmp_path, backbones, Trainable(), whole, processor)
     with pytest.raises(ValueError, match=message):
         start_from(tmp_path, partial(build, **changed), Trainable())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_numbers": "none"}, r"image_numbers='learned', configured is 'none'"),
+        ({"image_number_limit": 8}, r"image_number_limit=64, configured is 8 \(attention\.image_number_limit="),
+    ],
+)
+def test_numbers_of_images_are_not_lost_on_the_way(build, backbones, processor, tmp_path, whole, changed, message):
+    numbered = partial(build, image_numbers="learned")
+    save(trained(numbered, Trainable()), tmp_path, backbones, Trainable(), whole, processor)
+    with pytest.raises(ValueError, match=message):
+        start_from(tmp_path, partial(numbered, **changed), Trainable())
 
 
 @pytest.mark.parametrize(

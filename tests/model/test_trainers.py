@@ -18,6 +18,20 @@ def dialogues() -> list[Dialogue]:
     ]
 
 
+PLAIN = {
+    "max_grad_norm": 0.0,
+    "optim": "sgd",
+    "lr_scheduler_type": "constant",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "remove_unused_columns": False,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""Plain gradient descent on a CPU, every step logged, whoever trains."""
+
+
 def trained(model, processor, folder, batch_size: int, accumulate: int) -> tuple[float, dict[str, torch.Tensor]]:
     """The logged loss and the trained weights after one step of plain gradient descent on the four dialogues."""
     set_trainable(model)
@@ -27,15 +41,7 @@ def trained(model, processor, folder, batch_size: int, accumulate: int) -> tuple
         gradient_accumulation_steps=accumulate,
         max_steps=1,
         learning_rate=0.1,
-        max_grad_norm=0.0,
-        optim="sgd",
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
+        **PLAIN,
     )
     trainer = Trainer(
         model, settings, train_dataset=dialogues(), data_collator=lambda rows: dict(processor.batch(rows))
@@ -85,17 +91,9 @@ def test_trls_trainer_makes_our_losses(make_model, processor, tmp_path, kind):
         gradient_accumulation_steps=2,
         max_steps=STEPS,
         learning_rate=RATE,
-        max_grad_norm=0.0,
-        optim="sgd",
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        disable_tqdm=True,
+        **PLAIN,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     model = make_model(attention_kind=kind)

@@ -19,7 +19,8 @@ trains on the tiny world of drawn shapes, in minutes on a laptop.
   model/trainable=projector_embedding
                             what trains; lora_language adds adapters
   model/quantization=none   nf4 or int8 for the frozen language model
-  attention=mmca            how image and text tokens attend: causal, cross
+  attention=mmca            how image and text tokens attend: causal, numbered,
+                            unit, cross, ...
   trainer.max_epochs=2      passes over the data
   trainer/strategy=auto     several GPUs: ddp, zero1 to zero3, fsdp2
   save=full                 the whole model; light: what trained; or both

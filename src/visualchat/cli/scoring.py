@@ -42,6 +42,21 @@ def validation_dialogues(data: DictConfig) -> Sequence[Dialogue]:
     return found
 
 
+def check_evaluation(settings: DictConfig) -> None:
+    """Refuse settings of dialogues that the chosen evaluation does not have, before anything is read or trained.
+
+    Raises:
+        ValueError: There are such settings.
+    """
+    if settings.dialogues == VALIDATION:
+        return
+    if nameless := [name for name, part in settings.dialogues.items() if "_target_" not in part]:
+        raise ValueError(
+            f"evaluation.dialogues.{nameless[0]} is set, but the chosen evaluation has no such dialogues; "
+            "leave it out, or choose evaluation=tiny"
+        )
+
+
 def dialogues_to_score(
     settings: DictConfig,
     data: DictConfig,
@@ -59,12 +74,8 @@ def dialogues_to_score(
     Raises:
         ValueError: They cannot be read, or none is sound.
     """
+    check_evaluation(settings)
     if settings.dialogues != VALIDATION:
-        if nameless := [name for name, part in settings.dialogues.items() if "_target_" not in part]:
-            raise ValueError(
-                f"evaluation.dialogues.{nameless[0]} is set, but the chosen evaluation has no such dialogues; "
-                "leave it out, or choose evaluation=tiny"
-            )
         return {name: [*part] for name, part in instantiate(settings.dialogues).items()}
     found = validation_dialogues(data) if validation is None else validation
     return held_out(found, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")

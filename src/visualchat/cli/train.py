@@ -21,7 +21,7 @@ from visualchat.cli.ending import explained, sole_use
 from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.main import train as main
 from visualchat.cli.record import closing_wandb, record_results, record_run
-from visualchat.cli.scoring import Scored, dialogues_to_score, score
+from visualchat.cli.scoring import Scored, check_evaluation, dialogues_to_score, score
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.evaluation.report import draw_curves
 from visualchat.model import VisualChatProcessor
@@ -48,6 +48,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     check_attention(config.attention)
     refuse_drawn_shapes(config)
     check_combination(config)
+    check_evaluation(config.evaluation)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     if config.save not in ("full", "light", "both"):
         raise ValueError(f"unknown save={config.save}, expected full, light or both")

@@ -36,6 +36,8 @@ CHOICES = {
     "vision_feature_layer": "model/vision",
     "vision_feature_select_strategy": "model/vision",
     "cross_attention_every": "attention",
+    "image_numbers": "attention.image_numbers",
+    "image_number_limit": "attention.image_number_limit",
 }
 """Fields of the configuration that weights depend on, and what chooses them."""
 
@@ -78,11 +80,14 @@ def _differences(saved: VisualChatConfig, build_model: BuildModel) -> list[str]:
     configured = VisualChatConfig(
         **{name: value for name, value in build_model.keywords.items() if name in VisualChatConfig.__annotations__}
     )
-    names = [name for name in CHOICES if name != "cross_attention_every" or saved.images_outside]
+    idle = {
+        "cross_attention_every": not saved.images_outside,
+        "image_number_limit": "none" in (saved.image_numbers, configured.image_numbers),
+    }
     return [
         f"{name}={getattr(saved, name)!r}, configured is {getattr(configured, name)!r} ({CHOICES[name]}=...)"
-        for name in names
-        if getattr(saved, name) != getattr(configured, name)
+        for name in CHOICES
+        if not idle.get(name) and getattr(saved, name) != getattr(configured, name)
     ]
 
 
