@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu test-minimal same check format clean
+.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu test-peers test-minimal same check format docs clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -97,6 +97,10 @@ check: $(STAMP) ## Lint, check formatting and types; changes nothing
 format: $(STAMP) ## Format the code and repair what the linter can
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+docs: $(STAMP) ## Build the site of documents and API reference into build/docs; a broken link is an error
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/docs
+	@echo "Built build/docs/index.html"
 
 clean: ## Remove caches and builds; keeps .venv and runs
 	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache $(VENV)-minimal

@@ -160,6 +160,13 @@ def bash(folder: Path, line: str, typed: str = "", limit: float = LIMIT, **varia
     return Done(line, done.code, done.out, done.err)
 
 
+def make(checkout: Path, *words: str, typed: str = "") -> Done:
+    """`make` in a copy of the repository, with this environment as if the copy's own had just been installed."""
+    environment = BIN.parent
+    installed = ["-o", f"{environment}/.installed", f"VENV={environment}"]
+    return run(checkout, "make", *installed, *words, typed=typed, PYTHONPATH=str(checkout / "src"))
+
+
 def run_folders(folder: Path) -> list[Path]:
     """The folders below `folder` in which a training run or an evaluation ended, the oldest first."""
     return [path.parent for path in sorted(folder.rglob("metrics.json"), key=lambda path: path.stat().st_mtime)]

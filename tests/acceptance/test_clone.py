@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import BIN, Done, assert_learns, run, run_folders
+from commands import assert_learns, make, run, run_folders
 from composing import composed, points
 from lines import ROOT, all_lines
 from shrinking import TALK, small
@@ -29,13 +29,6 @@ def clone(after_training) -> Path:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
     return after_training
-
-
-def make(clone: Path, *words: str, typed: str = "") -> Done:
-    """`make` in the clone, with this environment as if the clone's own had just been installed."""
-    environment = BIN.parent
-    installed = ["-o", f"{environment}/.installed", f"VENV={environment}"]
-    return run(clone, "make", *installed, *words, typed=typed, PYTHONPATH=str(clone / "src"))
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)

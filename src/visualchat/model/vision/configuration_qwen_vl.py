@@ -23,7 +23,7 @@ class QwenVLVisionConfig(PreTrainedConfig):
         num_attention_heads: Heads in each block.
         intermediate_size: Width of the blocks' MLP.
         position_grid: Side of the grid of learned positions, resized to the patches' grid.
-        query_grid: Side of the grid of queries; an image becomes `query_grid`² tokens.
+        query_grid: Side of the grid of queries; an image becomes `query_grid ** 2` tokens.
         hidden_size: Width of those tokens.
         num_resampler_heads: Heads of the resampler.
         layer_norm_eps: Of every layer norm.
