@@ -13,7 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 from visualchat.cli import main
 from visualchat.cli.config import CONF, setting
-from visualchat.cli.mistakes import PACKAGE, as_settings, describe, shortened
+from visualchat.cli.mistakes import COMMON, PACKAGE, _settings_of, as_settings, describe, shortened
+
+LORA = ["model/trainable=lora_language"]
+"""With adapters there are settings of adapters."""
 
 
 @pytest.fixture
@@ -41,6 +44,15 @@ SETTINGS = [
     ("train", ["max_epochs=1"], "unknown setting max_epochs; did you mean trainer.max_epochs?"),
     ("train", ["data.train.sze=3"], "unknown setting data.train.sze; did you mean data.train.size?"),
     ("train", ["experiment=tiny_4_2", "data=tiny"], "unknown choice experiment=tiny_4_2; did you mean tiny_4_2_2?"),
+    ("train", ["optimizer.lr=1e-3"], "unknown setting optimizer.lr; did you mean optimizer.learning_rate?"),
+    ("train", ["lr=1e-3"], "unknown setting lr; did you mean optimizer.learning_rate?"),
+    ("train", ["trainer.learning_rate=1"], "unknown setting trainer.learning_rate; did you mean optimizer.learning_r"),
+    ("train", ["bs=8"], "unknown setting bs; did you mean data.batch_size?"),
+    ("train", ["evaluation.bs=8"], "unknown setting evaluation.bs; did you mean evaluation.batch_size?"),
+    ("train", ["epochs=3"], "unknown setting epochs; did you mean trainer.max_epochs?"),
+    ("train", ["wd=0.1"], "unknown setting wd; did you mean optimizer.weight_decay?"),
+    ("train", ["output_dir=x"], "unknown setting output_dir; did you mean hydra.run.dir?"),
+    ("chat", ["max_tokens=9"], "unknown setting max_tokens; did you mean max_new_tokens?"),
     ("train", ["xyzzy=1"], "unknown setting xyzzy; --cfg job lists all settings, +NAME=VALUE adds a new one"),
     ("train", ["~xyzzy"], "unknown setting xyzzy; --cfg job"),
     ("train", ["+attention=causal"], "attention has a value already: type attention=... without the +"),
@@ -50,6 +62,15 @@ SETTINGS = [
     ("train", ["data.x=[1"], "cannot read data.x=[1: a value with"),
     ("evaluate", ["foldr=x"], "unknown setting foldr; did you mean folder?"),
     ("plan", ["gpuss=8"], "unknown setting gpuss; did you mean gpus?"),
+    ("train", ["--lr", "1e-3"], "unknown flag --lr: settings are typed without dashes, as optimizer.learning_rate=..."),
+    (
+        "train",
+        ["-m", "seed=1,2", "--save=light"],
+        "unknown flag --save=light: settings are typed without dashes, as s",
+    ),
+    ("train", ["--cfg", "jub"], "argument --cfg/-c: invalid choice: 'jub' (choose from "),
+    *((name, ["--foo"], "unknown flag --foo: settings are typed") for name in ("evaluate", "chat", "plan", "convert")),
+    ("data", ["check", "--foo"], "unknown flag --foo: settings are typed without dashes, as NAME=VALUE; --help has"),
     ("data", ["chekc"], "unknown action chekc; did you mean check?\nexpected one of check, stats, show"),
     ("data", [], "missing action: expected one of check, stats, show"),
     ("convert", ["file=x", "folder=y"], "missing action: expected one of from_published, to_published"),
@@ -88,6 +109,14 @@ def test_a_value_that_the_work_refuses(command, name, arguments, words, tmp_path
     assert said.startswith(f"visualchat-{name}: {words}")
     assert said.count("\n") <= 3
     assert code == 2
+
+
+def test_every_usual_name_stands_for_a_setting():
+    """Of training, but for those that only talking to a model has; and none is a setting's own name."""
+    settings = {config: dict(_settings_of(config, LORA if config == "train" else [])) for config in ("train", "chat")}
+    for usual, ours in COMMON.items():
+        assert ours in settings["train"] or ours in settings["chat"] or ours == "hydra.run.dir", usual
+        assert usual not in settings["train"]
 
 
 def test_a_refused_run_leaves_no_folder(command, tmp_path):

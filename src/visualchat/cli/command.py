@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from visualchat.cli.config import CONF
-from visualchat.cli.mistakes import describe, nearest
+from visualchat.cli.mistakes import describe, nearest, setting_like
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: with 1 it raises errors instead of printing them."""
@@ -87,6 +88,7 @@ def start(command: Command) -> None:
     job.__module__ = command.work  # Hydra names the job after it
     try:
         check_action(sys.argv[1:], command.actions)
+        check_flags(sys.argv[1:], command.config)
         with _environment(FULL_ERROR, "1"):  # Hydra then raises its errors instead of printing them
             hydra.main(config_path=CONF, config_name=command.config, version_base="1.3")(job)()
     except _EndedError as ended:
@@ -111,6 +113,29 @@ def check_action(arguments: Sequence[str], actions: Sequence[str]) -> None:
         raise ValueError(f"missing action: {expected}")
     if found not in actions:
         raise ValueError(f"unknown action {found}{nearest(found, actions)}\n{expected}")
+
+
+def check_flags(arguments: Sequence[str], config: str) -> None:
+    """Whether Hydra can read the flags; it would answer with a usage of its own that names no setting.
+
+    Raises:
+        ValueError: It cannot; a setting that a flag is like is named.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help says what can be typed")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    _, unknown = parser.parse_known_args(arguments)
+    if not unknown:
+        return
+    if not unknown[0].startswith("-"):
+        refuse(f"cannot read {unknown[0]} behind a flag: type flags before all settings")
+    name, _, value = unknown[0].lstrip("-").replace("-", "_").partition("=")
+    guess = setting_like(name, config)
+    typed = f"{guess or 'NAME'}={value or ('...' if guess else 'VALUE')}"
+    raise ValueError(f"unknown flag {unknown[0]}: settings are typed without dashes, as {typed}; --help has the rest")
 
 
 def _report(error: Exception, command: Command, whole_trace: bool) -> int:

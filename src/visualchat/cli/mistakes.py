@@ -24,6 +24,35 @@ from visualchat.cli.config import CONF
 MISTAKE, FAILURE = 2, 1
 """Exit codes."""
 
+COMMON = {
+    "batch": "data.batch_size",
+    "bs": "data.batch_size",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "grad_accum": "trainer.accumulate_grad_batches",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "lora_r": "model.trainable.lora_rank",
+    "lr": "optimizer.learning_rate",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "max_len": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "max_tokens": "max_new_tokens",
+    "model_max_length": "data.max_length",
+    "num_epochs": "trainer.max_epochs",
+    "num_gpus": "trainer.devices",
+    "num_train_epochs": "trainer.max_epochs",
+    "output_dir": "hydra.run.dir",
+    "per_device_train_batch_size": "data.batch_size",
+    "resume_from_checkpoint": "resume",
+    "steps": "trainer.max_steps",
+    "warmup": "optimizer.warmup_fraction",
+    "warmup_ratio": "optimizer.warmup_fraction",
+    "wd": "optimizer.weight_decay",
+    "workers": "data.num_workers",
+}
+"""What other tools of the field call a setting, and ours."""
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -75,10 +104,29 @@ def shortened(words: str, lines: int = 3) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for a name that is nearly a known one, else nothing."""
-    known = [*known]
-    same = [other for other in known if re.split(r"[./]", other)[-1] == name]
-    found = same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = near(name, [*known])
+    return f"; did you mean {found}?" if found else ""
+
+
+def near(name: str, known: Sequence[str]) -> str | None:
+    """The known name that was probably meant: by its last part, or what `COMMON` has for that, else by the whole.
+
+    Of several with the same last part the one whose other parts are most like those typed.
+    """
+    above, _, last = name.rpartition(".")
+    usual = COMMON.get(last, "")
+    for word in (last, usual.rpartition(".")[2]):
+        same = [other for other in known if word and re.split(r"[./]", other)[-1] == word]
+        if not above and usual in same:
+            return usual
+        if same:
+            return max(same, key=lambda other: difflib.SequenceMatcher(None, above, other.rpartition(".")[0]).ratio())
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
+def setting_like(name: str, config: str) -> str | None:
+    """The setting of a command that a person who typed this name probably meant; None if none is near."""
+    return near(name, _names(config, []))
 
 
 def groups() -> dict[str, list[str]]:
@@ -170,11 +218,14 @@ def _is_readable(argument: str) -> bool:
 
 def _unknown(name: str, config: str, arguments: Sequence[str]) -> str:
     """Words for a setting that does not exist."""
-    known = [
-        *_settings_of(config, [item for item in arguments if not re.match(rf"[~+]*{re.escape(name)}(@|=|$)", item)])
-    ]
-    guess = nearest(name, [*known, *groups()])
+    others = [item for item in arguments if not re.match(rf"[~+]*{re.escape(name)}(@|=|$)", item)]
+    guess = nearest(name, _names(config, others))
     return f"unknown setting {name}{guess or '; --cfg job lists all settings, +NAME=VALUE adds a new one'}"
+
+
+def _names(config: str, arguments: Sequence[str]) -> list[str]:
+    """All that can be set: settings, groups, and where a run leaves its files."""
+    return [*_settings_of(config, arguments), *groups(), "hydra.run.dir"]
 
 
 def _settings_of(config: str, arguments: Sequence[str]) -> dict[str, str | None]:
