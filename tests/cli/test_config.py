@@ -1,12 +1,14 @@
-"""Which saved model a command takes."""
+"""Which saved model a command takes, and how settings are named."""
 
 import os
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from transformers.utils import logging
 
-from visualchat.cli.config import CONF, quieten
+from visualchat.cli.config import CONF, attention_setting, quieten
 from visualchat.cli.saved import saved_model
 
 
@@ -76,3 +78,13 @@ def test_no_bar_flickers_up_for_what_takes_less_than_two_seconds(monkeypatch, ca
     assert capsys.readouterr().err == ""
     list(logging.tqdm(range(3), desc="Loading weights", delay=0))
     assert "Loading weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(Path(CONF).glob("attention/*.yaml")), ids=lambda path: path.stem)
+def test_a_kind_of_attention_is_named_as_it_is_typed(path):
+    choice = OmegaConf.load(path)
+    assert attention_setting(choice.kind, choice.image_numbers) == f"attention={path.stem}"
+    typed = attention_setting(choice.kind, "label").split()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = compose("train", typed).attention
+    assert (found.kind, found.image_numbers) == (choice.kind, "label")

@@ -14,6 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from visualchat.cli import main
 from visualchat.cli.config import CONF, setting
 from visualchat.cli.mistakes import COMMON, PACKAGE, _settings_of, as_settings, describe, shortened
+from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.tiny import backbone
 
 LORA = ["model/trainable=lora_language"]
 """With adapters there are settings of adapters."""
@@ -117,6 +119,24 @@ def test_every_usual_name_stands_for_a_setting():
     for usual, ours in COMMON.items():
         assert ours in settings["train"] or ours in settings["chat"] or ours == "hydra.run.dir", usual
         assert usual not in settings["train"]
+
+
+def test_another_attention_than_that_to_start_from_is_named_as_it_is_typed(command, tmp_path, capsys):
+    model = VisualChatForConditionalGeneration.from_backbones(
+        backbone("vision"),
+        backbone("language_mixed"),
+        image_seq_length=16,
+        attention_kind="mmca_joint",
+        image_numbers="learned",
+    )
+    model.save_pretrained(tmp_path / "numbered")
+    capsys.readouterr()
+    code, said = command("train", "init=numbered", "model/projector=linear")
+    assert said == (
+        "visualchat-train: init=numbered does not fit this configuration: it has attention=numbered, configured is "
+        "attention=mmca\n"
+    )
+    assert code == 2
 
 
 def test_a_refused_run_leaves_no_folder(command, tmp_path):

@@ -84,6 +84,15 @@ def check_attention(attention: DictConfig) -> None:
     check_image_numbers(attention.image_numbers)
 
 
+def attention_setting(kind: str, image_numbers: str) -> str:
+    """What is typed for an attention: a choice of `conf/attention`, and image numbers where no choice has them."""
+    files = sorted((Path(CONF) / "attention").glob("*.yaml"))
+    choices = {(file.kind, file.image_numbers): path.stem for path in files for file in [OmegaConf.load(path)]}
+    if (kind, image_numbers) in choices:
+        return f"attention={choices[kind, image_numbers]}"
+    return f"attention={choices[kind, 'none']} attention.image_numbers={image_numbers}"
+
+
 def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence[int], num_nodes: int) -> int:
     """How many batches make one optimizer step of so many rows; `${accumulation:...}` in configurations.
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from visualchat.cli.combinations import check_combination
-from visualchat.cli.config import PLAIN, check_attention, quieten, setting
+from visualchat.cli.config import PLAIN, attention_setting, check_attention, quieten, setting
 from visualchat.cli.ending import explained, sole_use
 from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.main import train as main
@@ -63,7 +63,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     base = build_model.keywords["vision"], build_model.keywords["language"]
     trainable, fill = instantiate(config.model.trainable), None
     if config.init is not None:
-        build_model, fill = start_from(config.init, build_model, trainable)
+        build_model, fill = start_from(config.init, build_model, trainable, attention_setting)
     data: VisualChatDataModule = instantiate(config.data, processor=processor)
     module = VisualChatModule(
         build_model,

@@ -29,26 +29,34 @@ from visualchat.model.vision import vision_config
 BuildModel = partial[VisualChatForConditionalGeneration]
 Fill = Callable[[VisualChatForConditionalGeneration], None]
 
+Words = Callable[[str, str], str]
+
 CHOICES = {
-    "attention_kind": "attention",
     "projector_type": "model/projector",
     "image_seq_length": "model/vision",
     "vision_feature_layer": "model/vision",
     "vision_feature_select_strategy": "model/vision",
-    "cross_attention_every": "attention",
-    "image_numbers": "attention.image_numbers",
+    "cross_attention_every": "attention.every",
     "image_number_limit": "attention.image_number_limit",
 }
-"""Fields of the configuration that weights depend on, and what chooses them."""
+"""Fields of the configuration that weights depend on, beside attention, and what chooses them."""
 
 
-def start_from(folder: str | Path, build_model: BuildModel, trainable: Trainable) -> tuple[BuildModel, Fill | None]:
+def _fields(kind: str, numbers: str) -> str:
+    """Attention as the configuration of a model has it."""
+    return f"attention_kind={kind!r} with image_numbers={numbers!r}"
+
+
+def start_from(
+    folder: str | Path, build_model: BuildModel, trainable: Trainable, attention: Words = _fields
+) -> tuple[BuildModel, Fill | None]:
     """How a model is built that starts from a saved folder, and what fills it once it is settled what trains.
 
     Args:
         folder: Of a saved model, whole or light.
         build_model: `from_backbones` with the configured backbones and settings.
         trainable: What is to train.
+        attention: Says, of a kind of attention and its image numbers, what is typed for them.
 
     Raises:
         ValueError: The folder holds no saved model, or one that does not fit the configuration; each difference is
@@ -56,17 +64,18 @@ def start_from(folder: str | Path, build_model: BuildModel, trainable: Trainable
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
-        return _whole(folder, build_model), None
+        return _whole(folder, build_model, attention), None
     if not (folder / CARD).is_file():
         raise ValueError(f"init={folder}: no saved model there (config.json or {CARD} is missing)")
     card = json.loads((folder / CARD).read_text())
-    _check(folder, _differences(VisualChatConfig(**card["config"]), build_model) + _other_parts(card, trainable))
+    differences = _differences(VisualChatConfig(**card["config"]), build_model, attention)
+    _check(folder, differences + _other_parts(card, trainable))
     vocabulary = card["base"]["vocab_size"]
     if build_model.keywords.get("vocab_size", 0) > vocabulary:
         _check(folder, [f"a vocabulary of {vocabulary} tokens, too few for the tokenizer (model/template)"])
     fill = partial(_fill, folder=folder, card=card, backbones=build_model.keywords)
     if "whole" in card["base"]:
-        build_model = _whole(Path(found_base(card["base"]["whole"], folder)), build_model)
+        build_model = _whole(Path(found_base(card["base"]["whole"], folder)), build_model, attention)
     return build_model, fill
 
 
@@ -75,7 +84,7 @@ def _check(folder: Path, differences: list[str]) -> None:
         raise ValueError(f"init={folder} does not fit this configuration: it has {'; '.join(differences)}")
 
 
-def _differences(saved: VisualChatConfig, build_model: BuildModel) -> list[str]:
+def _differences(saved: VisualChatConfig, build_model: BuildModel, attention: Words) -> list[str]:
     """What the weights depend on and is configured otherwise."""
     configured = VisualChatConfig(
         **{name: value for name, value in build_model.keywords.items() if name in VisualChatConfig.__annotations__}
@@ -84,14 +93,16 @@ def _differences(saved: VisualChatConfig, build_model: BuildModel) -> list[str]:
         "cross_attention_every": not saved.images_outside,
         "image_number_limit": "none" in (saved.image_numbers, configured.image_numbers),
     }
-    return [
+    then, now = ((config.attention_kind, config.image_numbers) for config in (saved, configured))
+    kinds = [f"{attention(*then)}, configured is {attention(*now)}"] if then != now else []
+    return kinds + [
         f"{name}={getattr(saved, name)!r}, configured is {getattr(configured, name)!r} ({CHOICES[name]}=...)"
         for name in CHOICES
         if not idle.get(name) and getattr(saved, name) != getattr(configured, name)
     ]
 
 
-def _whole(folder: Path, build_model: BuildModel) -> BuildModel:
+def _whole(folder: Path, build_model: BuildModel, attention: Words) -> BuildModel:
     """Every weight of the folder, under the configured implementation of attention and precision."""
     given = build_model.keywords
     if given.get("language_bits"):
@@ -100,7 +111,7 @@ def _whole(folder: Path, build_model: BuildModel) -> BuildModel:
             "start from the light folder that a run with save=light or save=both leaves"
         )
     saved = VisualChatConfig.from_pretrained(folder)
-    differences = _differences(saved, build_model)
+    differences = _differences(saved, build_model, attention)
     for part, config, configured in (
         ("vision", saved.vision_config, vision_config(given["vision"])),
         ("language", saved.text_config, load_without_code(AutoConfig.from_pretrained, given["language"])),
