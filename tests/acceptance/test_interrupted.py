@@ -34,6 +34,7 @@ ONE = [
     "save=light",
 ]
 STEPS = 12
+LOWER = " optimizer.learning_rate=0.006 optimizer.embedding_learning_rate=0.001"
 CODES = {"kill": -9, "sigterm": 143, "ctrl_c": 130, "full disk": 1, "nan": 1}
 SAID = {
     "kill": "",
@@ -89,6 +90,9 @@ def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
         else:
             assert f"the last checkpoint is of step {saved}: mine/checkpoints/last.ckpt\n" in done.err, done
             (typed,) = re.findall(r"^go on with: (.*)$", done.err, re.MULTILINE)
+        if cause == "nan":  # the losses are to be those of a run that had none, so the rates must be
+            assert LOWER in typed, done
+            typed = typed.replace(LOWER, "")
     done = bash(mine, f"exec {typed}", PYTHONPATH=HERE).ok()
     assert f"resuming from mine/checkpoints/last.ckpt at step {saved}" in done.out, done
     assert history(mine / "mine") == expected

@@ -47,6 +47,19 @@ def test_the_command_to_go_on_can_be_typed(typed, tmp_path, folder):
     assert (resume.key_or_group, resume.value()) == ("resume", "auto")
 
 
+def test_the_command_to_go_on_has_what_is_to_change(typed, tmp_path):
+    typed("visualchat-train", "optimizer.learning_rate=1", "seed=2", "+optimizer.embedding_learning_rate=4")
+    rates = {"optimizer.learning_rate": "0.5", "optimizer.embedding_learning_rate": "2"}
+    assert command_to_go_on(tmp_path / "mine", rates) == (
+        "visualchat-train seed=2 optimizer.learning_rate=0.5 optimizer.embedding_learning_rate=2 hydra.run.dir=mine "
+        "resume=auto"
+    )
+    typed("visualchat-train", "-m", "optimizer.learning_rate=1,2", mode=RunMode.MULTIRUN)
+    assert command_to_go_on(tmp_path / "mine", rates) == (
+        "visualchat-train -m optimizer.learning_rate=1,2 hydra.sweep.dir=outputs/sweeps/a resume=auto"
+    )
+
+
 def test_a_sweep_goes_on_as_a_sweep(typed, tmp_path):
     typed("visualchat-train", "-m", "attention=causal,mmca", mode=RunMode.MULTIRUN)
     command = command_to_go_on(tmp_path / "outputs/sweeps/a/attention=causal")

@@ -101,7 +101,7 @@ def test_a_run_starts_where_the_folder_ended(build, backbones, processor, tmp_pa
     [
         (
             {"attention_kind": "causal"},
-            r"attention_kind='mmca' with image_numbers='none', configured is attention_kind='causal' with image_numbers",
+            r"attention_kind='mmca' with image_numbers='none', configured is attention_kind='causal' with",
         ),
         ({"projector_type": "mlp"}, r"projector_type='linear', configured is 'mlp' \(model/projector=\.\.\.\)"),
         (

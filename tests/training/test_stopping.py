@@ -1,5 +1,6 @@
 """A run ends at the first loss that is not finite, and after a signal; nothing that is not finite is ever saved."""
 
+import math
 import os
 import signal
 from functools import partial
@@ -45,8 +46,8 @@ class Spoilt(VisualChatModule):
         return found
 
 
-def fit(make_model, processor, folder, callbacks=(), plugins=(), resume=None, trainer=None, **spoilt):
-    module = Spoilt(partial(make_model), OptimizerSettings(learning_rate=2e-2))
+def fit(make_model, processor, folder, callbacks=(), plugins=(), resume=None, trainer=None, optimizer=None, **spoilt):
+    module = Spoilt(partial(make_model), OptimizerSettings(**{"learning_rate": 2e-2, **(optimizer or {})}))
     for name, value in spoilt.items():
         setattr(module, name, value)
     run = lightning.Trainer(
@@ -107,7 +108,27 @@ def test_the_run_ends_at_the_first_loss_that_is_not_finite(make_model, processor
     with pytest.raises(RunStopped, match=message) as stopped:
         fit(make_model, processor, tmp_path, trainer=trainer, **spoilt)
     assert stopped.value.code == 1
+    assert stopped.value.instead == {"optimizer.learning_rate": "0.01"}
     assert_saved(tmp_path, step)
+
+
+def test_a_resumed_run_takes_the_rate_that_it_is_given(make_model, processor, tmp_path):
+    """Also after a rate that was too high; the schedule goes on where it was."""
+    settings = {"betas": (0.5, 0.9), "weight_decay": 0.125}
+    with pytest.raises(RunStopped):
+        fit(make_model, processor, tmp_path, training_at=4)
+    seen = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(pl_module._rates)
+
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    run = fit(make_model, processor, tmp_path, [Watch()], resume=last, optimizer={"learning_rate": 1e-2, **settings})
+    (group,) = {tuple(group[name] for name in settings) for group in run.optimizers[0].param_groups}
+    assert group == tuple(settings.values())
+    expected = [1e-2 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 5)) for step in (3, 4, 5)]
+    assert seen == [pytest.approx([rate, rate]) for rate in expected]
 
 
 def test_an_overflow_of_scaled_gradients_is_skipped(make_model, processor, tmp_path):

@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,23 +64,31 @@ def explained(run: Path) -> Iterator[None]:
             raise
         if not is_first_rank():  # the first rank speaks; Lightning would kill it for another's exit code
             raise SystemExit(stopped.code if isinstance(stopped, RankSilent) else 0) from None
-        message = f"{stopped}\n{_what_is_kept(run)}\ngo on with: {command_to_go_on(run)}"
+        message = f"{stopped}\n{_what_is_kept(run)}\ngo on with: {command_to_go_on(run, stopped.instead)}"
         if stopped.code == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise RunStopped(message) from None
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(stopped.code) from None
 
 
-def command_to_go_on(run: Path) -> str:
-    """The line that was typed, changed so that it goes on with this run, or with the sweep that it belongs to."""
+def command_to_go_on(run: Path, instead: Mapping[str, object] | None = None) -> str:
+    """The line that was typed, changed so that it goes on with this run, or with the sweep that it belongs to.
+
+    Args:
+        run: The run's folder.
+        instead: Settings of this run to put in the place of what was typed; a sweep's are its own.
+    """
     hydra = HydraConfig.get()
     whole = hydra.mode == RunMode.MULTIRUN
     key, folder = ("hydra.sweep.dir", Path(hydra.sweep.dir)) if whole else ("hydra.run.dir", run)
     place = os.path.relpath(folder)
     if not re.fullmatch(r"[\w./+-]+", place):
         place = "'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    given = [word for word in sys.argv[1:] if not word.lstrip("+").startswith((f"{key}=", "resume="))]
-    return shlex.join([*_program(), *given, f"{key}={place}", "resume=auto"])
+    other = {} if whole else dict(instead or {})
+    replaced = tuple(f"{name}=" for name in (key, "resume", *other))
+    given = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
+    changed = [f"{name}={value}" for name, value in other.items()]
+    return shlex.join([*_program(), *given, *changed, f"{key}={place}", "resume=auto"])
 
 
 def _program() -> list[str]:

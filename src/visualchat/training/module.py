@@ -19,7 +19,14 @@ from visualchat.model.freezing import base_fingerprint, not_finite, trainable_st
 from visualchat.model.trainable import Trainable, set_trainable
 from visualchat.training.features import FeatureFiller, open_store
 from visualchat.training.fsdp import Fsdp2Strategy, split_layers
-from visualchat.training.optim import OptimizerSettings, build_optimizer, optimizer_steps, warmup_cosine
+from visualchat.training.optim import (
+    OptimizerSettings,
+    build_optimizer,
+    course_of,
+    keep_course,
+    optimizer_steps,
+    warmup_cosine,
+)
 from visualchat.training.stopping import RunStopped, agreed, of_all_ranks
 
 
@@ -92,6 +99,10 @@ class VisualChatModule(lightning.LightningModule):
             self.features = FeatureFiller(store)
             data.use_features(store)
 
+    def on_train_start(self) -> None:
+        """Rates and the like are those of the settings, also where a checkpoint has brought those of another time."""
+        keep_course(self.trainer.optimizers[0], self.lr_schedulers(), self._course)  # type: ignore[arg-type]
+
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What the model takes of a batch, with the vision features that it lacks; how many it brought is logged."""
         batch = {name: value for name, value in batch.items() if name != "facts"}
@@ -158,8 +169,12 @@ class VisualChatModule(lightning.LightningModule):
         value, names = next(told for told in of_all_ranks(found) if told is not None)
         return RunStopped(
             f"the {which} loss is {value} {place}, on the rows {', '.join(names)}\n"
-            "look at these rows, or lower optimizer.learning_rate, before you go on"
+            "look at these rows; if they are sound, the rate was too high: the line below halves it",
+            instead=self._lower_rates(),
         )
+
+    def _lower_rates(self) -> dict[str, object]:
+        return {f"optimizer.{name}": f"{rate:g}" for name, rate in self.settings.halved().items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set anew at every step."""
@@ -168,6 +183,7 @@ class VisualChatModule(lightning.LightningModule):
         masters = not isinstance(self.trainer.strategy, DeepSpeedStrategy)  # it keeps them itself
         optimizer = build_optimizer(self.settings, self.model, mixed, masters)
         schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
+        self._course = course_of(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -180,7 +196,8 @@ class VisualChatModule(lightning.LightningModule):
         if wrong := not_finite(state):
             raise RunStopped(
                 f"after step {self.trainer.global_step} trained parameters are not finite, and are not saved: "
-                f"{', '.join(wrong)}"
+                f"{', '.join(wrong)}",
+                instead=self._lower_rates(),
             )
         checkpoint["state_dict"] = {f"model.{name}": value for name, value in state.items()}
         checkpoint["trained"] = [*checkpoint["state_dict"]]  # ZeRO keeps the values elsewhere in the checkpoint

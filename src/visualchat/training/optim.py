@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -38,6 +38,11 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.0, 0.95)
     weight_decay: float = 0.0
     warmup_fraction: float = 0.1
+
+    def halved(self) -> dict[str, float]:
+        """Half of every rate that is set, by its name."""
+        names = ("learning_rate", "embedding_learning_rate", "backbone_learning_rate")
+        return {name: getattr(self, name) / 2 for name in names if getattr(self, name) is not None}
 
 
 class MasterAdamW(AdamW):
@@ -162,6 +167,23 @@ def warmup_cosine(optimizer: AdamW, steps: int, warmup_fraction: float) -> Lambd
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
     return LambdaLR(optimizer, factor)
+
+
+COURSE = ("initial_lr", "betas", "weight_decay")
+"""What a group of the optimizer is told by the settings, and a checkpoint would set back to what it was then."""
+
+
+def course_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What the settings say of each group; to be taken once its schedule is made."""
+    return [{name: group[name] for name in COURSE} for group in optimizer.param_groups]
+
+
+def keep_course(optimizer: Optimizer, schedule: LambdaLR, course: Sequence[Mapping[str, Any]]) -> None:
+    """Let a resumed run move as its own settings say, from the step that the checkpoint has reached."""
+    schedule.base_lrs = [group["initial_lr"] for group in course]
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    for group, told, factor in zip(optimizer.param_groups, course, factors, strict=True):
+        group.update(told, lr=told["initial_lr"] * factor)
 
 
 def optimizer_steps(trainer: lightning.Trainer, batches: int) -> int:

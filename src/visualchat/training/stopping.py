@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -22,11 +22,13 @@ class RunStopped(Exception):
     Args:
         message: Why, and what is kept.
         code: The exit code of the process.
+        instead: Settings, by name, with which to go on in place of those that led here.
     """
 
-    def __init__(self, message: str, code: int = 1) -> None:
+    def __init__(self, message: str, code: int = 1, instead: Mapping[str, object] | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.instead = dict(instead or {})
 
 
 class RankSilent(RunStopped):
