@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from visualchat.attention import attention_kind, multimodal_attention
 from visualchat.attention.layout import Layout
-from visualchat.attention.pieces import plan
+from visualchat.attention.sdpa_plan import make_plan
 
 # Each layout: dialogues packed into one row, each a list of stretches in tokens, text and image in turn, text first.
 LAYOUTS: dict[str, list[list[int]]] = {
@@ -124,7 +124,7 @@ def computed_pairs(name: str, row: Row) -> float | None:
     if name in SLOW:
         return 2.0 * length**2
     layout = Layout(length, row.modality, None, row.units, row.units, row.segments)
-    found = plan(attention_kind(kind), layout, torch.float32, mergeable=row.modality.device.type == "cpu")
+    found = make_plan(attention_kind(kind), layout, torch.float32, mergeable=row.modality.device.type == "cpu")
     text = found.text.length
     pairs = text * (text + 1) / 2
     if found.segments is not None:

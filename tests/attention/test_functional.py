@@ -5,7 +5,7 @@ import torch
 from layouts import IMAGE, PAIRS, SHAPES, TEXT, attend, by_definition, noise, random_qkv, random_tokens, without_images
 from torch.nn.functional import scaled_dot_product_attention
 
-from visualchat.attention import attention_kind, multimodal_attention, parts, pieces
+from visualchat.attention import attention_kind, multimodal_attention, parts, sdpa_plan
 from visualchat.attention.layout import Layout
 
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -22,7 +22,7 @@ implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.fixture(params=[0, 1 << 16], ids=["image side in pieces", "image side under a mask"])
 def image_side(request, monkeypatch):
     """Both forms of the fast implementation's image side, whatever the lengths."""
-    monkeypatch.setattr(pieces, "MASKED_SIDE", request.param)
+    monkeypatch.setattr(sdpa_plan, "MASKED_SIDE", request.param)
 
 
 def gradients(qkv, out):
@@ -225,7 +225,7 @@ def test_wrong_arguments_are_named(changes, message):
 
 @pytest.mark.parametrize("kind", ["mmca", "mmca_joint", "unit"])
 def test_without_torchs_operators_it_computes_the_same_and_says_so(kind, monkeypatch):
-    monkeypatch.setattr(pieces, "MASKED_SIDE", 0)
+    monkeypatch.setattr(sdpa_plan, "MASKED_SIDE", 0)
     monkeypatch.setattr(parts, "_FORWARD", "_no_such_operator")
     parts._operators.cache_clear()
     tokens = random_tokens("packed right", 4)
@@ -246,9 +246,9 @@ def test_a_joint_kind_computes_no_pair_of_an_image_query():
     """What is left of one softmax where text and images are apart: text with text, text with images; nothing else."""
     modality = torch.tensor([[0] * 40 + [1] * 400] * 4).flatten()[None]
     layout = Layout(modality.shape[1], modality)
-    plan = pieces.plan(attention_kind("mmca_joint"), layout, torch.float32, mergeable=True)
+    plan = sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32, mergeable=True)
     assert plan.merged
     assert plan.text.length == 160
     (row,) = plan.views
     assert [(p.stop - p.start, p.last - p.first) for p in row] == [(40, 0), (40, 400), (40, 800), (40, 1200)]
-    assert not pieces.plan(attention_kind("mmca_joint"), layout, torch.float32).merged
+    assert not sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32).merged

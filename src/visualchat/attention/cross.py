@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from visualchat.attention.generation import Prepare, add_preparation, remove_preparation
+from visualchat.attention._patch import Patch, Prepare, add_patch, has_patch, remove_patch
 
 NAME = "gated_cross_attention"
 """The submodule's name in the decoder layer that it stands before."""
@@ -69,10 +69,10 @@ class GatedCrossAttention(nn.Module):
             (B, S, E); the rows of tokens that see no image are the given ones, bit for bit.
         """
         any_image = seen.any(-1, keepdim=True)  # (B, S, 1)
-        read = self.output(self._attend(self.attention_norm(hidden), image_states, seen | ~any_image))
-        hidden = hidden + (self.attention_gate.tanh() * read).masked_fill(~any_image, 0.0)
-        thought = self.feed_forward_gate.tanh() * self.feed_forward(hidden)
-        return hidden + thought.masked_fill(~any_image, 0.0)
+        attended = self.output(self._attend(self.attention_norm(hidden), image_states, seen | ~any_image))
+        hidden = hidden + (self.attention_gate.tanh() * attended).masked_fill(~any_image, 0.0)
+        update = self.feed_forward_gate.tanh() * self.feed_forward(hidden)
+        return hidden + update.masked_fill(~any_image, 0.0)
 
     def _attend(self, hidden: Tensor, image_states: Tensor, seen: Tensor) -> Tensor:
         """(B, S, H·D): one softmax over all states of all images seen."""
@@ -119,13 +119,13 @@ def add_cross_attention(
     """
     decoder = model.get_decoder()  # type: ignore[operator]
     config, layers = decoder.config, decoder.layers
-    if "_visualchat_cross" in model.__dict__:
+    if has_patch(model, NAME):
         raise ValueError("the model has gated cross-attention layers; remove_cross_attention takes them out")
     if not 1 <= every <= len(layers):
         raise ValueError(f"every must be between 1 and the model's {len(layers)} layers, found {every}")
     heads = config.num_attention_heads if heads is None else heads
     head_size = config.hidden_size // heads if head_size is None else head_size
-    handles = [decoder.register_forward_pre_hook(_tell_seen, with_kwargs=True)]
+    handles = [decoder.register_forward_pre_hook(_add_visibility, with_kwargs=True)]
     added = []
     for number, layer in enumerate(layers, 1):
         if number % every == 0:
@@ -135,25 +135,21 @@ def add_cross_attention(
             added.append(gated)
         # Every layer, so that none hands the keywords on to an attention function that knows nothing of them.
         handles.append(layer.register_forward_pre_hook(_read_images, with_kwargs=True))
-    model.__dict__["_visualchat_cross"] = handles  # past nn.Module's book-keeping
-    add_preparation(model, NAME, _preparing)
+    add_patch(model, NAME, Patch(tuple(handles), _preparing))
     return added
 
 
 def remove_cross_attention(model: nn.Module) -> None:
     """Take the layers out again; nothing happens to a model that has none."""
-    handles = model.__dict__.pop("_visualchat_cross", None)
-    if handles is None:
+    if not has_patch(model, NAME):
         return
-    for handle in handles:
-        handle.remove()
-    remove_preparation(model, NAME)
+    remove_patch(model, NAME)
     for layer in model.get_decoder().layers:  # type: ignore[operator]
         if hasattr(layer, NAME):
             delattr(layer, NAME)
 
 
-def _tell_seen(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _add_visibility(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Before the decoder runs: which images each token sees, from where the images stand."""
     states, places = kwargs.get("image_states"), kwargs.pop("image_positions", None)
     if (states is None) != (places is None):

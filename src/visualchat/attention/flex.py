@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout
-from visualchat.attention.memory import remembered
+from visualchat.attention.plan_cache import remembered
 
 BLOCK = 128
 """Tokens a block: FlexAttention's own size."""
@@ -173,7 +173,7 @@ def _bounds(kind: AttentionKind, layout: Layout) -> tuple[Tensor, Tensor, Tensor
     ids = _group_ids(kind, layout)
     plain = ~image | (kind.image_context == "all")
     if ids is not None:
-        member = (ids >= 0) & (image | torch.tensor(kind.uses_units, device=ids.device))
+        member = ids >= 0 if kind.uses_units else (ids >= 0) & image
         low, high = _group_ends(ids.masked_fill(~member, -1), position)
         first = torch.where(member, torch.maximum(first, low), first)
         if kind.image_context == "image":

@@ -32,8 +32,8 @@ class Layout:
         queries: Q.
         modality: (B, K), a `Modality` each.
         padding: (B, K) bool, True at real tokens; None where all are.
-        image_ids: (B, K), which image a token belongs to, negative for none; None where nobody needs it.
-        unit_ids: (B, K), which label and image belong together, negative for neither; None where nobody needs it.
+        image_ids: (B, K), which image a token belongs to, negative for none; None if unused.
+        unit_ids: (B, K), which label and image belong together, negative for neither; None if unused.
         segment_ids: (B, K), which packed dialogue a token belongs to; None where a row is one dialogue.
     """
 

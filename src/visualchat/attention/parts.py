@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visualchat.attention.pieces import Compact, Mask, Piece, Plan, Rows
+from visualchat.attention.sdpa_plan import Compact, Mask, Piece, Plan, Rows
 
 Triple = tuple[Tensor, Tensor, Tensor]
 

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.utils import logging
 
+from visualchat.attention._patch import Patch, Prepare, add_patch, has_patch, remove_patch
 from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention, resolve_implementation
-from visualchat.attention.generation import Prepare, add_preparation, remove_preparation
 from visualchat.attention.kinds import KINDS, Modality, attention_kind
 
 logger = logging.get_logger(__name__)
+
+NAME = "attention_kind"
+"""Of what `enable` changes on a model."""
 
 IDS = ("image_ids", "unit_ids", "segment_ids")
 
@@ -141,24 +144,25 @@ def enable(model: PreTrainedModel, kind: str = "mmca", implementation: str = "au
     disable(model)
     name = implementation_name(kind, implementation)
     before = model.get_decoder().config._attn_implementation
-    model.set_attn_implementation({"text_config": name} if hasattr(model.config, "text_config") else name)
-    handle = model.register_forward_pre_hook(_tell_key_side, with_kwargs=True)
-    model.__dict__["_visualchat_attention"] = (before, handle)  # past nn.Module's book-keeping
-    add_preparation(model, "attention", partial(_preparing, model))
+    _set_implementation(model, name)
+    handle = model.register_forward_pre_hook(_add_key_modality, with_kwargs=True)
+    add_patch(model, NAME, Patch((handle,), partial(_preparing, model), before))
 
 
 def disable(model: PreTrainedModel) -> None:
     """Undo `enable`; nothing happens to a model that is not switched."""
-    switched = model.__dict__.pop("_visualchat_attention", None)
-    if switched is None:
-        return
-    before, handle = switched
-    handle.remove()
-    remove_preparation(model, "attention")
-    model.set_attn_implementation({"text_config": before} if hasattr(model.config, "text_config") else before)
+    if has_patch(model, NAME):
+        _set_implementation(model, remove_patch(model, NAME).before)
 
 
-def _tell_key_side(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _set_implementation(model: PreTrainedModel, name: str) -> None:
+    """Of the language model alone: a vision tower keeps its own."""
+    model.set_attn_implementation({"text_config": name} if hasattr(model.config, "text_config") else name)
+
+
+def _add_key_modality(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Before each forward: the modality of all keys, from what the caller or `generate` told."""
     types = kwargs.pop("mm_token_type_ids", None)
     if kwargs.get("key_modality") is None:

@@ -16,9 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout, visible
-from visualchat.attention.memory import remembered
 from visualchat.attention.parts import attend_parts, available
-from visualchat.attention.pieces import Compact, Groups, Mask, Piece, Plan, Rows, plan
+from visualchat.attention.plan_cache import remembered
+from visualchat.attention.sdpa_plan import Compact, Groups, Mask, Piece, Plan, Rows, make_plan
 
 GATHERED = ("self", "image", "label", "unit")
 """Image contexts with a form of their own; the others run under masks."""
@@ -30,7 +30,7 @@ def sdpa_attention(
     """See `visualchat.attention.multimodal_attention`."""
     plain = kind.image_context == "all" and kind.softmax == "joint"
     if layout.offset == 0 and (plain or kind.image_context in GATHERED):
-        found = remembered(plan, kind, layout, query.dtype, available(query))
+        found = remembered(make_plan, kind, layout, query.dtype, available(query))
         return _gathered(query, key, value, kind, found, scale)
     if query.shape[2] == 1:
         return _decode(query, key, value, remembered(_stacked_sides, kind, layout, query.dtype), scale)

@@ -12,7 +12,7 @@ from visualchat.attention.layout import Layout
 
 T = TypeVar("T")
 
-_memory: tuple[tuple[object, ...], Any, list[Tensor]] = ((), None, [])
+_cached: tuple[tuple[object, ...], Any, list[Tensor]] = ((), None, [])
 
 
 def remembered(compute: Callable[..., T], kind: AttentionKind, layout: Layout, *more: Hashable) -> T:
@@ -20,7 +20,7 @@ def remembered(compute: Callable[..., T], kind: AttentionKind, layout: Layout, *
 
     A layout is recognised by the identity and the version of its tensors, so it costs nothing and nothing is compared.
     """
-    global _memory
+    global _cached
     tensors = [t for t in layout.tensors if t is not None]
     versions: list[object] = []
     for tensor in tensors:
@@ -28,9 +28,9 @@ def remembered(compute: Callable[..., T], kind: AttentionKind, layout: Layout, *
             return compute(kind, layout, *more)
         versions.append(tensor._version)
     name = (compute, kind, layout.queries, *more, *map(id, layout.tensors), *versions)
-    kept = _memory  # read once: another thread may replace it at any moment
+    kept = _cached  # read once: another thread may replace it at any moment
     if kept[0] != name:
         kept = (name, compute(kind, layout, *more), tensors)  # with the tensors, so that no other takes their identity
-        _memory = kept
+        _cached = kept
     found: T = kept[1]
     return found

@@ -136,7 +136,7 @@ class Plan:
 
 
 @torch.compiler.disable
-def plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype, mergeable: bool = False) -> Plan:
+def make_plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype, mergeable: bool = False) -> Plan:
     """Cut a batch whose queries are its keys; not for image context `text`, and `all` with joint softmax only.
 
     Args:
@@ -256,7 +256,7 @@ def _groups(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Groups |
     text = (layout.modality.flatten()[index] == Modality.TEXT)[:, None, :]
     both = valid[:, :, None] & valid[:, None, :]
     before, itself = slot[None, :] <= slot[:, None], slot[None, :] == slot[:, None]
-    own_images = {"image": before | ~before, "label": itself, "unit": before}[kind.image_context]
+    own_images = {"image": torch.ones_like(before), "label": itself, "unit": before}[kind.image_context]
     seen_text, seen_images = both & before & text, both & own_images & ~text
     sides = (seen_text | seen_images,) if kind.softmax == "joint" else (seen_text, seen_images)
     return Groups(index, valid, tuple(Mask.of(side, dtype) for side in sides))

@@ -1,0 +1,63 @@
+"""`python -m visualchat.attention` draws what the definition says, and so does the document."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from layouts import Tokens, sees
+
+from visualchat.attention import KINDS, AttentionKind
+from visualchat.attention.__main__ import CONTEXTS, TOKENS, drawn, example
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "attention.md"
+
+
+def typed(*words):
+    """The command in a process of its own: exit status, output, errors."""
+    command = [sys.executable, "-m", "visualchat.attention", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def by_definition(kind: AttentionKind) -> str:
+    layout = example()
+    tokens = Tokens(layout.modality, layout.image_ids, layout.unit_ids)
+    point = (kind.image_context, kind.softmax)
+    marks = {True: "##", False: "ti"}[kind.softmax == "joint"]
+    rows = [
+        "".join(marks[TOKENS[k] == "I"] if sees(point, tokens, 0, q, k) else "." for k in range(len(TOKENS)))
+        for q in range(len(TOKENS))
+    ]
+    return "\n".join([f"    {TOKENS}", *(f"  {token} {row}" for token, row in zip(TOKENS, rows, strict=True))])
+
+
+def test_the_command_draws_every_kind():
+    status, output, _ = typed()
+    assert status == 0
+    pages = [page.partition("\n") for page in output.strip().split("\n\n")]
+    assert {head.partition(":")[0]: grid for head, _, grid in pages} == {
+        name: by_definition(kind) for name, kind in KINDS.items()
+    }
+    assert typed("unit")[1].strip() in output
+    assert "usage: python -m visualchat.attention" in typed("--help")[1]
+    status, _, errors = typed("mcma")
+    assert status == 2
+    assert "unknown attention kind 'mcma'" in errors
+    assert "did you mean mmca?" in errors
+
+
+def test_the_document_draws_the_same():
+    (block,) = re.findall(r"```\n( +self .*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    names, *lines = block.rstrip().splitlines()
+    assert names.split() == list(CONTEXTS)
+    for place, context in enumerate(names.split()):
+        column = [line[4 + 12 * place :][:8] for line in lines]
+        grid = drawn(AttentionKind(context, "joint")).splitlines()
+        assert column == [line[4:] for line in grid]
+
+
+def test_the_example_has_every_kind_of_token():
+    layout = example()
+    assert torch.equal(layout.in_label()[0], torch.tensor([token == "L" for token in TOKENS]))
