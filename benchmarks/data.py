@@ -181,9 +181,9 @@ def measure_paired(corpus: str, folder: Path, dialogues: int) -> dict:
     """The loader beside a plain loop over the same batches, in turn: PIL, torch, and the tokenizer once a dialogue."""
     import torch
 
-    from visualchat.data.collate import BatchMaker, Collator
-    from visualchat.data.schedule import BatchSpec
-    from visualchat.template import TextSegment
+    from visualchat.data.batching.collate import BatchMaker, Collator
+    from visualchat.data.batching.sampler import BatchSpec
+    from visualchat.dialogue.template import TextSegment
 
     torch.set_num_threads(1)
     prepare = processor()
@@ -252,9 +252,9 @@ def make_rows(folder: Path, count: int) -> None:
 
 def measure_start(folder: Path, **_: int) -> dict:
     """CPU seconds from many rows on disk to the first batch, imports apart."""
-    from visualchat.data.compose import Join
+    from visualchat.data.blend.compose import Join
+    from visualchat.data.blend.mixture import Blend
     from visualchat.data.datamodule import VisualChatDataModule
-    from visualchat.data.mix import Blend
     from visualchat.data.sources import Llava
 
     prepare, begun = processor(), time.process_time()
@@ -266,7 +266,7 @@ def measure_start(folder: Path, **_: int) -> dict:
 
 def measure_packing(**_: object) -> dict:
     """Plan the paper's whole blend by lengths."""
-    from visualchat.data.pack import Packing
+    from visualchat.data.batching.packing import Packing
 
     rng, lengths = random.Random(2), []
     for count, images, words in PAPER.values():

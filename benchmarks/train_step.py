@@ -40,11 +40,11 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from visualchat.attention import Modality, implementation_name
-from visualchat.encoding import IGNORE_INDEX
-from visualchat.features import FeatureStore, picture_key
+from visualchat.dialogue.encoding import IGNORE_INDEX
+from visualchat.images.feature_store import FeatureStore, picture_key
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.trainable import set_trainable
-from visualchat.training.features import open_store
+from visualchat.training.feature_cache import open_store
 from visualchat.training.optim import OptimizerSettings, build_optimizer
 
 IMAGES = 8

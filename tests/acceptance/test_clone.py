@@ -46,7 +46,7 @@ def test_make_runs_the_command(line, clone):
 
 
 def test_make_runs_the_tests(clone):
-    assert "passed" in make(clone, "test", "ARGS=tests/test_dialogue.py").ok().out
+    assert "passed" in make(clone, "test", "ARGS=tests/dialogue/test_dialogue.py").ok().out
 
 
 def test_the_environment_is_made_of_pinned_versions(clone):

@@ -13,7 +13,7 @@ from visualchat.chat.session import ChatSession
 from visualchat.cli.chat import COMMANDS, HELP, Terminal, picture_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.data.sources import Messages
-from visualchat.images import decode_image
+from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
 

@@ -13,7 +13,7 @@ from offline import read
 from PIL import Image
 
 from visualchat.evaluation.report import LEGEND, legend
-from visualchat.training.samples import SampleRow
+from visualchat.training.callbacks.samples import SampleRow
 
 ROOT = Path(__file__).resolve().parents[2]
 

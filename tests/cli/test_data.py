@@ -13,9 +13,9 @@ from PIL import Image
 from visualchat.cli import data
 from visualchat.cli.command import overrides
 from visualchat.cli.config import CONF
-from visualchat.data import check
+from visualchat.data.inspection import check
+from visualchat.data.inspection.survey import survey
 from visualchat.data.sources import Messages
-from visualchat.data.survey import survey
 from visualchat.tiny import TinyDialogues
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from visualchat.data.own import OwnData
+from visualchat.data.blend.own import OwnData
 from visualchat.data.sources import Messages
 from visualchat.tiny.scenes import draw, random_scene
 

@@ -9,7 +9,7 @@ from typing import Any
 from hostile_cases import LIMIT, RED, Case, answer, blocks, encoded, image, lines, talk, user
 from PIL import Image
 
-from visualchat.data.collate import measure
+from visualchat.data.batching.collate import measure
 from visualchat.data.sources import Llava, Messages, MimicIt, Source, Sparkles
 from visualchat.dialogue import Dialogue
 

@@ -8,10 +8,10 @@ import lightning
 import pytest
 from PIL import Image
 
-from visualchat.data.collate import Collator
-from visualchat.data.compose import Join
+from visualchat.data.batching.collate import Collator
+from visualchat.data.blend.compose import Join
+from visualchat.data.blend.mixture import Blend
 from visualchat.data.datamodule import VisualChatDataModule
-from visualchat.data.mix import Blend
 from visualchat.data.sources import Messages
 from visualchat.dialogue import Dialogue, Turn
 

@@ -6,9 +6,9 @@ import hostile
 import pytest
 from hostile_cases import LIMIT
 
-from visualchat.data.collate import BatchMaker, Collator, with_pictures
-from visualchat.data.schedule import BatchSpec
-from visualchat.data.survey import look
+from visualchat.data.batching.collate import BatchMaker, Collator, with_pictures
+from visualchat.data.batching.sampler import BatchSpec
+from visualchat.data.inspection.survey import look
 
 CASES = {f"{name}: {case.what}": case for name, cases in hostile.GROUPS.items() for case in cases}
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from visualchat.dialogue import Caption, Dialogue, Turn
-from visualchat.encoding import IGNORE_INDEX as IGNORED
-from visualchat.encoding import encode_text
+from visualchat.dialogue.encoding import IGNORE_INDEX as IGNORED
+from visualchat.dialogue.encoding import encode_text
 from visualchat.evaluation.exact_match import Outcome, correct_answers, evaluate, prefixed, summarise
 
 LETTERS = "BCDEFGHJKLMNOPRSTUVWXYZ0"

@@ -8,9 +8,9 @@ from recomputed import best_tokens
 from visualchat.attention import KINDS, Modality
 from visualchat.chat.session import ChatSession
 from visualchat.dialogue import Caption, Dialogue, Turn
-from visualchat.encoding import NO_UNIT
+from visualchat.dialogue.encoding import NO_UNIT
+from visualchat.dialogue.template import label_text
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.template import label_text
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 

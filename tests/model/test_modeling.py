@@ -19,7 +19,7 @@ from transformers import (
 from transformers import AutoModelForCausalLM as CausalLM
 
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.encoding import IGNORE_INDEX
+from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.model import (
     VisualChatConfig,
     VisualChatForConditionalGeneration,

@@ -13,7 +13,7 @@ from PIL import Image
 from visualchat.cli.config import CONF
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.model.freezing import base_fingerprint, trainable_state
+from visualchat.model.fingerprint import base_fingerprint, trainable_state
 from visualchat.model.language import load_language_model
 from visualchat.model.trainable import Trainable, merge_adapters, parts, set_trainable
 from visualchat.tiny import backbone
@@ -217,7 +217,7 @@ def test_bits_do_not_depend_on_the_trainers_precision():
     """In processes of their own, because bitsandbytes keeps the borders between codes that it makes first."""
     script = (
         "import sys, torch; from visualchat.model.language import load_language_model as load;"
-        "from visualchat.model.freezing import base_fingerprint;"
+        "from visualchat.model.fingerprint import base_fingerprint;"
         "torch.set_default_dtype(getattr(torch, sys.argv[2]));"
         "print(base_fingerprint(load(sys.argv[1], torch.bfloat16, bits=4).requires_grad_(False)))"
     )

@@ -6,7 +6,7 @@ from small import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from visualchat.data.schedule import Schedule, rows_of, shuffled
+from visualchat.data.batching.sampler import Schedule, rows_of, shuffled
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.plan.shapes import sizes_of
 from visualchat.plan.workload import (

@@ -18,11 +18,12 @@ from torch.nn.functional import dropout
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.training import checkpoint_io, checkpoints
-from visualchat.training.callbacks import RunMetrics
+from visualchat.training import checkpoint_io
+from visualchat.training.callbacks import checkpoints
+from visualchat.training.callbacks.checkpoints import Checkpoints
+from visualchat.training.callbacks.metrics import RunMetrics
 from visualchat.training.checkpoint_io import CheckpointFolders
-from visualchat.training.checkpoints import Checkpoints
-from visualchat.training.logs import ContinuedCSVLogger
+from visualchat.training.loggers import ContinuedCSVLogger
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.resume import find_checkpoint

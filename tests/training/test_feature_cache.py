@@ -10,7 +10,7 @@ from PIL import Image
 
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.training.features import FeatureFiller, open_store
+from visualchat.training.feature_cache import FeatureFiller, open_store
 from visualchat.training.module import VisualChatModule
 
 
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_the_keeping_not_the_training(make_model, processor, tm
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("visualchat.features._write_whole", full)
+    monkeypatch.setattr("visualchat.images.feature_store._write_whole", full)
     told = dialogues()
     assert Run(make_model, processor, told, tmp_path).losses == Run(make_model, processor, told).losses
     assert caplog.text.count("features are no longer kept") == 1

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 PROCESSES = multiprocessing.get_context("forkserver")
 # What a run needs is imported once for all; modules beside this test would not be found.
 PROCESSES.set_forkserver_preload(
-    ["visualchat.training.checkpoints", "visualchat.training.module", "visualchat.data.datamodule"]
+    ["visualchat.training.callbacks.checkpoints", "visualchat.training.module", "visualchat.data.datamodule"]
 )
 
 ACCUMULATED = {"accumulate_grad_batches": 2, "val_check_interval": 3}

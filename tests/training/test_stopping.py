@@ -12,8 +12,8 @@ from killed_run import dialogues
 from lightning.pytorch.plugins import MixedPrecision
 
 from visualchat.data.datamodule import VisualChatDataModule, outlive_signals
+from visualchat.training.callbacks.checkpoints import Checkpoints
 from visualchat.training.checkpoint_io import STATE, CheckpointFolders, manifest
-from visualchat.training.checkpoints import Checkpoints
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.stopping import RunStopped, Signals

@@ -13,9 +13,10 @@ import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from visualchat.attention import Modality
-from visualchat.dialogue import Dialogue, ImageInput, Turn
-from visualchat.encoding import NO_UNIT
-from visualchat.images import decode_image
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.dialogue.encoding import NO_UNIT
+from visualchat.images import ImageInput
+from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 

@@ -25,7 +25,7 @@ from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
 from visualchat.cli.saved import load_model, saved_model
 from visualchat.dialogue import Turn
-from visualchat.images import decode_image
+from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from visualchat.cli.config import PLAIN, check_attention, quieten, setting
 from visualchat.cli.main import convert as main
-from visualchat.model.published import from_published, to_published
+from visualchat.model.convert_published import from_published, to_published
 
 
 def run(config: DictConfig) -> None:

@@ -23,17 +23,17 @@ from visualchat.cli.chat import picture_in_blocks
 from visualchat.cli.config import quieten
 from visualchat.cli.main import data as main
 from visualchat.cli.scoring import blend_of
-from visualchat.data.check import Check, reasons
-from visualchat.data.limits import turns_that_fit
-from visualchat.data.pack import Packing
+from visualchat.data.batching.packing import Packing
+from visualchat.data.batching.truncation import turns_that_fit
+from visualchat.data.inspection.check import Check, reasons
+from visualchat.data.inspection.shards import write_shards
+from visualchat.data.inspection.show import page, pieces
+from visualchat.data.inspection.survey import Finding, quantiles, survey, totals
 from visualchat.data.progress import watched
-from visualchat.data.shards import write_shards
-from visualchat.data.show import page, pieces
 from visualchat.data.sources import Report, Source
 from visualchat.data.sources.rows import printable
-from visualchat.data.survey import Finding, quantiles, survey, totals
 from visualchat.dialogue import Dialogue
-from visualchat.images import decode_image
+from visualchat.images.decode import decode_image
 
 PARTS = ("train", "validation")
 _GOOD = "every row is sound"

@@ -16,7 +16,8 @@ from rich.table import Column, Table
 from visualchat.cli.combinations import check_combination
 from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.main import plan as main
-from visualchat.encoding import encode_segments
+from visualchat.dialogue.encoding import encode_segments
+from visualchat.dialogue.template import PAPER, render
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.processing_visualchat import prompt_template
 from visualchat.model.trainable import set_trainable
@@ -38,7 +39,6 @@ from visualchat.plan.workload import (
     optimizer_steps,
     packed_rows,
 )
-from visualchat.template import PAPER, render
 
 SAMPLE = 256
 """Dialogues measured where the data are at hand."""

@@ -9,9 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.data.held_out import held_out
-from visualchat.data.mix import Blend
-from visualchat.data.own import OwnData
+from visualchat.data.batching.held_out import held_out
+from visualchat.data.blend.mixture import Blend
+from visualchat.data.blend.own import OwnData
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.report import legend, metrics_table, samples_page

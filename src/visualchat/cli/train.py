@@ -18,22 +18,22 @@ from rich.console import Console
 from visualchat.cli.combinations import check_combination
 from visualchat.cli.config import PLAIN, attention_setting, check_attention, quieten, setting
 from visualchat.cli.ending import explained, sole_use
-from visualchat.cli.jobs import needs_own_processes, run_job
 from visualchat.cli.main import train as main
-from visualchat.cli.record import closing_wandb, record_results, record_run
+from visualchat.cli.provenance import closing_wandb, record_results, record_run
 from visualchat.cli.scoring import Scored, check_evaluation, dialogues_to_score, score
+from visualchat.cli.sweep_jobs import needs_own_processes, run_job
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.evaluation.report import draw_curves
 from visualchat.model import VisualChatProcessor
+from visualchat.model.initialize import start_from, whole_base
 from visualchat.model.light import save_light
-from visualchat.model.start import start_from, whole_base
 from visualchat.model.trainable import merge_adapters
 from visualchat.training.checkpoint_io import CheckpointFolders, manifest
-from visualchat.training.finish import gather_model
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint, require_same_model, settings_of
-from visualchat.training.silence import ending_silence
 from visualchat.training.stopping import is_first_rank
+from visualchat.training.strategies.gather import gather_model
+from visualchat.training.strategies.silent_ranks import ending_silence
 
 console = Console()
 

@@ -15,19 +15,27 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
-from visualchat.data.collate import Batch, BatchingProcessor, BatchMaker, Collator, measure, placed, with_pictures
-from visualchat.data.held_out import spread
-from visualchat.data.limits import LoadReport, Losses, bad_rows_policy
-from visualchat.data.mix import Blend
-from visualchat.data.origin import digest_of, joint_digest, place_of, rows_in
-from visualchat.data.own import OwnData
-from visualchat.data.pack import Packing
+from visualchat.data.batching.collate import (
+    Batch,
+    BatchingProcessor,
+    BatchMaker,
+    Collator,
+    measure,
+    placed,
+    with_pictures,
+)
+from visualchat.data.batching.held_out import spread
+from visualchat.data.batching.packing import Packing
+from visualchat.data.batching.sampler import Rows, Schedule, batches_of_rank, in_order, rows_of, shuffled
+from visualchat.data.batching.truncation import LoadReport, Losses, bad_rows_policy
+from visualchat.data.blend.mixture import Blend
+from visualchat.data.blend.origin import digest_of, joint_digest, place_of, rows_in
+from visualchat.data.blend.own import OwnData
+from visualchat.data.blend.split import SplitBy
 from visualchat.data.progress import watched
-from visualchat.data.schedule import Rows, Schedule, batches_of_rank, in_order, rows_of, shuffled
 from visualchat.data.sources import Source
-from visualchat.data.split import SplitBy
 from visualchat.dialogue import Dialogue
-from visualchat.features import FeatureStore
+from visualchat.images.feature_store import FeatureStore
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from visualchat.dialogue import Dialogue
-from visualchat.encoding import IGNORE_INDEX
+from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 

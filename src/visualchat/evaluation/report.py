@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from visualchat.dialogue import Caption, Dialogue, ImageInput
-from visualchat.images import decode_image
+from visualchat.dialogue import Caption, Dialogue
+from visualchat.images import ImageInput
+from visualchat.images.decode import decode_image
 
 LEGEND = {
     "tuned": "the trained model",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from visualchat.dialogue import Dialogue
-from visualchat.encoding import filler_token_id
+from visualchat.dialogue.encoding import filler_token_id
 from visualchat.evaluation.exact_match import evaluate, prefixed, summarise
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 

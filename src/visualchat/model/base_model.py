@@ -22,9 +22,9 @@ from transformers.utils.generic import can_return_tuple
 from visualchat.attention import Modality, add_cross_attention
 from visualchat.model.attention_choice import OWN, by_part, check_attention, initial_attention
 from visualchat.model.configuration_visualchat import VisualChatConfig
+from visualchat.model.cross_images import hold, outside_sequence, unseen_image
 from visualchat.model.generation import held_ids, hold_ids
-from visualchat.model.numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
-from visualchat.model.outside import hold, outside_sequence, unseen_image
+from visualchat.model.image_numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.remote import describe_folder
 from visualchat.model.sharding import is_split_model

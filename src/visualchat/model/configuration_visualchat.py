@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from visualchat.attention import KINDS, implementation_name
 from visualchat.attention.kinds import check_name
-from visualchat.model.numbers import STARTS
+from visualchat.model.image_numbers import STARTS
 from visualchat.model.projector import PROJECTORS
 from visualchat.model.vision import QwenVLVisionConfig
 

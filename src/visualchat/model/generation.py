@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
 
 from visualchat.attention import Modality
-from visualchat.encoding import NO_UNIT
+from visualchat.dialogue.encoding import NO_UNIT
 from visualchat.model.sharding import is_split_model
 
 IMAGES = ("pixel_values", "vision_features", "image_index")

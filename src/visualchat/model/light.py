@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
-from visualchat.model.freezing import base_fingerprint, not_finite, trainable_state
+from visualchat.model.fingerprint import base_fingerprint, not_finite, trainable_state
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
 from visualchat.model.trainable import Trainable, set_trainable
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from visualchat.encoding import IGNORE_INDEX
+from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.model.sharding import is_split
 
 CHUNK = 1 << 23

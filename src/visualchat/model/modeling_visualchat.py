@@ -17,13 +17,13 @@ from transformers import AutoTokenizer, Cache
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from visualchat.encoding import IGNORE_INDEX
+from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.model.base_model import VisualChatModel
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.generation import VisualChatGenerationMixin
+from visualchat.model.image_numbers import start_at_labels
 from visualchat.model.language import load_language_model
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
-from visualchat.model.numbers import start_at_labels
 from visualchat.model.own_code import load_without_code
 from visualchat.model.sharding import gathered, shapes_only
 from visualchat.model.vision import load_vision_tower

@@ -19,16 +19,23 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.image_processing_utils import BaseImageProcessor
 
 from visualchat.attention import Modality
-from visualchat.chat_format import chat_format
 from visualchat.dialogue import Dialogue
-from visualchat.encoding import IGNORE_INDEX, NO_UNIT, Encoding, encode_segments, end_token_ids, filler_token_id
-from visualchat.features import FeatureStore, picture_key
-from visualchat.images import Picture, decode_image
+from visualchat.dialogue.chat_format import chat_format
+from visualchat.dialogue.encoding import (
+    IGNORE_INDEX,
+    NO_UNIT,
+    Encoding,
+    encode_segments,
+    end_token_ids,
+    filler_token_id,
+)
+from visualchat.dialogue.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
+from visualchat.images.decode import Picture, decode_image
+from visualchat.images.feature_store import FeatureStore, picture_key
 from visualchat.model.own_code import load_without_code
 from visualchat.model.prompt_calls import PromptCalls
 from visualchat.model.vision import load_image_processor
 from visualchat.model.vision.pixels import normalised, scaled
-from visualchat.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
 
 
 def prompt_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:

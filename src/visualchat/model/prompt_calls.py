@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from visualchat.dialogue import Dialogue, ImageInput, Turn
-from visualchat.encoding import IGNORE_INDEX, Encoding, end_token_ids
-from visualchat.image_inputs import image_input, is_image_input
-from visualchat.images import decode_image
-from visualchat.messages import dialogue_from_messages
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding, end_token_ids
+from visualchat.dialogue.messages import dialogue_from_messages
+from visualchat.dialogue.prompt_text import SLOT, is_prompt, prompt_text, question_content, read_prompt
+from visualchat.dialogue.template import Template
+from visualchat.images import ImageInput
+from visualchat.images.decode import decode_image
+from visualchat.images.inputs import image_input, is_image_input
 from visualchat.model.call_options import CallOptions, call_options
-from visualchat.prompt_text import SLOT, is_prompt, prompt_text, question_content, read_prompt
-from visualchat.template import Template
 
 Prompt = tuple[Dialogue, bool]
 """A dialogue, and whether its last answer is unfinished, to be continued."""
@@ -45,7 +46,7 @@ class PromptCalls:
         `apply_chat_template(tokenize=False)` gave, which becomes the same tokens as the messages themselves.
 
         Args:
-            images: One picture or several, as `visualchat.image_inputs.image_input` reads them; with several texts a
+            images: One picture or several, as `visualchat.images.inputs.image_input` reads them; with several texts a
                 list for each, or one list for all in the order of their "<image>".
             text: One text or several; None for the pictures alone.
             videos: There are none.
@@ -86,7 +87,7 @@ class PromptCalls:
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Messages in Hugging Face's chat format (`visualchat.messages`), one conversation or several.
+        """Messages in Hugging Face's chat format (`visualchat.dialogue.messages`), one conversation or several.
 
         Args:
             conversation: Messages; the last is the user's, to be answered, or the assistant's.

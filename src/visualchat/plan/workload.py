@@ -15,7 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from visualchat.attention import KINDS
-from visualchat.encoding import IGNORE_INDEX, Encoding
+from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
 from visualchat.model.own_code import load_without_code
 from visualchat.plan.shapes import Sizes
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from visualchat.data.renumber import insert_image
 from visualchat.dialogue import Caption, Content, Dialogue, Turn
-from visualchat.template import Segment, render
+from visualchat.dialogue.image_references import insert_image
+from visualchat.dialogue.template import Segment, render
 from visualchat.tiny.questions import Context, Question, ask
 from visualchat.tiny.scenes import COMPOSITIONS, HELD_OUT, SEEN, Scene, draw, sample_scene
 

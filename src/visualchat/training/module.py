@@ -12,13 +12,12 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from visualchat.encoding import IGNORE_INDEX
+from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.freezing import base_fingerprint, not_finite, trainable_state
+from visualchat.model.fingerprint import base_fingerprint, not_finite, trainable_state
 from visualchat.model.trainable import Trainable, set_trainable
-from visualchat.training.features import FeatureFiller, open_store
-from visualchat.training.fsdp import Fsdp2Strategy, split_layers
+from visualchat.training.feature_cache import FeatureFiller, open_store
 from visualchat.training.optim import (
     OptimizerSettings,
     build_optimizer,
@@ -28,6 +27,7 @@ from visualchat.training.optim import (
     warmup_cosine,
 )
 from visualchat.training.stopping import RunStopped, agreed, of_all_ranks
+from visualchat.training.strategies.fsdp import Fsdp2Strategy, split_layers
 
 
 class VisualChatModule(lightning.LightningModule):

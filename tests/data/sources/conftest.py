@@ -4,8 +4,8 @@ import pytest
 from corpora import IMAGE, SLOT, Corpus, shade_of
 
 from visualchat.dialogue import Dialogue
-from visualchat.encoding import IGNORE_INDEX, encode_segments
-from visualchat.template import render
+from visualchat.dialogue.encoding import IGNORE_INDEX, encode_segments
+from visualchat.dialogue.template import render
 
 
 @pytest.fixture

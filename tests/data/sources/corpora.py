@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from visualchat.images import decode_image
+from visualchat.images.decode import decode_image
 
 IMAGE = object()
 """An image slot in `expect`."""

@@ -11,9 +11,9 @@ from published_files import llava_rows, write_published
 from torch.utils.data import DataLoader
 
 from visualchat.cli.config import CONF
-from visualchat.data.mix import Blend
-from visualchat.encoding import encode_segments
-from visualchat.template import render
+from visualchat.data.blend.mixture import Blend
+from visualchat.dialogue.encoding import encode_segments
+from visualchat.dialogue.template import render
 
 PARTS = ("llava", "llava_dial", *(f"otter_mimicit_{part}" for part in ("cgd", "sd", "sn", "tvc", "vst")))
 

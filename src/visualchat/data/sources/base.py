@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, overload
 
 from visualchat.data.progress import bar
-from visualchat.data.sources.files import DataRoot
+from visualchat.data.sources.root import DataRoot
 from visualchat.data.sources.row_index import RowIndex
 from visualchat.data.sources.rows import Entries, Entry, Reason, RejectedRowError, Report, RowError, Tally, printable
-from visualchat.data.tables import Table
-from visualchat.dialogue import Dialogue, ImageInput, StoredImage
-from visualchat.features import picture_key
+from visualchat.data.sources.tables import Table
+from visualchat.dialogue import Dialogue
+from visualchat.images import ImageInput, StoredImage
+from visualchat.images.feature_store import picture_key
 
 Policy = Literal["error", "skip"]
 _SHOWN = 5  # bad rows that one error message names

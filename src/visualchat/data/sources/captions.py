@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from visualchat.data.json_text import Pairs, load_json
 from visualchat.data.sources.base import Policy, RowSource
 from visualchat.data.sources.fields import as_mapping, choose, get_id, get_list, get_text, turns
+from visualchat.data.sources.json_text import Pairs, load_json
 from visualchat.data.sources.rows import LeftOutError, Reason, RejectedRowError
-from visualchat.data.tables import HeldTable, Table, json_list
+from visualchat.data.sources.tables import HeldTable, Table, json_list
 from visualchat.dialogue import Dialogue
 
 SHORT_REQUESTS = (

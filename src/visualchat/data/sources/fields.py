@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from visualchat.data.json_text import BrokenRow
+from visualchat.data.sources.json_text import BrokenRow
 from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.dialogue import Content, Turn
 

@@ -26,8 +26,8 @@ from visualchat.data.sources.fields import (
     turns,
     without_placeholder,
 )
-from visualchat.data.sources.files import names
-from visualchat.data.tables import Table, json_list
+from visualchat.data.sources.root import names
+from visualchat.data.sources.tables import Table, json_list
 from visualchat.dialogue import Dialogue
 
 _SPEAKERS = ("human", "gpt")

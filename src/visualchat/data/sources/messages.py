@@ -24,14 +24,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from visualchat.data.json_text import BrokenRow, parse_json
 from visualchat.data.sources.base import Policy, RowSource, content_id
 from visualchat.data.sources.fields import PLACEHOLDER, arrange, as_mapping, get_list, join_words, without_placeholder
-from visualchat.data.sources.files import names
+from visualchat.data.sources.json_text import BrokenRow, parse_json
+from visualchat.data.sources.root import names
 from visualchat.data.sources.rows import Reason, RejectedRowError
-from visualchat.data.tables import JsonLines, ParquetTable, Table, json_list
+from visualchat.data.sources.tables import JsonLines, ParquetTable, Table, json_list
 from visualchat.dialogue import Caption, Content, Dialogue
-from visualchat.messages import dialogue_from_messages
+from visualchat.dialogue.messages import dialogue_from_messages
 
 _SHAREGPT = {"human": "user", "gpt": "assistant", "system": "system"}
 _LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz")

@@ -18,14 +18,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from visualchat.data.index import ImageMap
-from visualchat.data.json_text import Pairs, load_json
 from visualchat.data.sources.base import Policy, Source, checked, image_identity
 from visualchat.data.sources.fields import as_mapping, get_list, get_text, turns
+from visualchat.data.sources.image_map import ImageMap
+from visualchat.data.sources.json_text import Pairs, load_json
 from visualchat.data.sources.row_index import FOLDER
 from visualchat.data.sources.rows import Entry, LeftOutError, Reason, RejectedRowError, Report, Tally
-from visualchat.data.tables import parquet_rows, row_bytes
-from visualchat.dialogue import Dialogue, ImageInput, StoredImage
+from visualchat.data.sources.tables import parquet_rows, row_bytes
+from visualchat.dialogue import Dialogue
+from visualchat.images import ImageInput, StoredImage
 
 _MISSING_RELATED = "related ids that do not exist"
 _OTHER_IMAGES = "related rows that show other images"

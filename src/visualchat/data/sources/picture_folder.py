@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visualchat.data.json_text import BrokenRow, load_json
 from visualchat.data.sources.base import Policy, RowSource
 from visualchat.data.sources.captions import SHORT_REQUESTS
 from visualchat.data.sources.fields import choose, turns, without_placeholder
+from visualchat.data.sources.json_text import BrokenRow, load_json
 from visualchat.data.sources.rows import Reason, RejectedRowError
-from visualchat.data.tables import CsvTable, HeldTable, JsonLines, SpanTable, Table
+from visualchat.data.sources.tables import CsvTable, HeldTable, JsonLines, SpanTable, Table
 from visualchat.dialogue import Dialogue
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga")

@@ -22,9 +22,10 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from visualchat.data.sources.files import DataRoot
+from visualchat.data.sources.root import DataRoot
 from visualchat.data.sources.rows import Entries, Reason, RowError, Tally
-from visualchat.data.tables import SpanTable, Table
+from visualchat.data.sources.tables import SpanTable, Table
+from visualchat.files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +109,10 @@ class RowIndex:
         for number, table in enumerate(self.tables):
             if isinstance(table, SpanTable):
                 arrays[f"spans{number}"] = table.spans
-        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            save_file(arrays, draft, {"notes": json.dumps(notes)})
-            draft.replace(self.path.with_suffix(".index"))
+            with whole_file(self.path.with_suffix(".index")) as draft:
+                save_file(arrays, draft, {"notes": json.dumps(notes)})
         except (OSError, SafetensorError) as error:
-            draft.unlink(missing_ok=True)
             log.info("no index of rows is kept: %s", error)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from visualchat.data.sources.base import Policy, RowSource, content_id
 from visualchat.data.sources.fields import arrange, as_mapping, choose, get_id, get_list, pair_rounds, turns
 from visualchat.data.sources.rows import Reason, RejectedRowError
-from visualchat.data.tables import Table, json_list
+from visualchat.data.sources.tables import Table, json_list
 from visualchat.dialogue import Content, Dialogue
 
 Style = Literal["small letter", "capital letter", "ordinal"]

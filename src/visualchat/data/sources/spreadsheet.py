@@ -16,9 +16,9 @@ from typing import Any
 from visualchat.data.sources.base import Policy, RowSource, content_id
 from visualchat.data.sources.captions import SHORT_REQUESTS
 from visualchat.data.sources.fields import as_mapping, choose, get_text, place_images, turns, without_placeholder
-from visualchat.data.sources.files import names
+from visualchat.data.sources.root import names
 from visualchat.data.sources.rows import Reason, RejectedRowError
-from visualchat.data.tables import CsvTable, Table
+from visualchat.data.sources.tables import CsvTable, Table
 from visualchat.dialogue import Dialogue
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -1,0 +1,98 @@
+"""Which dialogues make up which batch: a pure function of seed, epoch, rank and the number of ranks.
+
+Every dialogue stands in exactly one batch of one rank an epoch, and all ranks have the same number of batches: a rank
+that runs out gets an idle batch, one without rows, because collectives need every rank in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch.utils.data import DistributedSampler
+
+from visualchat.data.batching.packing import Order, Row, permutation
+
+Rows = Callable[[int, int], list[Row]]
+"""(seed, epoch) -> all rows of that epoch, in order."""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """One batch before anything of it is read.
+
+    Attributes:
+        rows: Its rows; none where the rank is idle in this step.
+    """
+
+    rows: tuple[Row, ...]
+
+
+def rows_of(order: Order) -> Rows:
+    """One dialogue a row."""
+    return lambda seed, epoch: [(number,) for number in order(seed, epoch)]
+
+
+def shuffled(size: int) -> Order:
+    """All dialogues, shuffled anew every epoch."""
+    return lambda seed, epoch: permutation(size, seed, epoch)
+
+
+def in_order(size: int) -> Order:
+    """All dialogues, always in the order of the data."""
+    return lambda seed, epoch: range(size)
+
+
+def batches_of_rank(rows: list[Row], batch_size: int, rank: int, world_size: int) -> list[BatchSpec]:
+    """The batches of one rank: rows are dealt to the ranks in turn, `batch_size` rows a batch."""
+    own = rows[rank::world_size]
+    steps = math.ceil(math.ceil(len(rows) / world_size) / batch_size)
+    return [BatchSpec(tuple(own[step * batch_size : (step + 1) * batch_size])) for step in range(steps)]
+
+
+class Schedule(DistributedSampler[BatchSpec]):
+    """The sampler of a loader: yields the `BatchSpec`s of this rank, epoch by epoch, from anywhere in an epoch.
+
+    It is a DistributedSampler only by name, so that Lightning does not put its own in this one's place.
+
+    Args:
+        rows: Gives the rows of an epoch.
+        count: The number of rows, the same in every epoch.
+        batch_size: Rows a batch.
+        seed: Of the order.
+        rank: Which share.
+        world_size: Of how many.
+        start: Epoch and batch to begin at; every later epoch begins at its start.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        count: int,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.rows, self.count, self.batch_size, self.seed = rows, count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.first = start
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return math.ceil(math.ceil(self.count / self.world_size) / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration gives this epoch: from `first` on if it is the present one, else from its start."""
+        if epoch != self.epoch:
+            self.epoch, self.first = epoch, 0
+
+    def __iter__(self) -> Iterator[BatchSpec]:
+        """The epoch's batches from `first` on."""
+        # At once, not at the first `next`: Lightning makes the first iterator before it tells the epoch, and torch's
+        # loader with workers makes it twice.
+        batches = batches_of_rank(self.rows(self.seed, self.epoch), self.batch_size, self.rank, self.world_size)
+        assert len(batches) == len(self)
+        return iter(batches[self.first :])

@@ -1,0 +1,96 @@
+"""One corpus of a person's own, split in two: by a share of its rows, or with a validation file of the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from visualchat.data.blend.compose import Join
+from visualchat.data.blend.mixture import Blend, Mixture
+from visualchat.data.blend.split import Side, SplitBy
+from visualchat.data.sources import Source
+from visualchat.data.sources.root import names
+
+NAME = "own"
+"""What reports and metrics call the corpus."""
+
+
+class OwnData:
+    """Training and validation dialogues of one source.
+
+    Args:
+        source: The corpus.
+        validation: A share of its rows, which are held out by a hash of their identity; or the name of a file of the
+            same form (or a list of names), all of which validates.
+        split_by: `row`, or `image` where dialogues that share an image must be on one side of a share.
+        seed: Of the split by a share.
+
+    Raises:
+        ValueError: There is no source, or a file is to train and to validate; on first use also where the rows cannot
+            be read or a side would be empty.
+    """
+
+    def __init__(
+        self,
+        source: Source | None,
+        validation: float | str | Sequence[str] = 0.1,
+        split_by: SplitBy = "row",
+        seed: int = 0,
+    ) -> None:
+        if source is None:
+            raise ValueError(
+                "data=own needs a source: say data/source=..., such as data/source=messages; docs/own-data.md has them"
+            )
+        self.sources = {NAME: source}
+        self._split: Blend | None = None
+        if isinstance(validation, int | float):
+            self._split = Blend(self.sources, {NAME: Join(NAME)}, validation, split_by, seed)
+        else:
+            self.sources["validation"] = _on_files(source, validation)
+
+    @cached_property
+    def train(self) -> Mixture:
+        """The dialogues that train.
+
+        Raises:
+            ValueError: There is none.
+        """
+        return self._needed("train", Mixture({NAME: self.sources[NAME]}) if self._split is None else self._split.train)
+
+    @cached_property
+    def validation(self) -> Mixture:
+        """The dialogues that validate.
+
+        Raises:
+            ValueError: There is none.
+        """
+        held_out = self.sources.get("validation")
+        found = self._split.validation if self._split else Mixture({NAME: held_out} if held_out is not None else {})
+        return self._needed("validation", found)
+
+    def _needed(self, side: Side, found: Mixture) -> Mixture:
+        if len(found):
+            return found
+        how = "the file of data.validation" if self._split is None else f"data.validation={self._split.share:g}"
+        raise ValueError(
+            f"{side} holds no dialogue: the source has {len(self.sources[NAME])}, split by {how}; one at least must "
+            "train, one validate. Give a share between 0 and 1, or name a file of other dialogues: data.validation=FILE"
+        )
+
+
+def _on_files(source: Source, validation: str | Sequence[str]) -> Source:
+    """The same reader on other files, or on another folder of pictures.
+
+    Raises:
+        ValueError: The reader takes neither, or what is named trains too.
+    """
+    reader: Any = source
+    field = next((field for field in ("files", "folder") if hasattr(reader, field)), None)
+    if field is None:
+        raise ValueError(f"data.validation={validation}: {source.name} takes no files; give a share, such as 0.1")
+    if both := sorted(set(names(validation)) & set(names(getattr(reader, field)))):
+        raise ValueError(f"data.validation={validation}: {', '.join(both)} trains too; name other files, or a share")
+    found: Source = replace(reader, **{field: validation if field == "folder" else names(validation)})
+    return found

@@ -1,0 +1,100 @@
+"""A dialogue as the model gets it: the very tokens that train, the supervised ones marked, as pieces or as a page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from visualchat.attention import Modality
+from visualchat.dialogue import Dialogue
+from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
+from visualchat.images.decode import decode_image
+
+_SHOWN = 512  # pixels of the longer side of a picture on a page
+
+Kind = Literal["text", "answer", "image"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An unbroken run of tokens of one kind.
+
+    Attributes:
+        kind: `answer` where the tokens are supervised.
+        text: What they say; empty for an image.
+        tokens: How many they are.
+        cut: Whether they lie beyond the length limit, so that they do not train.
+    """
+
+    kind: Kind
+    text: str
+    tokens: int
+    cut: bool
+
+
+def pieces(
+    encoding: Encoding, tokenizer: PreTrainedTokenizerBase, image_seq_length: int, kept: int | None = None
+) -> list[Piece]:
+    """The tokens of a dialogue as runs.
+
+    Args:
+        encoding: Of the dialogue.
+        tokenizer: Which made it.
+        image_seq_length: Tokens an image takes.
+        kept: Tokens that fit the length limit; None for all.
+    """
+    found: list[Piece] = []
+    count = len(encoding) if kept is None else kept
+
+    def kind(position: int) -> tuple[Kind, bool]:
+        if encoding.mm_token_type_ids[position] == Modality.IMAGE:
+            return "image", position >= count
+        return ("text" if encoding.labels[position] == IGNORE_INDEX else "answer"), position >= count
+
+    for (name, cut), run in groupby(range(len(encoding)), kind):
+        ids = [encoding.input_ids[position] for position in run]
+        if name == "image":  # images that follow each other without a word between
+            found += [Piece("image", "", image_seq_length, cut)] * (len(ids) // image_seq_length)
+        else:
+            found.append(Piece(name, str(tokenizer.decode(ids)), len(ids), cut))
+    return found
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}
+pre{white-space:pre-wrap;font:14px/1.5 ui-monospace,monospace}.answer{background:#d8f3dc;color:#14532d}
+.cut{opacity:.35;text-decoration:line-through}img{max-width:16rem;max-height:16rem;border:1px solid #ccc}
+.note{color:#888;font-size:.85em}"""
+
+
+def page(dialogue: Dialogue, found: Sequence[Piece], summary: str) -> str:
+    """A self-contained HTML page of a dialogue's pieces with its images in their places."""
+    images = iter(dialogue.images)
+    parts = []
+    for piece in found:
+        classes = piece.kind + (" cut" if piece.cut else "")
+        if piece.kind == "image":
+            parts.append(f"<span class='{classes}'>{_picture(decode_image(next(images)))}</span>")
+            parts.append(f"<span class=note> {piece.tokens} tokens</span>")
+        else:
+            parts.append(f"<span class='{classes}'>{html.escape(piece.text)}</span>")
+    name = html.escape(dialogue.id)
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
+        f"<p class=note>{html.escape(summary)}; <span class=answer>supervised tokens</span>, "
+        f"<span class=cut>beyond the limit</span></p><pre>{''.join(parts)}</pre>"
+    )
+
+
+def _picture(image: Image.Image) -> str:
+    image.thumbnail((_SHOWN, _SHOWN))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

@@ -1,0 +1,104 @@
+"""What a conversation is: rounds of one question, with images anywhere in it, and one answer.
+
+The first step of the way from data to model; pure data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from visualchat.images import ImageInput
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Words that stand where an image would: numbered like one, but read as text."""
+
+    text: str
+
+
+Content = str | ImageInput | Caption
+
+_WORDS = (str, Caption)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One round: what the user sends and what the model answers.
+
+    Attributes:
+        content: Text and images in the order in which the user sent them.
+        answer: The model's answer; None where it is still to be given.
+        kind: What sort of question this is, for reports by kind; empty where nobody asks.
+    """
+
+    content: tuple[Content, ...]
+    answer: str | None = None
+    kind: str = ""
+
+    @classmethod
+    def ask(cls, question: str, images: Iterable[Content] = (), answer: str | None = None, kind: str = "") -> Turn:
+        """A round in figure 3's order: images first, then the question."""
+        return cls((*images, question), answer, kind)
+
+    @property
+    def images(self) -> tuple[ImageInput, ...]:
+        return tuple([item for item in self.content if not isinstance(item, _WORDS)])
+
+    @property
+    def question(self) -> str:
+        """The text of the round, without its images."""
+        return "".join([item for item in self.content if isinstance(item, str)])
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation of one or more rounds; only the last may lack its answer.
+
+    Attributes:
+        turns: The rounds, oldest first.
+        id: Names the dialogue in error messages and reports.
+        system: What stands before the first turn; None for the processor's default.
+
+    Raises:
+        ValueError: There is no turn, a turn holds neither question nor image, or a turn before the last has no answer.
+    """
+
+    turns: tuple[Turn, ...]
+    id: str = "dialogue"
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError(f"{self.id}: a dialogue needs at least one turn, found none")
+        for number, turn in enumerate(self.turns, start=1):
+            if not turn.question.strip() and not turn.images:
+                raise ValueError(f"{self.id}: turn {number} has no question, found {turn.question!r}")
+            if turn.answer is None and number < len(self.turns):
+                raise ValueError(
+                    f"{self.id}: turn {number} of {len(self.turns)} has no answer; only the last turn may be open"
+                )
+
+    @property
+    def images(self) -> tuple[ImageInput, ...]:
+        """Every image in the order of appearance."""
+        return tuple(image for turn in self.turns for image in turn.images)
+
+    def require_answers(self) -> Dialogue:
+        """This dialogue, if every turn has an answer that is not empty, as training needs.
+
+        Raises:
+            ValueError: A turn has none.
+        """
+        for number, turn in enumerate(self.turns, start=1):
+            if turn.answer is None or not turn.answer.strip():
+                raise ValueError(
+                    f"{self.id}: turn {number} has no answer (found {turn.answer!r}); a training dialogue needs one"
+                )
+        return self
+
+    def without_images(self) -> Dialogue:
+        """The same rounds with every image and caption left out: what a blind model gets."""
+        turns = (replace(turn, content=tuple(c for c in turn.content if isinstance(c, str))) for turn in self.turns)
+        return replace(self, turns=tuple(turns))

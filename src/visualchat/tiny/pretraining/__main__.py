@@ -1,0 +1,179 @@
+"""`python -m visualchat.tiny.pretraining`: makes the tiny world's tokenizer, vision tower and language models.
+
+One seeded command on a CPU, from nothing; the parts run in processes of one thread each. Without `--out` it replaces
+the shipped files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from visualchat.tiny import BACKBONES
+from visualchat.tiny.pretraining.card import card
+from visualchat.tiny.pretraining.language import RECIPES, score_language, train_language
+from visualchat.tiny.pretraining.tokenizer import train_tokenizer
+from visualchat.tiny.pretraining.vision import VisionRecipe, image_processor, train_vision
+
+Report = Callable[[int, int, float], None]
+LANGUAGES = ("language_causal", "language_mixed")
+TRAINED = ("vision", *LANGUAGES)
+PARTS = ("tokenizer", "vision", "language-causal", "language-mixed", "card")
+SCORES = "scores.json"
+
+
+def make_tokenizer(out: Path) -> None:
+    """Train the tokenizer and save it in both language folders."""
+    tokenizer = train_tokenizer()
+    for name in LANGUAGES:
+        tokenizer.save_pretrained(out / name)
+
+
+def make_vision(out: Path, seed: int, report: Report) -> dict[str, Any]:
+    """Train and save the vision tower with its image processor; returns its scores."""
+    tower, scores = train_vision(VisionRecipe(), seed, report)
+    save_half(tower, out / "vision")
+    image_processor().save_pretrained(out / "vision")
+    return {"parameters": sum(p.numel() for p in tower.parameters()), "scores": scores}
+
+
+def make_language(name: str, out: Path, seed: int, report: Report) -> dict[str, Any]:
+    """Train, untie and save one language model beside its tokenizer; returns its scores on (folded) captions."""
+    tokenizer = AutoTokenizer.from_pretrained(out / name)
+    recipe = RECIPES[name]
+    model = untied(train_language(recipe, tokenizer, seed, report))
+    save_half(model, out / name)
+    model = LlamaForCausalLM.from_pretrained(
+        out / name, dtype=torch.float32
+    ).eval()  # what is scored is what is shipped
+    scores = {}
+    for form, kind in dict.fromkeys(recipe.course):
+        for split in ("validation", "unseen"):
+            scores[f"{form}, {kind}, {split}"] = score_language(model, tokenizer, form, kind, split)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "scores": scores}
+
+
+def untied(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    """The same model with a head of its own, so that the embedding can be tuned alone."""
+    config = LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": False})
+    copy = LlamaForCausalLM(config)
+    copy.load_state_dict(model.state_dict())
+    return copy
+
+
+def save_half(model: PreTrainedModel, folder: Path) -> None:
+    """Save weights in float16 under a configuration that asks for float32, so that a plain load computes in float32."""
+    model.half().save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _train_part(name: str, out: Path, seed: int, messages: Any) -> dict[str, Any]:
+    """Runs in a process of its own: train one part and send its progress through a queue."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    last = 0.0
+
+    def report(done: int, total: int, loss: float) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > 1:
+            last = time.monotonic()
+            messages.put((name, done, total, loss))
+
+    start = time.monotonic()
+    result = make_vision(out, seed, report) if name == "vision" else make_language(name, out, seed, report)
+    return {**result, "seed": seed, "seconds": round(time.monotonic() - start)}
+
+
+def train_parts(
+    names: Sequence[str], out: Path, seed: int, workers: int, console: Console
+) -> dict[str, dict[str, Any]]:
+    """Train the named parts, `workers` at a time, under a progress display; their results by name."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    context = multiprocessing.get_context("spawn")
+    columns = (
+        TextColumn("{task.description:16}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        Progress(*columns, console=console) as progress,
+    ):
+        messages = manager.Queue()
+        bars = {name: progress.add_task(name, total=None, loss=float("nan")) for name in names}
+        futures = {name: pool.submit(_train_part, name, out, seed, messages) for name in names}
+        _show(progress, bars, futures, messages)
+        return {name: future.result() for name, future in futures.items()}
+
+
+def _show(progress: Progress, bars: dict[str, TaskID], futures: dict[str, Future[Any]], messages: Any) -> None:
+    """Move the bars until every part is done or one has failed."""
+    while not all(future.done() for future in futures.values()):
+        if any(future.done() and future.exception() for future in futures.values()):
+            return
+        try:
+            name, done, total, loss = messages.get(timeout=1)
+        except queue.Empty:
+            continue
+        progress.update(bars[name], completed=done, total=total, loss=loss)
+
+
+def _record(out: Path, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Merge results into the score file, so that parts can be made one at a time."""
+    path = out / SCORES
+    scores = json.loads(path.read_text()) if path.exists() else {}
+    scores |= results
+    if results:
+        scores["versions"] = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+    path.write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; see `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m visualchat.tiny.pretraining", description=__doc__)
+    parser.add_argument("--out", type=Path, default=BACKBONES, help="folder to write (default: the shipped backbones)")
+    parser.add_argument("--only", choices=PARTS, action="append", help="make this part only; may be repeated")
+    parser.add_argument("--seed", type=int, default=0, help="decides weights and data (default: 0)")
+    parser.add_argument("--workers", type=int, default=2, help="parts trained at a time, one thread each (default: 2)")
+    options = parser.parse_args(arguments)
+    console = Console()
+    parts = options.only or PARTS
+    options.out.mkdir(parents=True, exist_ok=True)
+    if "tokenizer" in parts:
+        make_tokenizer(options.out)
+    names = [name for name in reversed(TRAINED) if name.replace("_", "-") in parts]  # the longest first
+    results = train_parts(names, options.out, options.seed, options.workers, console) if names else {}
+    scores = _record(options.out, results)
+    if "card" in parts:
+        (options.out / "README.md").write_text(card(scores))
+    console.print(f"done: {', '.join(parts)}")
+
+
+if __name__ == "__main__":
+    main()

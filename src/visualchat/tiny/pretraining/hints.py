@@ -1,0 +1,124 @@
+"""Hints: where some heads of the tiny language models are shown to look while they are young.
+
+Looking things up in context is learnt late and suddenly; a small loss on the attention of a few heads brings it about
+in a tenth of the steps, and is then dropped. The first two make an induction head (Olsson et al., arXiv 2209.11895).
+
+    layer 0, head 0    the previous token                                      strings to copy
+    layer 1, head 0    what followed the earlier occurrence of this token      strings to copy
+    layer 0, head 1    from what shows a shape to the number of its image      dialogues, causal attention
+    layer 1, head 1    from the words of a place to the shape that is there    captions
+    layer 2, head 0    from an answer to what shows the shape in question      dialogues, causal attention;
+                       of two shapes compared, from the number of each image
+    layer 3, head 0    from the answer of a comparison to those two numbers    dialogues, causal attention
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from visualchat.dialogue.encoding import Encoding, Modality, encode_text
+from visualchat.tiny.dialogues import Sketch
+from visualchat.tiny.pretraining.vision import CELL_OF_PATCH, PATCHES
+from visualchat.tiny.questions import Question
+from visualchat.tiny.scenes import Scene
+
+PREVIOUS, FOLLOWING, NUMBER, PLACE, ABOUT, BOTH = (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0)
+"""Layer and head of each hint, in the table's order."""
+
+_PHRASE = 4  # tokens of "a red circle top-left"; a comma follows
+
+
+class Hint(NamedTuple):
+    """The head `where` (layer, head) should look from position `query` at the positions `keys`."""
+
+    where: tuple[int, int]
+    query: int
+    keys: tuple[int, ...]
+
+
+def copy_hints(length: int, first: int, repeats: Sequence[int], size: int) -> tuple[Hint, ...]:
+    """Hints for a string of `size` tokens that stands at `first` and returns at each of `repeats`."""
+    hints = [Hint(PREVIOUS, query, (query - 1,)) for query in range(1, length)]
+    for repeat in repeats:
+        hints += [Hint(FOLLOWING, repeat + k, (first + k + 1,)) for k in range(size - 1)]
+    return tuple(hints)
+
+
+def dialogue_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedTokenizerBase) -> tuple[Hint, ...]:
+    """Hints for a dialogue over captions or folded captions."""
+    heading, _, end = encode_text(tokenizer, "### Image 1:\n")
+    ids = encoding.input_ids
+    numbers = [i + 1 for i in range(len(ids) - 2) if ids[i] == heading and ids[i + 2] == end]
+    folded = Modality.IMAGE in encoding.mm_token_type_ids
+    hints: list[Hint] = []
+    shown: dict[tuple[int, int], tuple[int, ...]] = {}  # image number and cell -> the positions of what stands there
+    for image, (scene, number) in enumerate(zip(sketch.scenes, numbers, strict=True), start=1):
+        for cell, keys in (_patches if folded else _words)(scene, number + 2).items():
+            shown[image, cell] = keys
+            hints += [Hint(NUMBER, query, (number,)) for query in keys]
+            hints += [] if folded else [Hint(PLACE, query, (keys[2],)) for query in keys[3:]]
+    for turn, (start, stop) in zip(sketch.rounds, encoding.answer_spans, strict=True):
+        question = turn.question
+        if question.kind == "same":
+            mentioned = _numbers_of(question, start, tokenizer)
+            things = [shown[thing] if folded else _telling(question, shown[thing]) for thing in question.about]
+            hints += [Hint(ABOUT, query, keys) for query, keys in zip(mentioned, things, strict=True)]
+            hints.append(Hint(BOTH, start - 1, mentioned))
+        elif question.about:
+            keys = shown[question.about[0]]
+            # A token is predicted from the one before. The first one is in question, of a place or "image k" both.
+            for step in range(min(stop - start - 1, 2)):
+                hints.append(Hint(ABOUT, start - 1 + step, keys if folded else _telling(question, keys)))
+    return tuple(hints)
+
+
+def _numbers_of(question: Question, answer: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The positions of the image numbers that a question names, given where its answer begins."""
+    ids = encode_text(tokenizer, question.text)
+    start = answer - len(encode_text(tokenizer, "\n\n### Answer:\n")) - len(ids)
+    numbers = {encode_text(tokenizer, f" {number}")[0] for number in range(1, 5)}
+    return tuple(start + offset for offset, token in enumerate(ids) if token in numbers)
+
+
+def _words(scene: Scene, start: int) -> dict[int, tuple[int, ...]]:
+    """The positions of each shape's words, " a red circle top-left", in a caption that begins at `start`."""
+    return {
+        shape.cell: tuple(range(start + number * (_PHRASE + 1), start + number * (_PHRASE + 1) + _PHRASE))
+        for number, shape in enumerate(scene.shapes)
+    }
+
+
+def _patches(scene: Scene, start: int) -> dict[int, tuple[int, ...]]:
+    """The positions of the patches of each filled cell of a folded caption that begins at `start`."""
+    return {
+        shape.cell: tuple(start + patch for patch in range(PATCHES) if CELL_OF_PATCH[patch] == shape.cell)
+        for shape in scene.shapes
+    }
+
+
+def _telling(question: Question, words: tuple[int, ...]) -> tuple[int, ...]:
+    """Which word of "a red circle top-left" tells the answer: it can know only what stands before it."""
+    return (words[3],) if question.kind == "where" else (words[2],)
+
+
+def hint_loss(attentions: Sequence[Tensor], hints: Sequence[Sequence[Hint]]) -> Tensor:
+    """Mean over hinted heads of the mean negative logarithm of the attention paid to where they should look.
+
+    Args:
+        attentions: The weights of each layer, (B, H, S, S).
+        hints: The hints of each row.
+    """
+    losses = []
+    for layer, head in sorted({hint.where for row in hints for hint in row}):
+        found = [(row, hint) for row, of_row in enumerate(hints) for hint in of_row if hint.where == (layer, head)]
+        rows, queries = torch.tensor([(row, hint.query) for row, hint in found]).T
+        paid = attentions[layer][rows, head, queries]  # (hints, S)
+        pairs = torch.tensor([(number, key) for number, (_, hint) in enumerate(found) for key in hint.keys]).T
+        looked = torch.zeros(len(found)).index_add(0, pairs[0], paid[pairs[0], pairs[1]])
+        losses.append(-(looked + 1e-6).log().mean())
+    return torch.stack(losses).mean()

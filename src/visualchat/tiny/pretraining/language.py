@@ -1,0 +1,295 @@
+"""Pretraining of the tiny language models: an induction warm-up, then dialogues in words, without a single pixel.
+
+`language_causal` sees captions under causal attention only. `language_mixed` also sees folded captions, under the
+paper's multi-modal causal attention (arXiv 2309.14327, section 4.1) and under causal attention.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from visualchat.attention import implementation_name
+from visualchat.dialogue.encoding import IGNORE_INDEX, Modality
+from visualchat.tiny.dialogues import Split, sketch_dialogue
+from visualchat.tiny.pretraining.hints import Hint, hint_loss
+from visualchat.tiny.pretraining.language_data import Batch, Form, Item, bucketed, collate, copy_batch, encode_sketch
+
+Course = tuple[tuple[Form, str], ...]
+"""Forms and attention kinds that take turns, batch by batch."""
+
+CAUSAL_COURSE: Course = (("text", "causal"),)
+MIXED_COURSE: Course = (
+    ("text", "causal"),
+    ("folded", "mmca"),
+    ("text", "causal"),
+    ("folded", "mmca"),
+    ("folded", "causal"),
+)
+POOL = 8  # batches' worth of dialogues that are sorted by length together
+Report = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class LanguageRecipe:
+    """How a language model is trained.
+
+    Attributes:
+        course: What tells the two models apart.
+        copy_steps: Steps of the warm-up on strings to copy.
+        copy_batch_size: Strings a step.
+        copy_rate: Learning rate of the warm-up.
+        steps: Steps on dialogues.
+        batch_size: Dialogues a step.
+        learning_rate: Learning rate on dialogues.
+        one_image_share: Share of the steps, at the start, with dialogues of one image only.
+        hinted_share: Share of the steps, at the start, with hints (under causal attention).
+        hint_weight: Weight of the loss of hints, on strings and dialogues.
+        other_weight: Weight of the loss of text that is no answer.
+        noise: Spread of the noise on folded captions, in units of the embedding's root mean square.
+        most_rounds: Rounds of the longest dialogues; more than later, for more answers a token.
+    """
+
+    course: Course
+    copy_steps: int = 450
+    copy_batch_size: int = 32
+    copy_rate: float = 3e-3
+    steps: int = 2500
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    one_image_share: float = 0.12
+    hinted_share: float = 0.4
+    hint_weight: float = 0.3
+    other_weight: float = 0.1
+    noise: float = 0.2
+    most_rounds: int = 8
+
+
+RECIPES = {
+    "language_causal": LanguageRecipe(CAUSAL_COURSE, steps=3000),
+    "language_mixed": LanguageRecipe(MIXED_COURSE, steps=4500),
+}
+"""The recipe of each shipped language model."""
+
+
+def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The architecture: a LLaMA of 4 layers, 4 heads and width 128; embedding and head are tied in pretraining."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+        initializer_range=0.06,
+    )
+
+
+def embed(model: LlamaForCausalLM, batch: Batch, noise: float = 0.0) -> Tensor:
+    """Embeddings [B, S, D] of a batch, folded captions spliced in at their slots.
+
+    Args:
+        model: The language model.
+        batch: What `collate` gave.
+        noise: Spread of the noise added to folded captions, in units of the embedding's root mean square.
+    """
+    embeds = model.model.embed_tokens(batch.input_ids)
+    if not len(batch.words):
+        return embeds
+    slots = (batch.mm_token_type_ids == int(Modality.IMAGE)).unsqueeze(-1)
+    return embeds.masked_scatter(slots, _folded(model, batch.words, noise))
+
+
+def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
+    """The sums of the embeddings of words [N, W], padding left out, with noise: [N, D]."""
+    embedding = model.model.embed_tokens
+    known = words.ne(embedding.padding_idx).unsqueeze(-1)
+    folded = (embedding(words) * known).sum(dim=1)
+    spread = embedding.weight.detach().square().mean().sqrt()
+    return folded + noise * spread * torch.randn_like(folded)
+
+
+def forward(model: LlamaForCausalLM, embeds: Tensor, batch: Batch, kind: str) -> Tensor:
+    """Logits [B, S, vocabulary] of an embedded batch under an attention kind, to which the model is switched."""
+    model.set_attn_implementation(implementation_name(kind))
+    inputs = {"inputs_embeds": embeds, "attention_mask": batch.attention_mask}
+    return model(**inputs, key_modality=batch.mm_token_type_ids, use_cache=False).logits
+
+
+def forward_hinted(
+    model: LlamaForCausalLM, embeds: Tensor, attention_mask: Tensor | None, hints: Sequence[Sequence[Hint]]
+) -> tuple[Tensor, Tensor]:
+    """Logits under causal attention, and the loss of the hints."""
+    model.set_attn_implementation("eager")  # the one that returns its weights
+    output = model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, output_attentions=True)
+    return output.logits, hint_loss(output.attentions, hints)
+
+
+def train_language(
+    recipe: LanguageRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    report: Report = lambda done, total, loss: None,
+) -> LlamaForCausalLM:
+    """Train a language model from nothing: strings to copy first, then dialogues over all compositions.
+
+    Args:
+        recipe: Steps, rates and course.
+        tokenizer: The tiny world's tokenizer.
+        seed: Decides weights and data.
+        report: Called after each step with steps done, steps in all and the loss.
+
+    Returns:
+        The model in evaluation mode, embedding and head still tied.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(language_config(tokenizer))
+    total = recipe.copy_steps + recipe.steps
+    optimizer = _Optimizer(model, recipe.copy_rate, recipe.copy_steps)
+    for step, (ids, labels, hints) in enumerate(_copy_batches(recipe, tokenizer, seed), start=1):
+        logits, hint = forward_hinted(model, model.model.embed_tokens(ids), None, hints)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.step(loss + recipe.hint_weight * hint)
+        report(step, total, loss.item())
+    optimizer = _Optimizer(model, recipe.learning_rate, recipe.steps)
+    for step, (batch, kind) in enumerate(_dialogue_batches(recipe, tokenizer, seed), start=1):
+        hints = [item.hints for item in batch.items]
+        embeds = embed(model, batch, recipe.noise)
+        if step <= recipe.hinted_share * recipe.steps and kind == "causal" and any(hints):
+            logits, hint = forward_hinted(model, embeds, batch.attention_mask, hints)
+        else:
+            logits, hint = forward(model, embeds, batch, kind), torch.zeros(())
+        loss = _dialogue_loss(logits, batch, recipe.other_weight)
+        optimizer.step(loss + recipe.hint_weight * hint)
+        report(recipe.copy_steps + step, total, loss.item())
+    return model.eval()
+
+
+class _Optimizer:
+    """AdamW with a linear warm-up over the first twentieth of the steps, then a cosine to zero."""
+
+    def __init__(self, model: nn.Module, rate: float, steps: int) -> None:
+        self.model = model
+        self.adam = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.adam, lambda step: min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
+
+    def step(self, loss: Tensor) -> None:
+        """One update from a loss."""
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.adam.step()
+        self.schedule.step()
+
+
+def _copy_batches(
+    recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[Hint, ...]]]]:
+    """Strings to copy, of the tokens that the world uses."""
+    rng = random.Random(f"strings to copy {seed}")
+    sketches = [sketch_dialogue("pretraining", seed, index) for index in range(300)]
+    used = {token for s in sketches for token in encode_sketch(s, tokenizer, "text", rng).encoding.input_ids}
+    tokens = sorted(used - set(tokenizer.all_special_ids))
+    for _ in range(recipe.copy_steps):
+        yield copy_batch(rng, recipe.copy_batch_size, tokens, tokenizer.bos_token_id)
+
+
+def _dialogue_batches(
+    recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterator[tuple[Batch, str]]:
+    """`recipe.steps` batches with their attention kind, in the course's order, dialogues of one image first."""
+    rng = random.Random(f"dialogue batches {seed}")
+    index = 0
+    waiting: dict[Form, list[list[Item]]] = defaultdict(list)
+    for step in range(recipe.steps):
+        form, kind = recipe.course[step % len(recipe.course)]
+        one_image = step < recipe.one_image_share * recipe.steps
+        if not waiting[form]:
+            count = POOL * recipe.batch_size
+            sketches = [
+                sketch_dialogue("pretraining", seed, index + i, 1 if one_image else 4, recipe.most_rounds)
+                for i in range(count)
+            ]
+            index += count
+            items = [encode_sketch(sketch, tokenizer, form, rng) for sketch in sketches]
+            waiting[form] = list(bucketed(items, recipe.batch_size, rng))
+        yield collate(waiting[form].pop(), tokenizer.pad_token_id), kind
+
+
+def _dialogue_loss(logits: Tensor, batch: Batch, other_weight: float) -> Tensor:
+    """Mean loss of answer tokens, plus `other_weight` times that of all other text tokens that follow text or image."""
+    answers = batch.labels[:, 1:]
+    text = (batch.attention_mask[:, 1:] == 1) & (batch.mm_token_type_ids[:, 1:] == Modality.TEXT)
+    others = batch.input_ids[:, 1:].masked_fill(~text | (answers != IGNORE_INDEX), IGNORE_INDEX)
+    logits = logits[:, :-1].flatten(0, 1)
+    return cross_entropy(logits, answers.flatten()) + other_weight * cross_entropy(logits, others.flatten())
+
+
+@torch.no_grad()
+def score_language(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    form: Form,
+    kind: str,
+    split: Split = "validation",
+    dialogues: int = 400,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Share of answers that greedy decoding would give exactly, from one teacher-forced pass.
+
+    Returns:
+        "all" (without "describe"), then by question type ("kind") and by number of images ("images", likewise).
+    """
+    rng = random.Random(f"score {seed}")
+    sketches = [sketch_dialogue(split, seed, index) for index in range(dialogues)]
+    items = [encode_sketch(sketch, tokenizer, form, rng) for sketch in sketches]
+    results: list[tuple[str, int, bool]] = []
+    for chunk in bucketed(items, 50, rng):
+        batch = collate(chunk, tokenizer.pad_token_id)
+        results += exact_matches(forward(model, embed(model, batch), batch, kind), batch.labels, chunk)
+    return summarise(results)
+
+
+def exact_matches(logits: Tensor, labels: Tensor, items: Sequence[Item]) -> list[tuple[str, int, bool]]:
+    """For every answer its question type, the dialogue's number of images, and whether each token is the likeliest one.
+
+    Args:
+        logits: [B, S, vocabulary].
+        labels: [B, S], `IGNORE_INDEX` outside answers.
+        items: The dialogues of the batch.
+    """
+    right = logits[:, :-1].argmax(-1) == labels[:, 1:]  # entry t judges token t + 1
+    return [
+        (kind, item.images, bool(right[row, start - 1 : stop - 1].all()))
+        for row, item in enumerate(items)
+        for kind, (start, stop) in zip(item.kinds, item.encoding.answer_spans, strict=True)
+    ]
+
+
+def summarise(results: Sequence[tuple[str, int, bool]]) -> dict[str, dict[str, float]]:
+    """Mean exact match overall and by number of images ("describe" apart), and by question type."""
+    plain = [result for result in results if result[0] != "describe"]
+
+    def mean(values: list[bool]) -> float:
+        return round(sum(values) / max(1, len(values)), 4)
+
+    return {
+        "all": {"exact": mean([r[2] for r in plain]), "answers": len(plain)},
+        "kind": {k: mean([r[2] for r in results if r[0] == k]) for k in sorted({r[0] for r in results})},
+        "images": {str(n): mean([r[2] for r in plain if r[1] == n]) for n in sorted({r[1] for r in plain})},
+    }
