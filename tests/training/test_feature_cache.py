@@ -136,10 +136,10 @@ def test_a_sharded_encoder_is_refused(make_model, processor, tmp_path):
 
 
 def test_a_full_disk_ends_the_keeping_not_the_training(make_model, processor, tmp_path, monkeypatch, caplog):
-    def full(*_):
+    def full(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("visualchat.images.feature_store._write_whole", full)
+    monkeypatch.setattr("visualchat.images.feature_store.whole_file", full)
     told = dialogues()
     assert Run(make_model, processor, told, tmp_path).losses == Run(make_model, processor, told).losses
     assert caplog.text.count("features are no longer kept") == 1
