@@ -65,12 +65,13 @@ def test_a_document_names_what_exists(path):
 
 def test_what_does_not_exist_is_found():
     text = """
-`src/visualchat/nowhere.py`, `tests/test_images.py::test_nothing`, `tests/test_images.py::test_palette`, `test_no_such`,
+`src/visualchat/nowhere.py`, `tests/images/test_decode.py::test_nothing`, `tests/images/test_decode.py::test_palette`,
+`test_no_such`,
 `visualchat.nowhere`, `visualchat.attention.nothing`, `visualchat.attention.enable`, `conf/data`, `my/file.py`
 """
     assert missing(text) == [
         "src/visualchat/nowhere.py",
-        "tests/test_images.py::test_nothing",
+        "tests/images/test_decode.py::test_nothing",
         "test_no_such",
         "visualchat.nowhere",
         "visualchat.attention.nothing",
