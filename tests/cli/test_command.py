@@ -1,6 +1,7 @@
 """How the commands start: help and mistakes are answered before anything heavy is imported."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +60,19 @@ def test_a_misspelt_setting_is_found_before_anything_heavy_is_imported(tmp_path,
     assert mistake.partition("=")[0] in errors
     assert imported == []
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("chosen", [None, "active"])
+def test_threads_wait_without_spinning_unless_asked_to(tmp_path, chosen):
+    """What torch will find when the command imports it: `work` stands for a command's own module."""
+    (tmp_path / "work.py").write_text("import os\nrun = lambda config: print(os.environ['OMP_WAIT_POLICY'])\n")
+    code = (
+        "import sys; sys.path.insert(0, '.'); sys.argv = ['visualchat-work', f'hydra.run.dir={sys.argv[1]}']\n"
+        "from visualchat.cli.command import Command, start\n"
+        "start(Command('plan', 'work', ''))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if chosen is None else {"OMP_WAIT_POLICY": chosen}
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == (chosen or "passive"), done.stderr

@@ -30,6 +30,10 @@ from visualchat.cli.mistakes import describe, nearest, setting_like
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: with 1 it raises errors instead of printing them."""
 
+WAIT_POLICY = "OMP_WAIT_POLICY"
+"""OpenMP's environment variable. By default its threads burn their time while they wait for one another, so a process
+that shares its processors waits many times longer; read once, when torch is imported."""
+
 DEBUG = "debug=true"
 """What a person types for the whole trace of an error, as with `HYDRA_FULL_ERROR=1`."""
 
@@ -69,6 +73,7 @@ def start(command: Command) -> None:
     if "--help" in typed or "-h" in typed:
         print(command.help)
         return
+    os.environ.setdefault(WAIT_POLICY, "passive")  # also for processes that it starts
     settings = [item for item in typed if item != DEBUG]
     sys.argv[1:] = overrides(settings) if command.actions else settings
     whole_trace = DEBUG in typed or os.environ.get(FULL_ERROR) == "1"
