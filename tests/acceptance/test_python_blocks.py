@@ -38,7 +38,7 @@ def given(text: str, after_training: Path) -> dict[str, Any]:
     return {
         "folder": folder,
         "processor": VisualChatProcessor.from_pretrained(folder),
-        "pictures": pictures,
+        "images": pictures,
         "messages": [{"role": "user", "content": question}],
         "model": model,
         "input_ids": torch.arange(3, 15)[None],

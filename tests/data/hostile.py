@@ -1,6 +1,6 @@
-"""Hostile inputs and what becomes of each: the cases of `test_hostile.py`, from which docs/hostile-inputs.md is made.
+"""Hostile inputs and how each is handled: the cases of `test_hostile.py`, from which docs/hostile-inputs.md is made.
 
-python tests/data/hostile.py        writes the page anew
+python tests/data/hostile.py        writes the page again
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from hostile_rows import CORPORA, ROWS, TEXTS
 PAGE = Path(__file__).parents[2] / "docs" / "hostile-inputs.md"
 
 GROUPS: dict[str, Sequence[Case]] = {
-    "Pictures": PICTURES,
+    "Images": PICTURES,
     "Paths and addresses": PATHS,
     "Rows": ROWS,
     "Published corpora": CORPORA,
@@ -22,14 +22,14 @@ GROUPS: dict[str, Sequence[Case]] = {
 
 HEAD = """# Hostile inputs
 
-What becomes of damaged, odd and ill-meant data. This page is made from the tests (`tests/data/hostile.py`), and a test
-fails where it is not up to date.
+How damaged, odd and malicious data are handled. This page is generated from the tests (`tests/data/hostile.py`), and
+a test fails if it is out of date.
 
 - **Trains**: the dialogue is used, as the table says.
 - **Bad row**: it is not used. By default the run ends before its first step, or at the row's batch if only decoding
   shows the damage, with an error that names file, row and reason. With `on_error: skip` (sources) and `bad_rows: skip`
   (training) the row is left out and counted in the report.
-- **Unreadable file**: always an error; a corpus that is not there is no row to skip.
+- **Unreadable file**: always an error; a missing corpus is not a row that could be skipped.
 
 `visualchat-data check` finds all of them before training.
 """

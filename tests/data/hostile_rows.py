@@ -68,8 +68,8 @@ ROWS = (
         "no answer",
     ),
     Case("empty answer", "named", "bad row", talk(user("One?"), answer("")), "empty answer"),
-    Case("answer of blanks", "named", "bad row", talk(user("One?"), answer(" \n")), "empty answer"),
-    Case("picture without a question", "named", "bad row", talk(user(image("red.png")), answer()), "empty question"),
+    Case("answer of spaces", "named", "bad row", talk(user("One?"), answer(" \n")), "empty answer"),
+    Case("image without a question", "named", "bad row", talk(user(image("red.png")), answer()), "empty question"),
     Case("content that is a number", "named", "bad row", talk({"role": "user", "content": 7}, answer()), "wrong form"),
     Case("content that is null", "named", "bad row", talk({"role": "user", "content": None}, answer()), "wrong form"),
     Case(
@@ -80,34 +80,34 @@ ROWS = (
         "wrong form",
     ),
     Case(
-        "picture in an answer",
-        "only questions may hold pictures",
+        "image in an answer",
+        "only questions may hold images",
         "bad row",
         talk(user("Draw!"), answer([image("red.png")])),
         "only user messages may hold images",
     ),
     Case(
-        "picture in the system message",
-        "only questions may hold pictures",
+        "image in the system message",
+        "only questions may hold images",
         "bad row",
         talk({"role": "system", "content": [image("red.png")]}, user("One?"), answer()),
         "wrong form",
     ),
     Case(
-        "more placeholders than pictures",
+        "more placeholders than images",
         "named with both numbers",
         "bad row",
         talk({"role": "user", "content": "<image><image> Same?"}, answer(), images=["red.png"]),
         "placeholders and",
     ),
     Case(
-        "fewer placeholders than pictures",
+        "fewer placeholders than images",
         "named with both numbers",
         "bad row",
         talk({"role": "user", "content": "<image> Same?"}, answer(), images=["red.png"] * 2),
         "placeholders and",
     ),
-    Case("text with half of a surrogate pair", "is no text", "bad row", talk(user("\ud800?"), answer()), "wrong form"),
+    Case("text with half of a surrogate pair", "is not text", "bad row", talk(user("\ud800?"), answer()), "wrong form"),
     Case(
         "two rows of one id",
         "both train; the report counts them",
@@ -183,7 +183,7 @@ def one_image(dialogue: Dialogue, processor: Any, pictures: list[Image.Image]) -
 CORPORA = (
     Case(
         "LLaVA: `image` is a text, not a list",
-        "one picture, not one a letter",
+        "one image, not one per letter",
         "trains",
         llava(llava_row()),
         verify=one_image,
@@ -204,14 +204,14 @@ CORPORA = (
         "unknown image id",
     ),
     Case(
-        "MIMIC-IT: picture of broken base64",
+        "MIMIC-IT: image of broken base64",
         "named with its id",
         "bad row",
         mimic({"SD_IMG_00001_1": "@@@@"}, ONE),
         "SD_IMG_00001_1",
     ),
     Case(
-        "MIMIC-IT: base64 of no picture",
+        "MIMIC-IT: base64 that is not an image",
         "named",
         "bad row",
         mimic({"SD_IMG_00001_1": base64.b64encode(b"hello").decode()}, ONE),
@@ -253,14 +253,14 @@ CORPORA = (
         verify=one_image,
     ),
     Case(
-        "SparklesDialogue: more tags than pictures",
+        "SparklesDialogue: more tags than images",
         "named with both numbers",
         "bad row",
         sparkles(1, 2),
         "SparklesDialogueCC",
     ),
     Case(
-        "SparklesDialogue: fewer tags than pictures",
+        "SparklesDialogue: fewer tags than images",
         "named with both numbers",
         "bad row",
         sparkles(3, 2),
@@ -307,7 +307,7 @@ def cut_to_one(dialogue: Dialogue, processor: Any, pictures: list[Image.Image]) 
 
 TEXTS = (
     Case(
-        "`<image>` typed in a question without pictures",
+        "`<image>` typed in a question without images",
         "plain text, no slot opens",
         "trains",
         talk(user("What does <image> mean?"), answer()),
@@ -321,8 +321,8 @@ TEXTS = (
         verify=no_slot,
     ),
     Case(
-        "`<image>` typed beside a real picture's item",
-        "one slot, for the picture",
+        "`<image>` typed beside a real image's item",
+        "one slot, for the image",
         "trains",
         talk(user(image("red.png"), "What does <image> mean?"), answer()),
         verify=one_slot,
@@ -343,13 +343,13 @@ TEXTS = (
     ),
     Case(
         "zero bytes, emoji and text from right to left",
-        "kept to the letter",
+        "kept unchanged",
         "trains",
         talk(user("What?"), answer("a\0b 🦆 \u202e\u05e9\u05dc\u05d5\u05dd")),
         verify=kept_whole,
     ),
     Case(
-        "twenty pictures in one question",
+        "twenty images in one question",
         "twenty slots in order",
         "trains",
         talk(user(*[image("red.png")] * 20, "Same?"), answer()),
@@ -357,7 +357,7 @@ TEXTS = (
     ),
     Case(
         "dialogue over the length limit",
-        "cut at a turn's border with the pictures of the cut turns, and counted",
+        "cut at a turn's border with the images of the cut turns, and counted",
         "trains",
         talk(user("One?"), answer(), user(image("red.png"), "Two? " * 200), answer()),
         verify=cut_to_one,
