@@ -17,6 +17,7 @@ default_role = "code"  # docstrings put code between single backquotes
 autodoc_default_options = {"members": True, "special-members": "__call__"}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # fields of a dataclass are a list in its description
 
 html_theme = "furo"  # loads nothing from elsewhere
 html_title = project

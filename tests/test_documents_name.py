@@ -63,6 +63,14 @@ def test_a_document_names_what_exists(path):
     assert not missing(path.read_text(encoding="utf-8"))
 
 
+def test_the_api_reference_is_of_modules_that_exist():
+    pages = {path: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.rst")}
+    named = {name for text in pages.values() for name in re.findall(r"automodule:: (\S+)", text)}
+    assert {name for name in named if not module_exists(name)} == set()
+    packages = {path.parent.name for path in (ROOT / "src" / "visualchat").glob("*/__init__.py")}
+    assert {name.split(".")[1] for name in named} == packages - {"cli"}
+
+
 def test_what_does_not_exist_is_found():
     text = """
 `src/visualchat/nowhere.py`, `tests/images/test_decode.py::test_nothing`, `tests/images/test_decode.py::test_palette`,
