@@ -13,6 +13,7 @@ import lightning
 class Mischief(lightning.Callback):
     """Causes: kill, sigterm, ctrl_c (of the whole group), full disk (of one rank), nan (one rank's loss).
 
+    `validation`: SIGTERM, in the validation after that many steps.
     `silent 0` and `silent 1`: that rank is stopped, as by SIGSTOP from outside.
     """
 
@@ -35,6 +36,10 @@ class Mischief(lightning.Callback):
                 os.kill(os.getpid(), signal.SIGTERM)
             elif cause == "ctrl_c":
                 os.killpg(0, signal.SIGINT)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if self.cause(trainer) == "validation" and trainer.is_global_zero:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def cause(self, trainer):
         cause, _, step = os.environ.get("MISCHIEF", "none:-1").partition(":")

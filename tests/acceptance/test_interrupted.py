@@ -24,7 +24,7 @@ ONE = [
     "trainer.accelerator=cpu",
     "data.train.size=16",
     "data.validation.size=4",
-    "trainer.max_epochs=3",
+    "trainer.max_epochs=4",
     "trainer.log_every_n_steps=1",
     "callbacks.samples=null",
     "callbacks.parts_table=null",
@@ -33,11 +33,12 @@ ONE = [
     "evaluation=none",
     "save=light",
 ]
-STEPS = 12
+STEPS, STEPS_OF_AN_EPOCH = 16, 4
 LOWER = " optimizer.learning_rate=0.006 optimizer.embedding_learning_rate=0.001"
-CODES = {"kill": -9, "sigterm": 143, "ctrl_c": 130, "full disk": 1, "nan": 1}
+CODES = {"validation": 143, "kill": -9, "sigterm": 143, "ctrl_c": 130, "full disk": 1, "nan": 1}
 SAID = {
     "kill": "",
+    "validation": r"stopped by SIGTERM after step \d+\n",
     "sigterm": r"stopped by SIGTERM after step \d+\n",
     "ctrl_c": r"stopped by Ctrl-C after step \d+\n",
     "full disk": r"step \d+ could not be saved in .*: \[Errno 27\] File too large\n",
@@ -47,8 +48,8 @@ CAUSES = {
     "one": ("full disk", "ctrl_c"),
     "ddp": ("nan", "sigterm"),
     "zero2": ("full disk", "kill"),
-    "zero3": ("ctrl_c", "nan"),
-    "fsdp2": ("sigterm", "kill"),
+    "zero3": ("ctrl_c", "nan", "validation"),
+    "fsdp2": ("sigterm", "kill", "validation"),
 }
 WHOLE = os.environ.get("VISUALCHAT_MATRIX") == "whole"
 
@@ -76,6 +77,8 @@ def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
     at = 1
     for cause in causes:
         at += 2
+        if cause == "validation":  # at an epoch's end
+            at += -at % STEPS_OF_AN_EPOCH
         done = bash(mine, f"exec {typed}", PYTHONPATH=HERE, MISCHIEF=f"{cause}:{at}")
         assert done.code == CODES[cause], done
         assert "the run's folder: mine/" in done.out, done
@@ -83,6 +86,8 @@ def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
         saved = step_of(mine / "mine/checkpoints/last.ckpt")
         if cause in ("sigterm", "ctrl_c"):
             assert saved == at + 1, done
+        elif cause == "validation":
+            assert saved == at, done
         else:
             assert at - 2 <= saved <= at, done
         if cause == "kill":

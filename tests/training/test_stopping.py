@@ -1,5 +1,6 @@
 """A run ends at the first loss that is not finite, and after a signal; nothing that is not finite is ever saved."""
 
+import csv
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from visualchat.data.datamodule import VisualChatDataModule, outlive_signals
 from visualchat.training.callbacks.checkpoints import Checkpoints
 from visualchat.training.checkpoint_io import STATE, CheckpointFolders, manifest
+from visualchat.training.loggers import ContinuedCSVLogger
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 from visualchat.training.stopping import RunStopped, Signals
@@ -46,14 +48,25 @@ class Spoilt(VisualChatModule):
         return found
 
 
-def fit(make_model, processor, folder, callbacks=(), plugins=(), resume=None, trainer=None, optimizer=None, **spoilt):
+def fit(
+    make_model,
+    processor,
+    folder,
+    callbacks=(),
+    plugins=(),
+    resume=None,
+    trainer=None,
+    optimizer=None,
+    logger=False,
+    **spoilt,
+):
     module = Spoilt(partial(make_model), OptimizerSettings(**{"learning_rate": 2e-2, **(optimizer or {})}))
     for name, value in spoilt.items():
         setattr(module, name, value)
     run = lightning.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
-        logger=False,
+        logger=logger,
         callbacks=[*callbacks, Checkpoints(folder / "checkpoints", "validation/loss", "min", every_n_steps=2)],
         plugins=[CheckpointFolders(), *plugins],
         enable_progress_bar=False,
@@ -172,6 +185,53 @@ def test_a_signal_ends_the_run_after_the_step_at_hand(make_model, processor, tmp
     run = fit(make_model, processor, tmp_path, resume=tmp_path / "checkpoints" / "last.ckpt")
     assert run.global_step == 6
     assert signal.getsignal(number) == before
+
+
+class SendsInValidation(lightning.Callback):
+    """Sends this process a signal in a batch of validation, and notes the batches that are validated."""
+
+    def __init__(self, at=None, batch=0):
+        self.at, self.batch, self.seen = at, batch, []
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.seen.append((trainer.global_step, batch_idx))
+        if (trainer.global_step, batch_idx) == (self.at, self.batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def logged(folder):
+    """The rows of a run's log by step, without times."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return sorted(rows, key=lambda row: (int(row["step"]), *row))
+
+
+@pytest.mark.parametrize("at", [2, 3, 6])
+def test_a_signal_ends_a_validation_which_the_run_that_goes_on_does_again(make_model, processor, tmp_path, at):
+    """In the middle of an epoch, at its end and at the run's: the same logs and weights as of a run that was left."""
+    twice = {"val_check_interval": 1 if at == 2 else None, "log_every_n_steps": 1}
+
+    def run(name, callback, resume=None):
+        logger = ContinuedCSVLogger(tmp_path, name=name, version="")
+        return fit(make_model, processor, tmp_path / name, [callback], resume=resume, trainer=twice, logger=logger)
+
+    whole = SendsInValidation()
+    expected = run("whole", whole)
+    ended = SendsInValidation(at)
+    with pytest.raises(RunStopped, match=f"stopped by SIGTERM after step {at}$") as stopped:
+        run("mine", ended)
+    assert stopped.value.code == 143
+    assert ended.seen == [seen for seen in whole.seen if seen <= (at, 0)]
+    assert_saved(tmp_path / "mine", at)
+    again = SendsInValidation()
+    found = run("mine", again, tmp_path / "mine" / "checkpoints" / "last.ckpt")
+    assert again.seen == [seen for seen in whole.seen if seen[0] >= at]
+    assert found.global_step == expected.global_step
+    assert logged(tmp_path / "mine") == logged(tmp_path / "whole")
+    assert found.checkpoint_callback.best == expected.checkpoint_callback.best
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt" / STATE)["state_dict"] for name in ("mine", "whole")]
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=0, atol=0)
 
 
 def test_a_signal_waits_for_gradients_that_accumulate(make_model, processor, tmp_path):

@@ -85,9 +85,28 @@ class Checkpoints(Checkpoint):
             set_random_state(self._random[trainer.global_rank])
         # Lightning's count of logged steps is this one, but for what its loop is about to add where it goes on
         loop = trainer.fit_loop.epoch_loop
-        added = loop.restarting and not loop._should_accumulate() and not loop.restarted_on_last
+        validates = loop.val_loop.restarted_mid_evaluation
+        added = loop.restarting and not loop._should_accumulate() and (validates or not loop.restarted_on_last)
         loop._batches_that_stepped = trainer.global_step - added
         forget_from(trainer.loggers, trainer.global_step)
+
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """End the run if a signal asked for that: the run that goes on validates from the first batch on.
+
+        Between two optimizer steps, where gradients are partly accumulated, nothing can be saved; there a signal waits.
+        """
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        if signal := self._asked_to_stop(trainer):
+            self._save_what_is_due(trainer, last=trainer.global_step > self._saved_at)
+            raise _stopped(trainer, signal)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note whether this is the best so far; it is saved when the step is over."""
@@ -132,7 +151,15 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """An epoch that `max_steps` cut short is not over: a run that is given more steps goes on in it."""
+        """An epoch that `max_steps` cut short is not over: a run that is given more steps goes on in it.
+
+        Nor is a validation that a signal ends: Lightning is told of a stop in its first batch, and does all of it anew.
+        """
+        if trainer.validating:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for count in ("total", "current"):
+                progress[count] |= dict.fromkeys(progress[count], 0)
+            progress["total"] |= {"ready": 1, "started": 1}
         if epoch_is_cut(trainer):
             for name in ("processed", "completed"):  # Lightning has counted it
                 checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"][name] -= 1
