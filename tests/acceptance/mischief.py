@@ -6,6 +6,7 @@ It does so only where the environment says `MISCHIEF=cause:step`, so the command
 import os
 import resource
 import signal
+import time
 
 import lightning
 
@@ -14,8 +15,21 @@ class Mischief(lightning.Callback):
     """Causes: kill, sigterm, ctrl_c (of the whole group), full disk (of one rank), nan (one rank's loss).
 
     `validation`: SIGTERM, in the validation after that many steps.
+    `slow`: the second rank takes long to start, the first to build models when training is over.
     `silent 0` and `silent 1`: that rank is stopped, as by SIGSTOP from outside.
     """
+
+    def setup(self, trainer, pl_module, stage):
+        if os.environ.get("MISCHIEF", "").startswith("slow:"):
+            seconds = float(os.environ["MISCHIEF"].removeprefix("slow:"))
+            if trainer.global_rank:
+                time.sleep(seconds)
+
+    def teardown(self, trainer, pl_module, stage):
+        if os.environ.get("MISCHIEF", "").startswith("slow:") and trainer.is_global_zero:
+            assemble = pl_module.assemble
+            seconds = float(os.environ["MISCHIEF"].removeprefix("slow:"))
+            pl_module.assemble = lambda: (time.sleep(seconds), assemble())[1]
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if self.cause(trainer) == "nan" and trainer.global_rank == trainer.world_size - 1:

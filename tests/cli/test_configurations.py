@@ -146,7 +146,7 @@ def test_every_argument_of_the_trainer_can_be_set():
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme"])
 def test_every_plain_setting_of_a_strategy_can_be_set(name):
     """What YAML can say and the strategy reads; DeepSpeed's own settings are in its `zero_optimization`."""
-    config = composed("train", f"trainer/strategy={name}", "rank_timeout=7").trainer.strategy
+    config = composed("train", f"trainer/strategy={name}", "trainer.strategy.timeout.seconds=7").trainer.strategy
     shared = {"process_group_backend", "timeout"}
     scaling = {"loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"}
     of_ddp = {"start_method", "find_unused_parameters", "static_graph", "gradient_as_bucket_view", "bucket_cap_mb"}

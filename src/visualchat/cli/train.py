@@ -97,6 +97,8 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     metrics |= {
         name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
     }
+    if trainer.world_size > 1 and config.evaluation.dialogues:
+        console.print(f"the first of {trainer.world_size} processes evaluates, the others are done", **PLAIN)
     metrics |= _evaluate(config, module, data, run)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     record_results(metrics, trainer.loggers, trainer.global_step)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from visualchat.training.strategies.silent_ranks import RankTimeout, ending_silence, patience
 from visualchat.training.stopping import RunStopped
-from visualchat.training.strategies.silent_ranks import ending_silence, patience
 
 # what gloo says of a receive, torch's store of a start, gloo of a process that died
 SILENT = ["Timed out waiting 5000ms for recv operation", "Timed out after 6 seconds", "Connection closed by peer"]
@@ -59,5 +59,7 @@ def test_other_errors_stay_what_they_are(stopped):
 
 @pytest.mark.parametrize("seconds", [0, -3])
 def test_a_timeout_is_greater_than_nothing(seconds):
-    with pytest.raises(ValueError, match=f"rank_timeout={seconds}, expected seconds greater than 0"):
+    with pytest.raises(ValueError, match=f"a timeout of {seconds} seconds: expected more than 0"):
         patience(seconds)
+    with pytest.raises(ValueError, match=f"rank_timeout={seconds}, expected seconds greater than 0"):
+        RankTimeout(seconds)

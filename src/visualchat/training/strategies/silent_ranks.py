@@ -10,6 +10,7 @@ from datetime import timedelta
 
 import lightning
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch.distributed import distributed_c10d
 
 from visualchat.training.stopping import RankSilent
 
@@ -18,14 +19,39 @@ _SILENCE = re.compile(r"timed out|connection (closed|reset|refused) by peer|wait
 
 
 def patience(seconds: float) -> timedelta:
-    """How long processes wait for each other; the target of `timeout` in conf/trainer/strategy.
+    """How long processes wait for each other until training starts; the target of `timeout` in conf/trainer/strategy.
 
     Raises:
         ValueError: Nobody can wait so long.
     """
     if seconds <= 0:
-        raise ValueError(f"rank_timeout={seconds}, expected seconds greater than 0")
+        raise ValueError(f"a timeout of {seconds} seconds: expected more than 0")
     return timedelta(seconds=seconds)
+
+
+class RankTimeout(lightning.Callback):
+    """How long processes that train wait for each other.
+
+    Until then the strategy's own timeout holds: reading data and models takes one process longer than another.
+
+    Args:
+        seconds: That long.
+
+    Raises:
+        ValueError: Nobody can wait so long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if seconds <= 0:
+            raise ValueError(f"rank_timeout={seconds}, expected seconds greater than 0")
+        self.timeout = timedelta(seconds=seconds)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """From here on, once all are here: a slower one is still at its start."""
+        if trainer.world_size > 1:
+            trainer.strategy.barrier()
+            for group in distributed_c10d._world.pg_map:
+                distributed_c10d._set_pg_timeout(self.timeout, group)
 
 
 @contextmanager
@@ -48,7 +74,8 @@ def ending_silence(trainer: lightning.Trainer) -> Iterator[None]:
         if trainer.world_size > 1 and _SILENCE.search(str(error)):
             message = (
                 f"rank {trainer.global_rank} waited in vain for another of the {trainer.world_size} processes: it was "
-                "stopped, is dead, or was busy for longer than rank_timeout"
+                "stopped, is dead, or was busy for longer than rank_timeout (until training starts, "
+                "trainer.strategy.timeout.seconds)"
             )
             if not trainer.is_global_zero:  # the first rank may be the silent one
                 print(message, file=sys.stderr, flush=True)
