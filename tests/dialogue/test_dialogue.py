@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from visualchat.dialogue import Caption, Dialogue, Turn
+from visualchat.template import Template, TextSegment, render
 
 CAT, DOG = Path("cat.png"), b"encoded dog"
 
@@ -73,4 +74,15 @@ def test_answered_dialogues_pass_as_they_are():
 def test_without_images_keeps_all_but_images_and_captions():
     turns = (Turn((CAT, "a", DOG, Caption("c"), "d"), "e", "kind"), Turn.ask("f", [CAT], "g"))
     blind = Dialogue(turns, "row 7", "system").without_images()
-    assert blind == Dialogue((Turn(("a", "d"), "e", "kind"), Turn(("f",), "g")), "row 7", "system")
+    assert blind == Dialogue((Turn(("a", "d"), "e", "kind"), Turn(("f",), "g")), "row 7", "system", blind=True)
+
+
+def test_without_images_keeps_the_turn_of_an_image_alone():
+    """Its answer is compared with that of the model that sees; a turn that never held anything is refused as ever."""
+    blind = Dialogue((Turn((CAT,), "a cat"), Turn(("And?", DOG), "a dog"))).without_images()
+    assert [turn.content for turn in blind.turns] == [("",), ("And?",)]
+    for template in (Template(), Template(strip=True)):
+        texts = [segment.text for segment in render(blind, "Look.", template) if isinstance(segment, TextSegment)]
+        assert "".join(texts) == "Look.\n\n\n\n### Answer:\na cat### Question:\nAnd?\n\n### Answer:\na dog"
+    with pytest.raises(ValueError, match="turn 1 has no question"):
+        Dialogue((Turn(("",), "a cat"),))

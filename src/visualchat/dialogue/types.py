@@ -60,6 +60,7 @@ class Dialogue:
         turns: The rounds, oldest first.
         id: Names the dialogue in error messages and reports.
         system: What stands before the first turn; None for the processor's default.
+        blind: Whether its images were left out; a turn may then hold nothing.
 
     Raises:
         ValueError: There is no turn, a turn holds neither question nor image, or a turn before the last has no answer.
@@ -68,12 +69,13 @@ class Dialogue:
     turns: tuple[Turn, ...]
     id: str = "dialogue"
     system: str | None = None
+    blind: bool = False
 
     def __post_init__(self) -> None:
         if not self.turns:
             raise ValueError(f"{self.id}: a dialogue needs at least one turn, found none")
         for number, turn in enumerate(self.turns, start=1):
-            if not turn.question.strip() and not turn.images:
+            if not self.blind and not turn.question.strip() and not turn.images:
                 raise ValueError(f"{self.id}: turn {number} has no question, found {turn.question!r}")
             if turn.answer is None and number < len(self.turns):
                 raise ValueError(
@@ -99,6 +101,10 @@ class Dialogue:
         return self
 
     def without_images(self) -> Dialogue:
-        """The same rounds with every image and caption left out: what a blind model gets."""
-        turns = (replace(turn, content=tuple(c for c in turn.content if isinstance(c, str))) for turn in self.turns)
-        return replace(self, turns=tuple(turns))
+        """The same rounds with every image and caption left out: what a blind model gets.
+
+        A turn of images alone asks nothing then, and stays, so that the same answers are compared.
+        """
+        words = (tuple(c for c in turn.content if isinstance(c, str)) or ("",) for turn in self.turns)
+        turns = tuple(replace(turn, content=content) for turn, content in zip(self.turns, words, strict=True))
+        return replace(self, turns=turns, blind=True)
