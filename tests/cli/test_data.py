@@ -251,3 +251,15 @@ def test_the_exit_code_tells(tmp_path):
     done = run(tmp_path, "chekc")
     assert done.returncode == 2
     assert "did you mean check?\nexpected one of check, stats, show, convert, prepare" in done.stderr
+
+
+def test_bad_rows_are_named_also_where_too_few_are_sound(tmp_path):
+    """The reason why nothing can be split is not the whole story."""
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    (tmp_path / "mine.csv").write_text("image,question,answer\nred.png,What?,Red.\ngone.png,What?,Red.\n")
+    table = ["data=own", "data/source=table", "source.root=.", "source.files=mine.csv"]
+    done = run(tmp_path, "check", *table)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "table, mine.csv, line 3: missing image file" in done.stdout
+    assert " ".join(done.stdout.split()).count("table 2 1 0 1 1") == 1
+    assert "validation holds no dialogue: the source has 1, split by data.validation=0.1" in done.stderr

@@ -30,7 +30,7 @@ from visualchat.data.inspection.shards import write_shards
 from visualchat.data.inspection.show import page, pieces
 from visualchat.data.inspection.survey import Finding, quantiles, survey, totals
 from visualchat.data.progress import watched
-from visualchat.data.sources import Report, Source
+from visualchat.data.sources import Report, RowError, Source
 from visualchat.data.sources.rows import printable
 from visualchat.dialogue import Dialogue
 from visualchat.images.decode import decode_image
@@ -57,14 +57,21 @@ def load(config: DictConfig, default: Sequence[str] = PARTS) -> Data:
     """The data sets of `config.part`, or of `default`.
 
     Raises:
-        ValueError: There is no part of that name.
+        ValueError: There is no part of that name, or too few rows are sound; the bad ones are printed first.
     """
     if config.part is not None and config.part not in PARTS:
         raise ValueError(f"unknown part={config.part}, expected one of {', '.join(PARTS)}")
     names = default if config.part is None else (config.part,)
     blend = blend_of(config.data)
     if blend is not None:
-        return Data({name: getattr(blend, name) for name in names}, dict(blend.sources))
+        try:
+            return Data({name: getattr(blend, name) for name in names}, dict(blend.sources))
+        except ValueError:
+            rows = Check({}, blend.sources)
+            if errors := rows.errors():
+                _print_rows(rows.reports())
+                _print_errors(errors)
+            raise
     parts = {name: instantiate(config.data[name]) for name in names}
     return Data(parts, {name: part for name, part in parts.items() if isinstance(part, Source)})
 
@@ -99,8 +106,7 @@ def check(config: DictConfig, run: Path) -> int:
         console.print(_totals_table(name, findings))
     _print_rows(found.reports())
     errors = found.errors()
-    for error in errors:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+    _print_errors(errors)
     empty = found.empty() if found.complete else []
     for name in empty:
         console.print(f"{name} holds no sound dialogue", style="red")
@@ -142,6 +148,12 @@ def _print_rows(reports: Mapping[str, Report]) -> None:
     for report in reports.values():
         for reason in reasons(report):
             console.print(f"  {printable(report.source)}, {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_errors(errors: Sequence[RowError]) -> None:
+    """Each bad row on a line."""
+    for error in errors:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def stats(config: DictConfig, run: Path) -> None:
