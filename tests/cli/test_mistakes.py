@@ -1,6 +1,7 @@
 """Mistakes in what was typed: one to three lines, what to type instead, exit code 2, and nothing left behind."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from visualchat.cli import main
 from visualchat.cli.config import CONF, setting
 from visualchat.cli.mistakes import COMMON, PACKAGE, _settings_of, as_settings, describe, shortened
-from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.tiny import backbone
 
 LORA = ["model/trainable=lora_language"]
@@ -136,6 +137,22 @@ def test_another_attention_than_that_to_start_from_is_named_as_it_is_typed(comma
         "visualchat-train: init=numbered does not fit this configuration: it has attention=numbered, configured is "
         "attention=mmca\n"
     )
+    assert code == 2
+
+
+@pytest.mark.parametrize("name", ["chat", "evaluate"])
+@pytest.mark.parametrize(
+    ("file", "size"), [("model.safetensors", 1_000_000), ("model.safetensors", 9), ("tokenizer.json", 5000)]
+)
+def test_a_file_of_a_saved_model_that_was_cut_short_is_named(command, tmp_path, capsys, name, file, size):
+    """As a full disk or a copy that was stopped leaves it."""
+    parts = backbone("vision"), backbone("language_mixed")
+    VisualChatForConditionalGeneration.from_backbones(*parts, image_seq_length=16).save_pretrained(tmp_path / "whole")
+    VisualChatProcessor.from_backbones(*parts, image_seq_length=16).save_pretrained(tmp_path / "whole")
+    os.truncate(tmp_path / "whole" / file, size)
+    capsys.readouterr()
+    code, said = command(name, "folder=whole")
+    assert re.fullmatch(rf"visualchat-{name}: whole/{file} is damaged: .*; put a sound copy in its place\n", said)
     assert code == 2
 
 

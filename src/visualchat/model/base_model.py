@@ -23,6 +23,7 @@ from visualchat.attention import Modality, add_cross_attention
 from visualchat.model.attention_choice import OWN, by_part, check_attention, initial_attention
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.cross_images import hold, outside_sequence, unseen_image
+from visualchat.model.damage import naming_damage
 from visualchat.model.generation import held_ids, hold_ids
 from visualchat.model.image_numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
@@ -56,6 +57,16 @@ class VisualChatModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (transformers' own form)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **keywords: Any) -> Any:
+        """transformers' own.
+
+        Raises:
+            ValueError: A file is damaged; it is named.
+        """
+        with naming_damage(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *arguments, **keywords)
 
     def __init__(self, config: VisualChatConfig) -> None:
         """Build with random weights; see `from_pretrained` and `from_backbones` for real ones."""

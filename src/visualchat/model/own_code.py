@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from visualchat.model.damage import naming_damage
+
 
 def load_without_code(load: Callable[..., Any], path: str | Path, **keywords: Any) -> Any:
     """What a `from_pretrained` of transformers makes of a path, with transformers' own classes only.
 
     Raises:
-        ValueError: The path can only be loaded by code that it brings (`auto_map`).
+        ValueError: The path can only be loaded by code that it brings (`auto_map`), or a file of it is damaged.
     """
     try:
-        return load(path, **{"trust_remote_code": False, **keywords})
+        with naming_damage(path):
+            return load(path, **{"trust_remote_code": False, **keywords})
     except ValueError as error:
         if "contains custom code" not in str(error) and "references custom code" not in str(error):
             raise
