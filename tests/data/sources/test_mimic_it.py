@@ -166,10 +166,20 @@ def test_a_damaged_row_is_rejected_and_its_relatives_stay(corpus, case):
         len(MimicIt(corpus.root, "SD"))
 
 
-@pytest.mark.parametrize("id", ["CGD_IMG_", "CGD_IMG_12a", "CGD_IMG_../12", "CGD_IMG_²"])
+@pytest.mark.parametrize("id", ["CGD_IMG_", "CGD_IMG_12a", "CGD_IMG_../12", "CGD_IMG_²", f"CGD_IMG_{7:05000}"])
 def test_an_id_without_a_number_is_no_coco_image(corpus, id):
     with pytest.raises(ValueError, match="unknown image id"):
         coco_number(id)
+
+
+def test_an_id_of_thousands_of_digits_is_one_bad_row(corpus):
+    """Python refuses to read such a number at all; the file's name is not even tried."""
+    corpus.jpeg("coco/train2017/000000000001.jpg", 20)
+    rows = {"good": ins("1", "1", ["CGD_IMG_000000000001"]), "bad": ins("2", "2", [f"CGD_IMG_{'7' * 5000}"])}
+    files(corpus, "CGD", rows, {})
+    source = MimicIt(corpus.root, "CGD", coco_folder="coco/train2017", on_error="skip")
+    assert source.report() == Report("otter_mimicit_cgd", 2, 1, 1, rejected={"unknown image id": 1})
+    assert len(str(source.errors[0])) < 200
 
 
 def test_duplicate_ids_are_counted_not_lost(corpus):
