@@ -118,16 +118,16 @@ def check(config: DictConfig, run: Path) -> int:
 
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:
-    """A table whose names are never cut, also in a log of 80 columns."""
+    """A table whose names break over lines where they must, and whose numbers never do, also in a log of 80 columns."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def _totals_table(title: str, findings: Sequence[Finding]) -> Table:
-    columns = ("dialogues", "turns", "images", "tokens", "answer tokens", "cut", "bad", "sound rows lost")
+    columns = ("dialogues", "turns", "images", "tokens", "answer\ntokens", "cut", "bad", "sound\nrows\nlost")
     table = _table(title, "source", columns)
     for name, sum in totals(findings).items():
         values = (sum.rows, sum.turns, sum.images, sum.tokens, sum.answer_tokens, sum.cut, sum.bad, sum.sound_rows)

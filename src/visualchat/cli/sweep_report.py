@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 SHOWN = {
     "exact_match/all": "all",
@@ -72,7 +72,9 @@ def sweep_table(runs: Sequence[Run]) -> Table:
     names = varied(runs)
     shown = {metric: head for metric, head in SHOWN.items() if any(metric in run.metrics for run in runs)}
     shown = shown or {"exact_match/all": "all"}  # no run finished: a column for how they ended
-    table = Table(*(name.rpartition(".")[2] for name in names), *shown.values(), title="sweep (exact match in %)")
+    settings = [Column(name.rpartition(".")[2], overflow="fold") for name in names]
+    figures = [Column(head, no_wrap=True) for head in shown.values()]
+    table = Table(*settings, *figures, title="sweep (exact match in %)")
     for run in runs:
         cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in shown]
         if run.state != "finished":
