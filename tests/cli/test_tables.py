@@ -9,12 +9,12 @@ from rich.console import Console
 from visualchat.cli import data
 from visualchat.cli.config import CONF
 from visualchat.cli.plan import make_plan, show
-from visualchat.cli.sweep import Run, sweep_table
+from visualchat.cli.sweep_report import Run, sweep_table
+from visualchat.data.inspection.survey import Finding
 from visualchat.data.sources.rows import Report
-from visualchat.data.survey import Finding
 from visualchat.evaluation.report import metrics_table
 from visualchat.model.trainable import Part
-from visualchat.training.parts_table import parts_table
+from visualchat.training.callbacks.parts_table import parts_table
 
 SOURCES = ("llava_dial", "otter_mimicit_cgd", "sparkles_dialogue_cc", "coco_caption_joined")
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from visualchat.data import datamodule, progress
-from visualchat.data.collate import Collator
+from visualchat.data.batching.collate import Collator
 from visualchat.data.datamodule import token_lengths
 from visualchat.data.sources import Llava, base
 from visualchat.dialogue import Dialogue, Turn

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from visualchat.dialogue import Caption, Dialogue, Turn
-from visualchat.template import Template, TextSegment, render
+from visualchat.dialogue.template import Template, TextSegment, render
 
 CAT, DOG = Path("cat.png"), b"encoded dog"
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from visualchat.training.strategies.silent_ranks import RankTimeout, ending_silence, patience
 from visualchat.training.stopping import RunStopped
+from visualchat.training.strategies.silent_ranks import RankTimeout, ending_silence, patience
 
 # what gloo says of a receive, torch's store of a start, gloo of a process that died
 SILENT = ["Timed out waiting 5000ms for recv operation", "Timed out after 6 seconds", "Connection closed by peer"]
