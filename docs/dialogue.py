@@ -16,8 +16,8 @@ from xml.sax.saxutils import escape
 from PIL import Image
 
 from visualchat.chat.session import ChatSession
-from visualchat.cli.saved import load_model, saved_model
 from visualchat.model import VisualChatProcessor
+from visualchat.model.saved import load_model, saved_model
 from visualchat.tiny.dialogues import Sketch, sketch_dialogue
 from visualchat.tiny.scenes import draw
 

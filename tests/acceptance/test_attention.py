@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from visualchat.chat.session import ChatSession
 from visualchat.cli.config import CONF
-from visualchat.cli.saved import load_model
 from visualchat.model import VisualChatProcessor
+from visualchat.model.saved import load_model
 from visualchat.tiny.scenes import draw, random_scene
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 ENTRIES = {
     "chat": ["visualchat.chat.session.ChatSession.ask"],
     "attention": ["visualchat.attention.multimodal_attention", "visualchat.attention.AttentionKind"],
-    "model": ["visualchat.model.prompt_calls.PromptCalls.__call__", "visualchat.model.light.load_light"],
+    "model": ["visualchat.model.processing_prompts.ProcessingPrompts.__call__", "visualchat.model.light.load_light"],
 }
 """Some names that the reference has, by page."""
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from transformers.utils import logging
 
 from visualchat.cli.config import CONF, attention_setting, quieten
-from visualchat.cli.saved import saved_model
+from visualchat.model.saved import saved_model
 
 
 def save_model(folder, minute):

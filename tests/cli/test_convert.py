@@ -7,8 +7,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from visualchat.cli.main import convert
-from visualchat.cli.saved import load_model
 from visualchat.model import VisualChatProcessor
+from visualchat.model.saved import load_model
 
 
 @pytest.fixture

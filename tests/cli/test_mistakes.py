@@ -181,7 +181,7 @@ def test_a_fault_of_the_program_keeps_its_trace(command, monkeypatch):
     def fault(*_, **__):
         torch.zeros(2).view(-1, -1, 3)
 
-    monkeypatch.setattr("visualchat.cli.saved.saved_model", fault)
+    monkeypatch.setattr("visualchat.model.saved.saved_model", fault)
     monkeypatch.setattr("visualchat.cli.evaluate.saved_model", fault)
     code, said = command("evaluate")
     assert said.startswith("Traceback")

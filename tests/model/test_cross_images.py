@@ -8,8 +8,7 @@ from visualchat.attention import GatedCrossAttention, Modality
 from visualchat.chat.session import ChatSession
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.model.fingerprint import trainable_state
-from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.model.trainable import Trainable, set_trainable, trainable_state
 
 
 def gates(model):

@@ -12,9 +12,9 @@ from visualchat.dialogue import Caption, Dialogue, Turn
 from visualchat.dialogue.image_references import insert_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.convert_published import from_published, to_published
-from visualchat.model.fingerprint import trainable_state
 from visualchat.model.light import load_light, save_light
-from visualchat.model.trainable import Trainable, parts, set_trainable
+from visualchat.model.parameters import Part, part_sizes
+from visualchat.model.trainable import Trainable, set_trainable, trainable_state
 from visualchat.training.optim import OptimizerSettings, build_optimizer
 
 RED, BLUE = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
@@ -119,7 +119,7 @@ def test_they_train_with_the_projector_at_its_rate(numbered, processor):
     model = numbered()
     set_trainable(model)
     assert "image_numbers.weight" in trainable_state(model)
-    assert "image numbers" in {part.name for part in parts(model) if part.trainable == 64 * 32}
+    assert Part.IMAGE_NUMBERS in {size.part for size in part_sizes(model) if size.trainable == 64 * 32}
     optimizer = build_optimizer(OptimizerSettings(learning_rate=0.5, embedding_learning_rate=0.1), model)
     (group,) = (g for g in optimizer.param_groups if any(p is model.image_numbers.weight for p in g["params"]))
     assert (group["name"], group["lr"]) == ("new", 0.5)

@@ -13,9 +13,10 @@ from PIL import Image
 from visualchat.cli.config import CONF
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.model.fingerprint import base_fingerprint, trainable_state
+from visualchat.model.fingerprint import base_fingerprint
 from visualchat.model.language import load_language_model
-from visualchat.model.trainable import Trainable, merge_adapters, parts, set_trainable
+from visualchat.model.parameters import Part, part_sizes
+from visualchat.model.trainable import Trainable, merge_adapters, set_trainable, trainable_state
 from visualchat.tiny import backbone
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -51,6 +52,28 @@ def step(model, batch, rate=0.1):
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
+
+
+def test_only_projector_and_embedding_move(model, processor):
+    set_trainable(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    dialogue = Dialogue((Turn.ask("Colour?", [Image.new("RGB", (16, 16), "red")], "red"),))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()(**processor.batch([dialogue])).loss.backward()
+    optimizer.step()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {
+        "language_model.model.embed_tokens.weight",
+        "multi_modal_projector.weight",
+        "multi_modal_projector.bias",
+    }
+    assert moved == set(trainable_state(model))
+
+
+def test_tied_weights_are_refused(model):
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    with pytest.raises(ValueError, match="token embedding and language head are tied"):
+        set_trainable(model)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -136,10 +159,10 @@ def test_a_quantized_base_trains_its_adapters(bits, stored):
     losses = [step(model, batch, rate=0.02) for _ in range(8)]
     assert losses[-1] < 0.9 * losses[0]
     assert base_fingerprint(model) == fingerprint
-    counted = {part.name: part for part in parts(model)}
-    exactly = {part.name: part for part in parts(plain)}
-    assert stored in counted["language model"].dtypes
-    assert counted["language model"].parameters == exactly["language model"].parameters
+    counted = {size.part: size for size in part_sizes(model)}
+    exactly = {size.part: size for size in part_sizes(plain)}
+    assert stored in counted[Part.LANGUAGE].dtypes
+    assert counted[Part.LANGUAGE].parameters == exactly[Part.LANGUAGE].parameters
 
 
 def test_four_bits_give_the_same_on_every_cpu(monkeypatch):
@@ -173,17 +196,17 @@ def test_four_bits_give_the_same_on_every_cpu(monkeypatch):
 
 def test_the_table_of_parts(model):
     set_trainable(model, Trainable(language="lora", lora_rank=2))
-    found = {part.name: (part.parameters, part.trainable) for part in parts(model)}
+    sizes = {size.part: (size.parameters, size.trainable) for size in part_sizes(model)}
     adapters = sum(p.numel() for n, p in model.named_parameters() if "lora" in n)
     projector = sum(p.numel() for p in model.multi_modal_projector.parameters())
     embedding, head = model.get_input_embeddings().weight.numel(), model.get_output_embeddings().weight.numel()
     vision = sum(p.numel() for p in model.vision_tower.parameters())
-    assert found["adapters"] == (adapters, adapters)
-    assert found["projector"] == (projector, projector)
-    assert found["token embedding"] == (embedding, embedding)
-    assert found["language head"] == (head, 0)
-    assert found["vision encoder"] == (vision, 0)
-    assert sum(n for n, _ in found.values()) == sum(p.numel() for p in model.parameters())
+    assert sizes[Part.ADAPTERS] == (adapters, adapters)
+    assert sizes[Part.PROJECTOR] == (projector, projector)
+    assert sizes[Part.EMBEDDING] == (embedding, embedding)
+    assert sizes[Part.HEAD] == (head, 0)
+    assert sizes[Part.VISION] == (vision, 0)
+    assert sum(n for n, _ in sizes.values()) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from peers import mixin, skip
 from visualchat.model import VisualChatProcessor
 
-VIDEO = "it gives the processor a video, which is refused, as test_prompt_calls.py tests"
+VIDEO = "it gives the processor a video, which is refused, as test_processing_prompts.py tests"
 
 
 @skip(

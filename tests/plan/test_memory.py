@@ -7,6 +7,7 @@ import torch
 from small import build
 
 from visualchat.model.loss import CHUNK
+from visualchat.model.parameters import Part
 from visualchat.plan.memory import STRATEGIES, Step, activations, estimate, kept_activations, logits, weight_bytes
 from visualchat.plan.shapes import sizes_of
 from visualchat.training.optim import OptimizerSettings, build_optimizer
@@ -113,6 +114,6 @@ def test_what_leaves_the_gpu_arrives_elsewhere(name, place):
 
 def test_a_quantised_base():
     sizes = sizes_of(build(torch.bfloat16))
-    layers = next(part for part in sizes.parts if part.name == "language model")
+    layers = next(size for size in sizes.parts if size.part is Part.LANGUAGE)
     assert weight_bytes(sizes, None) - weight_bytes(sizes, 8) == layers.parameters
     assert weight_bytes(sizes, 8) - weight_bytes(sizes, 4) == layers.parameters * 3.5 / 8

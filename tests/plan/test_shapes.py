@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from visualchat.model.trainable import parts, set_trainable
+from visualchat.model.parameters import Part, part_sizes
+from visualchat.model.trainable import set_trainable
 from visualchat.plan.shapes import backbone_config, meta_model, sizes_of
 
 FIELDS = {"image_seq_length": 4, "vision_feature_select_strategy": "default"}
@@ -30,12 +31,11 @@ def test_a_planned_model_is_the_real_one_without_weights(planned, make_model):
 
 
 def test_parts_add_up_to_the_model(planned):
-    found = parts(planned)
-    names = {"vision encoder", "projector", "token embedding", "language model", "language head"}
-    assert {part.name for part in found} == names
-    assert sum(part.parameters for part in found) == sum(p.numel() for p in planned.parameters())
-    assert sum(part.bytes for part in found) == sum(p.nbytes for p in planned.parameters())
-    assert sum(part.trainable for part in found) == sum(p.numel() for p in planned.parameters() if p.requires_grad)
+    sizes = part_sizes(planned)
+    assert {size.part for size in sizes} == {Part.VISION, Part.PROJECTOR, Part.EMBEDDING, Part.LANGUAGE, Part.HEAD}
+    assert sum(size.parameters for size in sizes) == sum(p.numel() for p in planned.parameters())
+    assert sum(size.bytes for size in sizes) == sum(p.nbytes for p in planned.parameters())
+    assert sum(size.trainable for size in sizes) == sum(p.numel() for p in planned.parameters() if p.requires_grad)
 
 
 def test_values_and_folder_give_the_same_model(planned, backbones):

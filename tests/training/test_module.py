@@ -9,7 +9,7 @@ from PIL import Image
 
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.model.fingerprint import trainable_state
+from visualchat.model.trainable import trainable_state
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings, optimizer_steps
 

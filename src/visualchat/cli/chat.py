@@ -23,10 +23,10 @@ from visualchat.chat.session import ChatSession
 from visualchat.cli.config import PLAIN, quieten
 from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
-from visualchat.cli.saved import load_model, saved_model
 from visualchat.dialogue import Turn
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
+from visualchat.model.saved import load_model, saved_model
 from visualchat.tiny.scenes import draw, random_scene
 
 HELP = """Type a question, or:

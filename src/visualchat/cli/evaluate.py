@@ -14,9 +14,9 @@ from rich.console import Console
 
 from visualchat.cli.config import quieten, setting
 from visualchat.cli.main import evaluate as main
-from visualchat.cli.saved import load_model, saved_model
 from visualchat.cli.scoring import dialogues_to_score, score
 from visualchat.model import VisualChatProcessor
+from visualchat.model.saved import load_model, saved_model
 
 console = Console()
 

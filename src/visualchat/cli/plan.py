@@ -234,7 +234,7 @@ def parameters_table(sizes: Sizes, bits: int | None) -> Table:
         column.justify = "right"
     for part in held_parts(sizes, bits):
         trained = f"{part.trainable:,}" if part.trainable else "-"
-        table.add_row(part.name, f"{part.parameters:,}", trained, ", ".join(part.dtypes), gib(part.bytes))
+        table.add_row(part.part, f"{part.parameters:,}", trained, ", ".join(part.dtypes), gib(part.bytes))
     table.add_section()
     table.add_row("all", f"{sizes.parameters:,}", f"{sizes.trained:,}", "", gib(weight_bytes(sizes, bits)))
     return table

@@ -25,9 +25,9 @@ from visualchat.cli.sweep_jobs import needs_own_processes, run_job
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.evaluation.report import draw_curves
 from visualchat.model import VisualChatProcessor
-from visualchat.model.initialize import start_from, whole_base
 from visualchat.model.light import save_light
 from visualchat.model.trainable import merge_adapters
+from visualchat.model.warm_start import start_from, whole_base
 from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.module import VisualChatModule
 from visualchat.training.resume import find_checkpoint, require_same_model, settings_of

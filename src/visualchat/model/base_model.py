@@ -20,14 +20,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from visualchat.attention import Modality, add_cross_attention
-from visualchat.model.attention_choice import OWN, by_part, check_attention, initial_attention
+from visualchat.model.attn_implementation import OWN, by_part, check_attention, initial_attention
+from visualchat.model.auto_map import write_auto_map
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.cross_images import hold, outside_sequence, unseen_image
 from visualchat.model.damage import naming_damage
 from visualchat.model.generation import held_ids, hold_ids
 from visualchat.model.image_numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
-from visualchat.model.remote import describe_folder
 from visualchat.model.sharding import is_split_model
 
 
@@ -107,10 +107,10 @@ class VisualChatModel(PreTrainedModel):
         super().set_attn_implementation(by_part(self.config, attn_implementation), allow_all_kernels)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """transformers' own; the folder also says where its code is (`visualchat.model.remote`)."""
+        """transformers' own; the folder also says where its code is (`visualchat.model.auto_map`)."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            describe_folder(save_directory)
+            write_auto_map(save_directory)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

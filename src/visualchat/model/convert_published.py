@@ -21,8 +21,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
-from visualchat.model.own_code import load_without_code
 from visualchat.model.projector import ViTProjector
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.vision import vision_config
 
 FILE = "pytorch_model.bin"

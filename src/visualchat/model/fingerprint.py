@@ -1,24 +1,14 @@
-"""What a checkpoint holds: the parameters that train, and a hash of those that do not."""
+"""Hashes that tell models apart: of the base that something was trained on, and of a module to the last bit."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Container
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from visualchat.model.sharding import gathered, whole_state
-
-
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name, detached; in one piece; all ranks must call it together."""
-    return whole_state((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
-def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold a value that is infinite or no number."""
-    return [name for name, value in state.items() if not value.isfinite().all()]
+from visualchat.model.sharding import gathered, is_split
 
 
 def base_fingerprint(model: nn.Module, trained: Container[str] | None = None) -> str:
@@ -41,4 +31,14 @@ def base_fingerprint(model: nn.Module, trained: Container[str] | None = None) ->
             values = whole.flatten()
             chosen = torch.linspace(0, len(values) - 1, min(64, len(values)), dtype=torch.float64).long()
             digest.update(values[chosen.to(values.device)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A hash (hex) of all parameters and buffers, which must lie whole here: names, dtypes, shapes and every value."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+        assert not is_split(tensor), name
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

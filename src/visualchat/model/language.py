@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from visualchat.model.own_code import load_without_code
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.sharding import gathered, is_split
 
 

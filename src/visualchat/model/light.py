@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
-from visualchat.model.fingerprint import base_fingerprint, not_finite, trainable_state
+from visualchat.model.fingerprint import base_fingerprint
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
-from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.model.trainable import Trainable, not_finite, set_trainable, trainable_state
 
 CARD, WEIGHTS = "light.json", "trained.safetensors"
 

@@ -24,7 +24,7 @@ from visualchat.model.generation import VisualChatGenerationMixin
 from visualchat.model.image_numbers import start_at_labels
 from visualchat.model.language import load_language_model
 from visualchat.model.loss import answer_loss, answer_losses, answer_rows, language_head, training_loss
-from visualchat.model.own_code import load_without_code
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.sharding import gathered, shapes_only
 from visualchat.model.vision import load_vision_tower
 

@@ -32,8 +32,8 @@ from visualchat.dialogue.encoding import (
 from visualchat.dialogue.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
 from visualchat.images.decode import Picture, decode_image
 from visualchat.images.feature_store import FeatureStore, picture_key
-from visualchat.model.own_code import load_without_code
-from visualchat.model.prompt_calls import PromptCalls
+from visualchat.model.processing_prompts import ProcessingPrompts
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.vision import load_image_processor
 from visualchat.model.vision.pixels import normalised, scaled
 
@@ -52,7 +52,7 @@ def prompt_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
     return templates[name]
 
 
-class VisualChatProcessor(PromptCalls, ProcessorMixin):  # type: ignore[misc]
+class VisualChatProcessor(ProcessingPrompts, ProcessorMixin):  # type: ignore[misc]
     """Tokenizer, image processor and template as one.
 
     Args:

@@ -6,7 +6,7 @@ quantized one (arXiv 2305.14314); or a backbone trains as a whole.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from visualchat.attention import GatedCrossAttention
 from visualchat.attention.cross import NAME as CROSS_ATTENTION
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
+from visualchat.model.sharding import whole_state
 
 Backbone = Literal["frozen", "lora", "full"]
 
@@ -46,8 +47,8 @@ class Trainable:
 
     def __post_init__(self) -> None:
         for name in ("vision", "language"):
-            if (found := getattr(self, name)) not in get_args(Backbone):
-                raise ValueError(f"trainable.{name}={found!r}, expected one of {', '.join(get_args(Backbone))}")
+            if (choice := getattr(self, name)) not in get_args(Backbone):
+                raise ValueError(f"trainable.{name}={choice!r}, expected one of {', '.join(get_args(Backbone))}")
         if not (self.projector or self.embedding or self.vision != "frozen" or self.language != "frozen"):
             raise ValueError("nothing trains: projector and embedding are off and both backbones frozen")
 
@@ -89,13 +90,13 @@ def _add_adapters(part: nn.Module, trainable: Trainable) -> None:
     """Give every linear layer of a backbone but the head a low-rank adapter, which alone requires gradients."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    crossing = any(isinstance(module, GatedCrossAttention) for module in part.modules())
+    has_cross_attention = any(isinstance(module, GatedCrossAttention) for module in part.modules())
     settings = LoraConfig(
         r=trainable.lora_rank,
         lora_alpha=trainable.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=trainable.lora_dropout,
         target_modules="all-linear",
-        exclude_modules=rf".*\.{CROSS_ATTENTION}\..*" if crossing else None,  # they train themselves
+        exclude_modules=rf".*\.{CROSS_ATTENTION}\..*" if has_cross_attention else None,  # they train themselves
     )
     inject_adapter_in_model(settings, part)
 
@@ -110,83 +111,11 @@ def merge_adapters(model: VisualChatForConditionalGeneration) -> VisualChatForCo
     return model
 
 
-@dataclass(frozen=True)
-class Part:
-    """One line of the table of what trains.
-
-    Attributes:
-        name: Of the part.
-        parameters: How many it has.
-        trainable: How many of them train.
-        dtypes: In which its parameters are held.
-        bytes: What they take.
-        trainable_bytes: What those take that train.
-    """
-
-    name: str
-    parameters: int
-    trainable: int
-    dtypes: tuple[str, ...]
-    bytes: int = 0
-    trainable_bytes: int = 0
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name, detached; in one piece; all ranks must call it together."""
+    return whole_state((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-NEW_PARTS = ("projector", "image numbers", "adapters", "cross-attention")
-"""Parts that no pretrained model brings."""
-
-
-def parameters_by_part(model: VisualChatForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
-    """The parameters of encoder, projector, token embedding, language model and head, adapters; what is there."""
-    embedding, head = {id(p) for p in model.get_input_embeddings().parameters()}, model.get_output_embeddings()
-    heads = {id(p) for p in head.parameters()}
-    found: dict[str, list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            found["adapters"].append(parameter)
-        elif f".{CROSS_ATTENTION}." in name:
-            found["cross-attention"].append(parameter)
-        elif id(parameter) in embedding:
-            found["token embedding"].append(parameter)
-        elif id(parameter) in heads:
-            found["language head"].append(parameter)
-        else:
-            found[_TITLES[name.partition(".")[0]]].append(parameter)
-    return found
-
-
-def parts(model: VisualChatForConditionalGeneration) -> list[Part]:
-    """The model's parts, as in `parameters_by_part`.
-
-    Counts are those of the whole model, also where ranks hold pieces of it or weights are quantized.
-    """
-    return [
-        Part(
-            title,
-            sum(map(count, own)),
-            sum(count(p) for p in own if p.requires_grad),
-            tuple(sorted({_dtype(p) for p in own})),
-            sum(p.nbytes for p in own),
-            sum(p.nbytes for p in own if p.requires_grad),
-        )
-        for title, own in parameters_by_part(model).items()
-    ]
-
-
-_TITLES = {
-    "vision_tower": "vision encoder",
-    "multi_modal_projector": "projector",
-    "image_numbers": "image numbers",
-    "language_model": "language model",
-}
-
-
-def count(parameter: Tensor) -> int:
-    """The elements of a parameter as the model computes with it: of all ranks together, unpacked from 4 bits."""
-    if (state := getattr(parameter, "quant_state", None)) is not None:
-        return int(state.shape.numel())
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _dtype(parameter: Tensor) -> str:
-    state = getattr(parameter, "quant_state", None)
-    return str(parameter.dtype).removeprefix("torch.") if state is None else str(state.quant_type)
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold a value that is infinite or not a number."""
+    return [name for name, value in state.items() if not value.isfinite().all()]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from visualchat.model.loss import CHUNK
-from visualchat.model.trainable import Part
+from visualchat.model.parameters import Part, PartSize
 from visualchat.plan.shapes import Sizes
 
 Place = Literal["gpu", "cpu", "nvme"]
@@ -141,22 +141,22 @@ def logits(sizes: Sizes, step: Step, whole: bool) -> int:
     return min(rows, max(1, CHUNK // sizes.vocabulary)) * row + rows * sizes.hidden * 4
 
 
-def held_parts(sizes: Sizes, base_bits: int | None) -> list[Part]:
+def held_parts(sizes: Sizes, base_bits: int | None) -> list[PartSize]:
     """The model's parts as a GPU holds them, the frozen language layers quantised to so many bits if asked."""
     if base_bits is None:
         return [*sizes.parts]
-    return [_quantised(part, base_bits) if part.name == "language model" else part for part in sizes.parts]
+    return [_quantised(size, base_bits) if size.part is Part.LANGUAGE else size for size in sizes.parts]
 
 
-def _quantised(part: Part, bits: int) -> Part:
-    frozen = (part.parameters - part.trainable) * QUANTISED_BITS[bits] / 8
-    dtypes = (QUANTISED_NAME[bits], *part.dtypes) if part.trainable else (QUANTISED_NAME[bits],)
-    return replace(part, dtypes=dtypes, bytes=part.trainable_bytes + round(frozen))
+def _quantised(size: PartSize, bits: int) -> PartSize:
+    frozen = (size.parameters - size.trainable) * QUANTISED_BITS[bits] / 8
+    dtypes = (QUANTISED_NAME[bits], *size.dtypes) if size.trainable else (QUANTISED_NAME[bits],)
+    return replace(size, dtypes=dtypes, bytes=size.trainable_bytes + round(frozen))
 
 
 def weight_bytes(sizes: Sizes, base_bits: int | None) -> int:
     """Bytes of all weights as a GPU holds them."""
-    return sum(part.bytes for part in held_parts(sizes, base_bits))
+    return sum(size.bytes for size in held_parts(sizes, base_bits))
 
 
 def estimate(
@@ -190,7 +190,7 @@ def estimate(
     gpu |= {name: amount if strategy.optimizer_on == "gpu" else 0.0 for name, amount in resting.items()}
     gpu["activations, language"] = activations(sizes, step)
     gpu["activations, vision"] = vision_activations(sizes, step)
-    head_trains = any(part.trainable for part in sizes.parts if part.name == "language head")
+    head_trains = any(size.trainable for size in sizes.parts if size.part is Part.HEAD)
     gpu["logits of answers"] = logits(sizes, step, whole=head_trains or "weights" in strategy.shards)
     gpu["reserve"] = reserve
     away = {"gpu": 0.0, "cpu": 0.0, "nvme": 0.0}

@@ -18,8 +18,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from visualchat.attention.cross import NAME as CROSS_ATTENTION
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
-from visualchat.model.own_code import load_without_code
-from visualchat.model.trainable import Part, parts
+from visualchat.model.parameters import PartSize, part_sizes
+from visualchat.model.remote_code import load_without_code
 
 Architecture = Mapping[str, Any] | str | Path
 """The values of a config.json with its `model_type`, or a folder or Hub name that holds one."""
@@ -90,7 +90,7 @@ class Sizes:
         image_tokens: Tokens of one image in the language model.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PartSize, ...]
     element: int
     hidden: int
     layers: int
@@ -141,7 +141,7 @@ def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
     heads = text.num_attention_heads
     side = vision.image_size if isinstance(vision.image_size, int) else max(vision.image_size)
     return Sizes(
-        parts=tuple(parts(model)),
+        parts=tuple(part_sizes(model)),
         element=model.get_output_embeddings().weight.element_size(),
         hidden=text.hidden_size,
         layers=len(layers),

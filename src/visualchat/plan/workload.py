@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from visualchat.attention import KINDS
 from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
-from visualchat.model.own_code import load_without_code
+from visualchat.model.remote_code import load_without_code
 from visualchat.plan.shapes import Sizes
 
 CHARACTERS_PER_TOKEN = 3.17

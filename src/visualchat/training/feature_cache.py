@@ -6,7 +6,6 @@ The datamodule's processes look pictures up (`visualchat.images.feature_store`);
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -15,32 +14,14 @@ from typing import Any
 import PIL
 import torch
 import transformers
-from torch import nn
 
 from visualchat.images.feature_store import FeatureStore
 from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model.fingerprint import weights_fingerprint
 from visualchat.model.processing_visualchat import VisualChatProcessor
-from visualchat.model.sharding import is_split
+from visualchat.model.sharding import is_split_model
 
 log = logging.getLogger(__name__)
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """A hash (hex) of all parameters and buffers: names, dtypes, shapes and every value.
-
-    Raises:
-        ValueError: They do not lie whole on this process.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
-        if is_split(tensor):
-            raise ValueError(
-                "data.feature_cache needs the whole vision encoder on every rank, found it sharded: choose another "
-                "trainer/strategy (auto, ddp, zero1, zero2), or data.feature_cache=null"
-            )
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def open_store(
@@ -62,6 +43,11 @@ def open_store(
         raise ValueError(
             f"data.feature_cache keeps what a frozen vision encoder makes, but {len(training)} of its parameters train "
             f"(the first is {training[0]}); set data.feature_cache=null or choose what trains without the encoder"
+        )
+    if is_split_model(tower):
+        raise ValueError(
+            "data.feature_cache needs the whole vision encoder on every rank, found it sharded: choose another "
+            "trainer/strategy (auto, ddp, zero1, zero2), or data.feature_cache=null"
         )
     architecture = tower.config.to_dict()
     architecture.pop("_name_or_path", None)

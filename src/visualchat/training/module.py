@@ -15,8 +15,8 @@ from torchmetrics import MeanMetric
 from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.fingerprint import base_fingerprint, not_finite, trainable_state
-from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.model.fingerprint import base_fingerprint
+from visualchat.model.trainable import Trainable, not_finite, set_trainable, trainable_state
 from visualchat.training.feature_cache import FeatureFiller, open_store
 from visualchat.training.optim import (
     OptimizerSettings,

@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.trainable import NEW_PARTS, parameters_by_part
+from visualchat.model.parameters import Part, parameters_by_part
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,7 @@ def build_optimizer(
     """
     groups: dict[str, list[nn.Parameter]] = {"new": [], "embedding": [], "backbone": []}
     for part, parameters in parameters_by_part(model).items():
-        group = "new" if part in NEW_PARTS else "embedding" if part == "token embedding" else "backbone"
-        groups[group] += [parameter for parameter in parameters if parameter.requires_grad]
+        groups[_group(part)] += [parameter for parameter in parameters if parameter.requires_grad]
     if not any(groups.values()):
         raise ValueError("no parameter requires a gradient: there is nothing to train")
     rates = {"embedding": settings.embedding_learning_rate, "backbone": settings.backbone_learning_rate}
@@ -155,6 +154,13 @@ def build_optimizer(
         weight_decay=settings.weight_decay,
         fused=fused or None,
     )
+
+
+def _group(part: Part) -> str:
+    """The optimizer's group of a part."""
+    if part is Part.EMBEDDING:
+        return "embedding"
+    return "new" if part.is_new else "backbone"
 
 
 def warmup_cosine(optimizer: AdamW, steps: int, warmup_fraction: float) -> LambdaLR:

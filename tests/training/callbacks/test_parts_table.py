@@ -2,14 +2,17 @@
 
 from rich.console import Console
 
-from visualchat.model.trainable import Part
+from visualchat.model.parameters import Part, PartSize
 from visualchat.training.callbacks.parts_table import parts_table
 
 
 def test_parts_and_their_sum():
     console = Console(width=100, record=True)
     table = parts_table(
-        [Part("projector", 1500, 1500, ("float32",)), Part("language model", 28500, 0, ("nf4", "uint8"))]
+        [
+            PartSize(Part.PROJECTOR, 1500, 1500, ("float32",)),
+            PartSize(Part.LANGUAGE, 28500, 0, ("nf4", "uint8")),
+        ]
     )
     console.print(table)
     lines = [" ".join(line.replace("│", " ").split()) for line in console.export_text().splitlines()]

@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
 
-from visualchat.model.own_code import load_without_code
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.vision.checkpoint import read_encoder
 from visualchat.model.vision.configuration_qwen_vl import QwenVLVisionConfig
 from visualchat.model.vision.modeling_qwen_vl import QwenVLVisionModel, expected_shapes

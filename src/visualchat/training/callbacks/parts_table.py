@@ -8,18 +8,18 @@ import lightning
 from rich.console import Console
 from rich.table import Table
 
-from visualchat.model.trainable import Part, parts
+from visualchat.model.parameters import PartSize, part_sizes
 
 
-def parts_table(found: Sequence[Part]) -> Table:
+def parts_table(sizes: Sequence[PartSize]) -> Table:
     """One line a part, and their sum."""
     table = Table("part", "parameters", "trainable", "held as", title="the model")
     for column in table.columns[1:3]:
         column.justify = "right"
-    for part in found:
-        table.add_row(part.name, f"{part.parameters:,}", f"{part.trainable:,}", ", ".join(part.dtypes))
+    for size in sizes:
+        table.add_row(size.part, f"{size.parameters:,}", f"{size.trainable:,}", ", ".join(size.dtypes))
     table.add_section()
-    total, trainable = sum(part.parameters for part in found), sum(part.trainable for part in found)
+    total, trainable = sum(size.parameters for size in sizes), sum(size.trainable for size in sizes)
     table.add_row("all", f"{total:,}", f"{trainable:,}", f"{trainable / total:.2%} trains")
     return table
 
@@ -29,6 +29,6 @@ class PartsTable(lightning.Callback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Count on every rank, print on the first."""
-        found = parts(pl_module.model)  # type: ignore[arg-type]
+        sizes = part_sizes(pl_module.model)  # type: ignore[arg-type]
         if trainer.is_global_zero:
-            Console().print(parts_table(found))
+            Console().print(parts_table(sizes))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import lightning
 import torch
 
-from visualchat.model.fingerprint import trainable_state
 from visualchat.model.sharding import is_split_model
+from visualchat.model.trainable import trainable_state
 from visualchat.training.module import VisualChatModule
 
 

@@ -28,7 +28,7 @@ from visualchat.model import {", ".join(sorted(set(CLASSES.values())))}
 '''
 
 
-def describe_folder(folder: str | Path) -> None:
+def write_auto_map(folder: str | Path) -> None:
     """Write the file into a folder that `save_pretrained` has written, and name it in the configuration."""
     (Path(folder) / FILE).write_text(_CONTENT)
     config = Path(folder) / CONFIG_NAME

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CallOptions:
+class ProcessingOptions:
     """How a batch of prompts is to look.
 
     Attributes:
@@ -61,7 +61,7 @@ class CallOptions:
     images: Mapping[str, Any] = field(default_factory=dict)
 
 
-def call_options(given: Mapping[str, Any], image_names: Collection[str], call: str) -> CallOptions:
+def processing_options(given: Mapping[str, Any], image_names: Collection[str], call: str) -> ProcessingOptions:
     """The options among keywords; None and empty lists of what is not there say nothing.
 
     Raises:
@@ -99,7 +99,7 @@ def call_options(given: Mapping[str, Any], image_names: Collection[str], call: s
         raise ValueError(f"{call}: return_tensors={tensors!r}, expected 'pt', 'np' or None")
     if own.get("padding_side", "left") not in ("left", "right"):
         raise ValueError(f"{call}: padding_side={own['padding_side']!r}, expected 'left' or 'right'")
-    return CallOptions(tensors, padding, images=images, **own)
+    return ProcessingOptions(tensors, padding, images=images, **own)
 
 
 def _padding(padding: Any, max_length: int | None, call: str) -> str | None:

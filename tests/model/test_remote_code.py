@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.language import load_language_model
-from visualchat.model.own_code import load_without_code
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.vision import load_image_processor, load_vision_tower
 from visualchat.plan.shapes import backbone_config
 from visualchat.plan.workload import local_tokenizer

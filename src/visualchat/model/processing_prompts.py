@@ -18,13 +18,13 @@ from visualchat.dialogue.template import Template
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
 from visualchat.images.inputs import image_input, is_image_input
-from visualchat.model.call_options import CallOptions, call_options
+from visualchat.model.processing_options import ProcessingOptions, processing_options
 
 Prompt = tuple[Dialogue, bool]
 """A dialogue, and whether its last answer is unfinished, to be continued."""
 
 
-class PromptCalls:
+class ProcessingPrompts:
     """`processor(images=..., text=...)` and `processor.apply_chat_template(messages)`."""
 
     tokenizer: Any
@@ -51,7 +51,8 @@ class PromptCalls:
             text: One text or several; None for the pictures alone.
             videos: There are none.
             audio: There is none.
-            **kwargs: As in `visualchat.model.call_options.CallOptions`, and keywords of the image processor.
+            **kwargs: The fields of `visualchat.model.processing_options.ProcessingOptions`, and keywords of the image
+                processor.
 
         Returns:
             The inputs of `generate`, padded on the left, as torch tensors unless asked otherwise.
@@ -96,7 +97,7 @@ class PromptCalls:
             add_generation_prompt: Said by the last message: a user's is to be answered.
             continue_final_message: Leave the assistant's last message unfinished.
             return_assistant_tokens_mask: Whether to tell by `assistant_masks` which tokens are the assistant's.
-            return_tensors: As in `visualchat.model.call_options.CallOptions`.
+            return_tensors: As in `visualchat.model.processing_options.ProcessingOptions`.
             processor_kwargs: Further options, as `kwargs`.
             **kwargs: As in `__call__`.
 
@@ -120,9 +121,9 @@ class PromptCalls:
         features = self._inputs(prompts, options, masks=return_assistant_tokens_mask)
         return features if return_dict else features["input_ids"]
 
-    def _options(self, given: Mapping[str, Any], call: str) -> CallOptions:
+    def _options(self, given: Mapping[str, Any], call: str) -> ProcessingOptions:
         names = getattr(self.image_processor, "valid_kwargs", None)
-        return call_options(given, getattr(names, "__annotations__", {}), call)
+        return processing_options(given, getattr(names, "__annotations__", {}), call)
 
     @property
     def _end(self) -> str:
@@ -156,7 +157,7 @@ class PromptCalls:
             return read_prompt(text, shown, template=self._texts, system=self.system, end=self._end, name=name)
         return Dialogue((Turn(question_content(text, shown, name)),), id=name), False
 
-    def _inputs(self, prompts: Sequence[Prompt], options: CallOptions, masks: bool = False) -> BatchFeature:
+    def _inputs(self, prompts: Sequence[Prompt], options: ProcessingOptions, masks: bool = False) -> BatchFeature:
         """The model's inputs of several prompts."""
         encodings = [self._encoded(dialogue, unfinished, options) for dialogue, unfinished in prompts]
         for (dialogue, _), encoding in zip(prompts, encodings, strict=True):
@@ -173,7 +174,7 @@ class PromptCalls:
         data = columns | (self._pixels(pictures, options) if pictures else {})
         return BatchFeature({name: _as(value, options.return_tensors) for name, value in data.items()})
 
-    def _encoded(self, dialogue: Dialogue, unfinished: bool, options: CallOptions) -> Encoding:
+    def _encoded(self, dialogue: Dialogue, unfinished: bool, options: ProcessingOptions) -> Encoding:
         encoding: Encoding = self.encode(dialogue)  # type: ignore[attr-defined]
         start = 0
         if not options.add_special_tokens and self._texts.begins and self.tokenizer.bos_token_id is not None:
@@ -181,7 +182,7 @@ class PromptCalls:
         stop = len(encoding) - (len(end_token_ids(self.tokenizer, self._texts)) if unfinished else 0)
         return _slice(encoding, start, stop)
 
-    def _pixels(self, pictures: Sequence[Any], options: CallOptions) -> dict[str, Any]:
+    def _pixels(self, pictures: Sequence[Any], options: ProcessingOptions) -> dict[str, Any]:
         """The prepared pictures, (N, 3, height, width)."""
         decoded = [
             decode_image(image_input(picture, f"image {number}"), f"image {number}")
@@ -238,7 +239,7 @@ def _slice(encoding: Encoding, start: int, stop: int) -> Encoding:
     return replace(encoding, **{name: getattr(encoding, name)[start:stop] for name in names})
 
 
-def _unpadded(columns: dict[str, Any], lengths: list[int], options: CallOptions) -> dict[str, Any]:
+def _unpadded(columns: dict[str, Any], lengths: list[int], options: ProcessingOptions) -> dict[str, Any]:
     """The columns as rows of their own lengths.
 
     Raises:

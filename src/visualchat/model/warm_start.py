@@ -21,7 +21,7 @@ from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.fingerprint import base_fingerprint
 from visualchat.model.light import CARD, WEIGHTS, found_base, language_bits
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
-from visualchat.model.own_code import load_without_code
+from visualchat.model.remote_code import load_without_code
 from visualchat.model.sharding import writable
 from visualchat.model.trainable import Trainable
 from visualchat.model.vision import vision_config

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.model.initialize import start_from, whole_base
 from visualchat.model.light import load_light, save_light
 from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.model.warm_start import start_from, whole_base
 from visualchat.tiny import backbone
 
 ADAPTERS = Trainable(language="lora", lora_rank=2, lora_alpha=2.0)
