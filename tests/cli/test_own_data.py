@@ -24,7 +24,7 @@ SMALL = [
 
 
 def write_rows(root: Path, name: str, count: int, first: int = 0) -> None:
-    """Dialogues of two rounds about two pictures each; the pictures are files. The first turn is a picture alone."""
+    """Dialogues of two rounds about two pictures each; the pictures are files."""
     (root / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(first, first + count):
@@ -32,8 +32,6 @@ def write_rows(root: Path, name: str, count: int, first: int = 0) -> None:
         for k, picture in enumerate(names):
             draw(random_scene(2 * number + k)).resize((90, 70)).save(root / picture)
         content = [{"type": "image", "path": names[0]}, {"type": "text", "text": "Which plant is this?"}]
-        if number == first:
-            content = content[:1]
         again = [{"type": "text", "text": "And this one "}, {"type": "image", "path": names[1]}]
         again += [{"type": "text", "text": "?"}]
         said = [("user", content), ("assistant", f"fern {number % 3}"), ("user", again), ("assistant", "A moss.")]

@@ -1,6 +1,7 @@
 """Exact match in one forward pass equals generating every answer; and its arithmetic."""
 
 import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -188,6 +189,15 @@ def test_a_caption_counts_as_the_image_it_stands_for(model, processor):
     for blind in (False, True):
         outcomes = evaluate(model, processor, [Dialogue(turns)], blind=blind)
         assert [outcome.images for outcome in outcomes] == [3, 3]
+
+
+def test_a_turn_of_images_alone_is_judged_blind_as_well(model, processor):
+    """No reader gives one, but people who write dialogues may: the blind model gets the turn with nothing in it."""
+    rounds = (Turn((picture(0),), "X"), Turn(("Same ", picture(1)), "Y"))
+    seeing, blind = (evaluate(model, processor, [Dialogue(rounds)], blind=blind) for blind in (False, True))
+    assert [(o.images, o.tokens) for o in blind] == [(o.images, o.tokens) for o in seeing]
+    assert all(math.isfinite(outcome.loss) for outcome in blind)
+    assert [o.loss for o in blind] != [o.loss for o in seeing]
 
 
 def test_evaluate_needs_answers(model, processor):
