@@ -15,6 +15,9 @@ PROCESSORS = {
     "CLIP, a crop beyond": CLIPImageProcessorPil(size={"shortest_edge": 20}, crop_size={"height": 36, "width": 36}),
     "Qwen-VL": CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False),
     "SigLIP": SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+    "another scale": CLIPImageProcessorPil(
+        rescale_factor=1 / 127, size={"height": 9, "width": 9}, do_center_crop=False
+    ),
     "raw": CLIPImageProcessorPil(do_normalize=False, size={"height": 28, "width": 28}, do_center_crop=False),
 }
 SIZES = ((64, 48), (48, 64), (33, 33), (97, 20), (30, 211), (36, 36))
@@ -32,6 +35,14 @@ def test_equals_transformers_to_the_last_bit(name):
     found = normalised(processor, [scaled(processor, picture) for picture in pictures])
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
+
+
+def test_every_value_of_a_pixel_is_the_one_of_transformers():
+    values = Image.fromarray(np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3))
+    processor = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)
+    expected = processor(images=[values], return_tensors="pt")["pixel_values"]
+    assert len(expected.unique()) == 3 * 256
+    assert torch.equal(normalised(processor, [scaled(processor, values)]), expected)
 
 
 def test_most_are_kept_as_bytes():

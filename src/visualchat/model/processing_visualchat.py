@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -261,20 +262,17 @@ def _columns(packed: Sequence[Sequence[Encoding]], filler: int, padding_side: st
         "segment_ids": -1,
     }
     longest = max(length, *(sum(map(len, row)) for row in packed))
-    columns: dict[str, list[list[int]]] = {name: [] for name in (*padding, "position_ids")}
-    for row in packed:
-        values = {
-            "input_ids": [token for encoding in row for token in encoding.input_ids],
-            "mm_token_type_ids": [kind for encoding in row for kind in encoding.mm_token_type_ids],
-            "unit_ids": [unit for encoding in row for unit in encoding.unit_ids],
-            "labels": [label for encoding in row for label in encoding.labels],
-            "segment_ids": [number for number, encoding in enumerate(row) for _ in range(len(encoding))],
-            "position_ids": [position for encoding in row for position in range(len(encoding))],
-        }
-        missing = longest - len(values["input_ids"])
-        values["attention_mask"] = [1] * len(values["input_ids"])
-        surplus = {name: [value] * missing for name, value in padding.items()}
-        surplus["position_ids"] = list(range(missing))
-        for name, column in columns.items():
-            column.append(values[name] + surplus[name] if padding_side == "right" else surplus[name] + values[name])
-    return {name: torch.tensor(rows) for name, rows in columns.items()}
+    columns = {name: np.full((len(packed), longest), value, dtype=np.int64) for name, value in padding.items()}
+    columns["position_ids"] = np.empty((len(packed), longest), dtype=np.int64)
+    for row, encodings in enumerate(packed):
+        missing = longest - sum(map(len, encodings))
+        begins, free = (0, longest - missing) if padding_side == "right" else (missing, 0)
+        columns["position_ids"][row, free : free + missing] = np.arange(missing)
+        for number, encoding in enumerate(encodings):
+            place = row, slice(begins, begins + len(encoding))
+            for name in ("input_ids", "mm_token_type_ids", "unit_ids", "labels"):
+                columns[name][place] = getattr(encoding, name)
+            columns["attention_mask"][place], columns["segment_ids"][place] = 1, number
+            columns["position_ids"][place] = np.arange(len(encoding))
+            begins += len(encoding)
+    return {name: torch.from_numpy(values) for name, values in columns.items()}

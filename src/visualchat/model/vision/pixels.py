@@ -41,6 +41,8 @@ def normalised(processor: Any, pictures: Sequence[Tensor]) -> Tensor:
     if whole.dtype != torch.uint8:
         return whole
     mean, std = (torch.tensor(list(values)).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    if processor.rescale_factor == 1 / 255:  # a division of such numbers rounds alike in half the bits
+        return whole.float().div_(255).sub_(mean).div_(std)
     return (whole.double() * processor.rescale_factor).float().sub_(mean).div_(std)
 
 
