@@ -77,7 +77,11 @@ FLOORS = (
     "plan",
     "tiny",
     "tiny.pretraining",
+    "training.stopping",
+    "training.checkpoint_io",
+    "training.strategies",
     "training",
+    "training.callbacks",
     "cli",
 )
 """The rooms of the house from the ground up: a room imports from those below it alone."""

@@ -20,9 +20,9 @@ from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.sharding import whole_state
 from visualchat.tiny import TinyDialogues, backbone
+from visualchat.training.gather import gather_model
 from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
-from visualchat.training.strategies.gather import gather_model
 
 VISION, LANGUAGE = backbone("vision"), backbone("language_mixed")
 GROWN = 436
