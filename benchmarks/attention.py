@@ -3,20 +3,24 @@
     python benchmarks/attention.py --threads 2                     # fp32, H=8, D=64; a few minutes
     python benchmarks/attention.py --device cuda                   # bf16, H=32, D=128, with flex
 
-Every number of a table comes from one run: repeats of all forms alternate, and the fastest of each counts, so that
-what else the machine does falls on all alike. Prints a table; writes `attention-DEVICE.json` and `.png` to the results
-folder.
+Every form is timed beside causal attention, one after the other, again and again: what counts is the median of their
+ratios, so that what else the machine does falls on both. The least and the largest ratio stand beside it. Prints a
+table; writes `attention-DEVICE.json` and `.png` to the results folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the commands do
 
 import torch
 from torch import Tensor
@@ -37,7 +41,7 @@ LAYOUTS: dict[str, list[list[int]]] = {
 SLOW = ("textbook", "mmca_reference/sdpa")
 """Forms with dense masks: repeated less."""
 LAYERS = 32
-"""Layers of a decode step, as many as LLaMA-2 7B has."""
+"""Layers of a decode step, each with a cache of its own; as many as LLaMA-2 7B has."""
 MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 
 
@@ -52,6 +56,11 @@ class Row:
     @property
     def length(self) -> int:
         return self.modality.shape[1]
+
+    def images_first(self) -> Row:
+        """The same tokens as a cache of the model holds them (`visualchat.model.images_first`)."""
+        order = (self.modality == 0).to(torch.uint8).argsort(dim=1, stable=True)
+        return Row(self.modality.gather(1, order), self.units.gather(1, order), None)
 
     def keywords(self, queries: int) -> dict[str, Tensor | None]:
         """The keywords of `multimodal_attention` for the last `queries` positions."""
@@ -104,7 +113,7 @@ def forms(row: Row, implementations: tuple[str, ...]) -> dict[str, Callable[...,
         return scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
 
     found: dict[str, Callable[..., Tensor]] = {"causal": causal}
-    for kind in ("mmca", "mmca_joint", "unit", "mmca_reference"):
+    for kind in ("mmca", "mmca_joint", "unit", "label", "mmca_reference"):
         for implementation in implementations:
             found[f"{kind}/{implementation}"] = of_kind(kind, implementation)
     if row.segments is None:  # its masks know no packing
@@ -134,7 +143,9 @@ def computed_pairs(name: str, row: Row) -> float | None:
     elif found.images is not None:
         pairs += text * found.images.length
     if found.groups is not None:
-        pairs += len(found.groups.masks) * found.groups.index.shape[0] * found.groups.index.shape[1] ** 2
+        groups, size = found.groups.index.shape
+        one = size * (size + 1) / 2 if found.groups.causal else size**2
+        pairs += len(found.groups.masks) * groups * one
     return pairs
 
 
@@ -149,16 +160,40 @@ def seconds(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def fastest(runs: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, float]:
-    """The shortest time of each, in seconds; repeats alternate between them."""
-    for run in runs.values():
-        run()  # plans, compilation, warm caches
-    times = {name: float("inf") for name in runs}
-    for repeat in range(repeats):
-        for name, run in runs.items():
-            if repeat == 0 or name not in SLOW:
-                times[name] = min(times[name], seconds(run, device))
-    return times
+@dataclass(frozen=True)
+class Timing:
+    """One form beside causal attention.
+
+    Attributes:
+        seconds: The median.
+        ratios: Causal attention's time over the form's, of each pair.
+    """
+
+    seconds: float
+    ratios: list[float]
+
+    def record(self, name: str, times: float) -> dict[str, float]:
+        """The median and the range of the ratios, and milliseconds of one of `times` equal parts."""
+        spread = {"least": min(self.ratios), "most": max(self.ratios)}
+        return {
+            f"{name}_ms": self.seconds / times * 1e3,
+            f"{name}_speedup": median(self.ratios),
+            **{f"{name}_{which}": value for which, value in spread.items()},
+        }
+
+
+def paired(runs: dict[str, Callable[[], Any]], device: str, repeats: int) -> dict[str, Timing]:
+    """Each run beside `causal`, in turn."""
+    found = {}
+    for name, run in runs.items():
+        run()  # compilation, warm caches, and the plan, which all layers share
+        times, ratios = [], []
+        for _ in range(1 if name in SLOW else repeats):
+            before = seconds(runs["causal"], device)
+            times.append(seconds(run, device))
+            ratios.append(before / times[-1])
+        found[name] = Timing(median(times), ratios)
+    return found
 
 
 def peak_memory(run: Callable[[], Any], device: str) -> int:
@@ -208,24 +243,24 @@ def training_runs(row: Row, setting: Setting) -> dict[str, Callable[[], None]]:
     return {name: lambda attend=attend: step(attend) for name, attend in forms(row, setting.implementations).items()}
 
 
-@torch.no_grad()
-def forward_and_decode(row: Row, setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of a forward pass over the row, and of one layer of a decode step on top of it.
-
-    A decode step runs `LAYERS` layers, which share one plan; the forms take turns, so each step makes its plan anew.
-    """
+def forward_runs(row: Row, setting: Setting) -> dict[str, Callable[[], None]]:
+    """A forward pass of every form over the row."""
     query, key, value = (setting.tensor(row.length) for _ in range(3))
     attends = forms(row, setting.implementations)
-    whole = {name: lambda attend=attend: attend(query, key, value) for name, attend in attends.items()}
-    last, *cache = query[:, :, -1:].contiguous(), key.contiguous(), value.contiguous()  # a cache's layout
+    return {name: lambda attend=attend: attend(query, key, value) for name, attend in attends.items()}
+
+
+def decode_runs(row: Row, setting: Setting) -> dict[str, Callable[[], None]]:
+    """A decode step of every form on a cache of the row: `LAYERS` layers, which share one plan."""
+    query = setting.tensor(1)
+    cache = [tuple(setting.tensor(row.length).contiguous() for _ in range(2)) for _ in range(LAYERS)]
 
     def step(attend: Callable[..., Tensor]) -> None:
-        for _ in range(LAYERS):
-            attend(last, *cache)
+        for key, value in cache:
+            attend(query, key, value)
 
-    steps = {name: lambda attend=attend: step(attend) for name, attend in attends.items() if name != "textbook"}
-    step_times = {name: time / LAYERS for name, time in fastest(steps, setting.device, 2 * setting.repeats).items()}
-    return fastest(whole, setting.device, setting.repeats), step_times
+    attends = forms(row.images_first(), setting.implementations)
+    return {name: lambda attend=attend: step(attend) for name, attend in attends.items() if name != "textbook"}
 
 
 def measure_layouts(setting: Setting, image_tokens: int) -> list[dict[str, Any]]:
@@ -233,9 +268,13 @@ def measure_layouts(setting: Setting, image_tokens: int) -> list[dict[str, Any]]
     records = []
     for layout, dialogues in LAYOUTS.items():
         row = make_row(dialogues, image_tokens, setting.device)
-        forward, decode = forward_and_decode(row, setting)
+        with torch.no_grad():
+            forward = paired(forward_runs(row, setting), setting.device, setting.repeats)
+            decode = {}
+            if row.segments is None:  # nothing is generated in packed rows
+                decode = paired(decode_runs(row, setting), setting.device, 2 * setting.repeats)
         runs = training_runs(row, setting)
-        training = fastest(runs, setting.device, setting.repeats)
+        training = paired(runs, setting.device, setting.repeats)
         for name, run in runs.items():
             pairs = computed_pairs(name, row)
             records.append(
@@ -244,12 +283,10 @@ def measure_layouts(setting: Setting, image_tokens: int) -> list[dict[str, Any]]
                     "tokens": row.length,
                     "image_tokens": int(row.modality.sum()),
                     "form": name,
-                    "forward_ms": forward[name] * 1e3,
-                    "training_ms": training[name] * 1e3,
-                    "decode_ms": decode[name] * 1e3 if name in decode else None,
-                    "forward_speedup": forward["causal"] / forward[name],
-                    "training_speedup": training["causal"] / training[name],
-                    "decode_cost": decode[name] / decode["causal"] if name in decode else None,
+                    **forward[name].record("forward", 1),
+                    **training[name].record("training", 1),
+                    **(decode[name].record("decode", LAYERS) if name in decode else {}),
+                    "decode_cost": 1 / median(decode[name].ratios) if name in decode else None,
                     "pairs": pairs,
                     "pairs_speedup": None if pairs is None else computed_pairs("causal", row) / pairs,
                     "extra_bytes": peak_memory(run, setting.device),
@@ -275,6 +312,7 @@ def machine(setting: Setting) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if setting.device == "cuda" else _cpu_model()
     shape = {"dtype": str(setting.dtype).removeprefix("torch."), "heads": setting.heads, "head_size": setting.head_size}
     run = {"threads": torch.get_num_threads(), "repeats": setting.repeats, "batch": 1}
+    run |= {"waiting": os.environ["OMP_WAIT_POLICY"]}
     return {"device": setting.device, "processor": name, "torch": torch.__version__, **shape, **run}
 
 
@@ -306,7 +344,7 @@ def show(result: dict[str, Any]) -> None:
             number(r["training_ms"], 1),
             number(r["training_speedup"], 2),
             number(r["pairs_speedup"], 2),
-            number(r["decode_ms"], 3),
+            number(r.get("decode_ms"), 3),
             number(r["decode_cost"], 2),
             number(r["extra_bytes"] / 2**20, 0),
         ]
@@ -319,15 +357,16 @@ def document(result: dict[str, Any], path: Path) -> None:
     facts = result["machine"]
     lines = [
         f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, {facts['dtype']}, B=1, "
-        f"H={facts['heads']}, D={facts['head_size']}; times faster than plain causal attention of the same length, and "
-        "what a decode step costs beside the causal one:",
+        f"H={facts['heads']}, D={facts['head_size']}; times faster than plain causal attention of the same length, "
+        f"median (least to most) of {facts['repeats']} pairs, and what a decode step costs beside the causal one:",
         "",
         "| layout | form | forward | forward + backward | by pairs | decode cost | extra MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in result["layouts"]:
-        ratios = (r["forward_speedup"], r["training_speedup"], r["pairs_speedup"], r["decode_cost"])
-        cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        spread = f"{r['training_speedup']:.2f} ({r['training_least']:.2f} to {r['training_most']:.2f})"
+        others = ["" if r[name] is None else f"{r[name]:.2f}" for name in ("pairs_speedup", "decode_cost")]
+        cells = [f"{r['forward_speedup']:.2f}", spread, *others]
         lines.append(
             "| "
             + " | ".join([f"{r['layout']}, {r['tokens']}", r["form"], *cells, f"{r['extra_bytes'] / 2**20:.0f}"])

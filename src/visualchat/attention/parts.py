@@ -1,11 +1,13 @@
 """Attention over parts of the keys, and their results brought together; few calls, gradients written in place.
 
-The queries of text attend to text (a causal part) and to the images before them (mask-free parts). Under split softmax
-the results of the two sides are added. Under one softmax they are weighted by their log-sum-exp, which gives exactly
-what one softmax over all keys gives; the gradient of each part is exact if its backward pass is given the merged result
-and log-sum-exp, as in ring attention (arXiv 2310.01889). torch's fused kernel for CPUs returns and takes it.
+The queries of text attend to text (a causal part) and to the images before them (mask-free parts); images that see more
+than themselves attend in groups, with their labels. Under split softmax the results of the two sides are added. Under
+one softmax they are weighted by their log-sum-exp, which gives exactly what one softmax over all keys gives; the
+gradient of each part is exact if its backward pass is given the merged result and log-sum-exp, as in ring attention
+(arXiv 2310.01889). torch's fused kernel for CPUs returns and takes it.
 
-Shapes: B batch, Hq query heads, Hkv key heads, S sequence, D head size; T compacted text, I compacted images.
+Shapes: B batch, Hq query heads, Hkv key heads, S sequence, D head size; T compacted text, I compacted images; G groups,
+M tokens of the largest.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visualchat.attention.sdpa_plan import Compact, Mask, Piece, Plan, Rows
+from visualchat.attention.sdpa_plan import Compact, Groups, Mask, Piece, Plan, Rows
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -44,7 +46,7 @@ def available(query: Tensor) -> bool:
 
 @torch.compiler.disable
 def attend_parts(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
-    """The results of all text that counts, in their places, and under context `self` those of images.
+    """The results of all tokens in their places.
 
     Args:
         query: (B, Hq, S, D).
@@ -54,7 +56,7 @@ def attend_parts(query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: f
         scale: Factor on the scores.
 
     Returns:
-        (B, S, Hq, D), 0 elsewhere.
+        (B, S, Hq, D), 0 at padding.
     """
     out: Tensor = _Parts.apply(query, key, value, plan, scale)
     return out
@@ -65,12 +67,12 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
-        q, k, v = (_rows(tensor, plan.text) for tensor in (query, key, value))
+        q, k, v = (take(tensor, plan.text) for tensor in (query, key, value))
         kept = [q, k, v]
         side, mass = _forward((q, k, v), plan.segments, scale, causal=True)
         done, values = [side, mass], None
         if plan.images is not None:
-            keys, values = (_rows(tensor, plan.images) for tensor in (key, value))
+            keys, values = (take(tensor, plan.images) for tensor in (key, value))
             kept += [keys, values]
             other, other_mass = _forward((q, keys, values), plan.views, scale, mask=plan.view_mask)
             if plan.merged:
@@ -80,16 +82,20 @@ class _Parts(torch.autograd.Function):
                 done = [side, total]
             else:
                 side, done = side + other, [side, mass, other, other_mass]
-        ctx.save_for_backward(*kept, *done)
-        ctx.plan, ctx.scale, ctx.shapes = plan, scale, (query.shape, key.shape)
-        return _placed(side, values, plan, query.shape)
+        out = _placed(side, values, plan, query.shape)
+        inside: list[Tensor] = []
+        if plan.groups is not None:
+            inside = _forward_groups(out, (query, key, value), plan.groups, scale)
+        ctx.save_for_backward(*kept, *done, *inside)
+        ctx.plan, ctx.scale, ctx.shapes, ctx.text = plan, scale, (query.shape, key.shape), len(kept) + len(done)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, scale = ctx.plan, ctx.scale
-        q, k, v, *saved = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors[: ctx.text]
         upstream = grads[0].transpose(1, 2)  # (B, Hq, S, D)
-        grad = _rows(upstream, plan.text)
+        grad = take(upstream, plan.text)
         if not plan.all_count:
             grad = grad.masked_fill(~plan.result[:, None, :, None], 0.0)
         done = saved if plan.images is None else saved[2:]
@@ -100,13 +106,36 @@ class _Parts(torch.autograd.Function):
             more, image_k, image_v = _backward(grad, ends, other, plan.views, scale, mask=plan.view_mask)
             grad_q = grad_q + more
             if plan.own_values:
-                own = _rows(upstream, plan.images)
+                own = take(upstream, plan.images)
                 own = own.unflatten(1, (image_v.shape[1], -1)).sum(2) if own.shape[1] > image_v.shape[1] else own
                 image_v = image_v + _without_surplus(own, plan.images)
-            _add(grad_k, image_k, plan.images)
-            _add(grad_v, image_v, plan.images)
+            add_at(grad_k, plan.images.flat, image_k)
+            add_at(grad_v, plan.images.flat, image_v)
         found = (_scattered(grad_q, plan.text, ctx.shapes[0]), grad_k, grad_v)
+        if plan.groups is not None:
+            _backward_groups(found, upstream, ctx.saved_tensors[ctx.text :], plan.groups, scale)
         return (*(each.transpose(1, 2) for each in found), None, None)
+
+
+def _forward_groups(out: Tensor, qkv: Triple, groups: Groups, scale: float) -> list[Tensor]:
+    """Add the results of tokens that attend among themselves to `out` (B, S, Hq, D); what their gradient needs."""
+    q, k, v = (in_groups(tensor, groups) for tensor in qkv)
+    sides = [_forward((q, k, v), None, scale, causal=groups.causal, mask=mask) for mask in groups.masks]
+    result = sides[0][0] if len(sides) == 1 else sides[0][0] + sides[1][0]
+    add_at(out, groups.index.flatten(), groups.without_surplus(result))
+    return [q, k, v, *(tensor for side in sides for tensor in side)]
+
+
+def _backward_groups(grads: Triple, upstream: Tensor, saved: tuple[Tensor, ...], groups: Groups, scale: float) -> None:
+    """Add the gradients through the groups to those of query, key and value, each (B, S, H, D)."""
+    index = groups.index.flatten()
+    q, k, v, *done = saved
+    grad = groups.without_surplus(in_groups(upstream, groups))
+    for place, mask in enumerate(groups.masks):
+        side = done[2 * place], done[2 * place + 1]
+        found = _backward(grad, (q, k, v), side, None, scale, causal=groups.causal, mask=mask)
+        for total, new in zip(grads, found, strict=True):  # surplus is neither seen nor asked, so its gradient is 0
+            add_at(total, index, new)
 
 
 def _forward(
@@ -189,22 +218,35 @@ def _mass_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _rows(tensor: Tensor, chosen: Compact) -> Tensor:
-    """The chosen tokens of `tensor` (B, H, S, D): (B, H, C, D), whole (H, D) copied at once."""
+def take(tensor: Tensor, chosen: Compact) -> Tensor:
+    """The chosen tokens of `tensor` (B, H, S, D): (B, H, C, D).
+
+    Whole tokens are copied, (H, D) at once: many times faster on a CPU than `gather`, also where it must lay the
+    tensor out anew first (transformers' models lay it out like this).
+    """
     if chosen.everything:
         return tensor
-    found = tensor.transpose(1, 2).flatten(0, 1).index_select(0, chosen.flat)
-    return found.unflatten(0, (len(tensor), -1)).transpose(1, 2)
+    return tokens_at(tensor, chosen.flat).unflatten(0, (len(tensor), -1)).transpose(1, 2)
+
+
+def in_groups(tensor: Tensor, groups: Groups) -> Tensor:
+    """The tokens of each group of `tensor` (B, H, S, D): (G, H, M, D)."""
+    return tokens_at(tensor, groups.index.flatten()).unflatten(0, groups.index.shape).transpose(1, 2)
+
+
+def tokens_at(tensor: Tensor, index: Tensor) -> Tensor:
+    """The tokens of `tensor` (B, H, S, D) at flat positions (N) in B × S: (N, H, D)."""
+    return tensor.transpose(1, 2).flatten(0, 1).index_select(0, index)
+
+
+def add_at(out: Tensor, index: Tensor, results: Tensor) -> Tensor:
+    """`out` (B, S, H, D), which is changed, with `results` (·, H, ·, D) added at flat positions in B × S."""
+    return out.flatten(0, 1).index_add_(0, index, results.transpose(1, 2).flatten(0, 1)).view(out.shape)
 
 
 def _without_surplus(tensor: Tensor, chosen: Compact) -> Tensor:
     """0 where a row has fewer chosen tokens than the longest."""
     return tensor if chosen.full else tensor.masked_fill(~chosen.valid[:, None, :, None], 0.0)
-
-
-def _add(total: Tensor, found: Tensor, chosen: Compact) -> None:
-    """Add `found` (B, H, C, D) to the chosen tokens of `total` (B, S, H, D), in place."""
-    total.flatten(0, 1).index_add_(0, chosen.flat, found.transpose(1, 2).flatten(0, 1))
 
 
 def _scattered(found: Tensor, chosen: Compact, shape: torch.Size) -> Tensor:
@@ -224,5 +266,5 @@ def _placed(side: Tensor, values: Tensor | None, plan: Plan, shape: torch.Size) 
     if plan.own_values and values is not None:
         assert plan.images is not None
         values = values.repeat_interleave(shape[1] // values.shape[1], dim=1) if shape[1] > values.shape[1] else values
-        _add(out, _without_surplus(values, plan.images), plan.images)
+        add_at(out, plan.images.flat, _without_surplus(values, plan.images))
     return out

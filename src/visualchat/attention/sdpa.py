@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from visualchat.attention.kinds import AttentionKind, Modality
-from visualchat.attention.layout import Layout, visible
-from visualchat.attention.parts import attend_parts, available
+from visualchat.attention.kinds import AttentionKind
+from visualchat.attention.layout import Layout
+from visualchat.attention.parts import add_at, attend_parts, available, in_groups, take
 from visualchat.attention.plan_cache import remembered
-from visualchat.attention.sdpa_plan import Compact, Groups, Mask, Piece, Plan, Rows, make_plan
+from visualchat.attention.sdpa_plan import (
+    Groups,
+    Mask,
+    Piece,
+    Plan,
+    Rows,
+    Side,
+    make_plan,
+    make_sides,
+)
 
 GATHERED = ("self", "image", "label", "unit")
 """Image contexts with a form of their own; the others run under masks."""
@@ -32,21 +41,22 @@ def sdpa_attention(
     if layout.offset == 0 and (plain or kind.image_context in GATHERED):
         found = remembered(make_plan, kind, layout, query.dtype, available(query))
         return _gathered(query, key, value, kind, found, scale)
-    if query.shape[2] == 1:
-        return _decode(query, key, value, remembered(_stacked_sides, kind, layout, query.dtype), scale)
-    sides = remembered(_sides, kind, layout, query.dtype)
+    sides = remembered(make_sides, kind, layout, query.dtype)
+    if sides.stacked is not None:
+        return _decode(query, key, value, sides.stacked, scale)
+    if not sides.apart:  # padding alone
+        return query * 0.0
     gqa = query.shape[1] != key.shape[1]
-    out = _attend_some(query, key, value, sides[0], scale, gqa)
-    for side in sides[1:]:
-        out = out + _attend_some(query, key, value, side, scale, gqa)
+    out = _attend_side(query, key, value, sides.apart[0], scale, gqa)
+    for side in sides.apart[1:]:
+        out = out + _attend_side(query, key, value, side, scale, gqa)
     return out
 
 
 def _gathered(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind, plan: Plan, scale: float) -> Tensor:
     """Training and prefill: the queries are the keys."""
     if plan.apart and plan.text.length and available(query):
-        out = attend_parts(query, key, value, plan, scale)
-        return (out if plan.groups is None else _add_groups(out, query, key, value, plan.groups, scale)).transpose(1, 2)
+        return attend_parts(query, key, value, plan, scale).transpose(1, 2)
     groups = query.shape[1] // value.shape[1]
     if kind.image_context == "self":
         own = value.transpose(1, 2)
@@ -59,13 +69,13 @@ def _gathered(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind, pl
     if plan.text.length == 0:
         return out.transpose(1, 2)
     gqa = groups > 1
-    q, k, v = (_take(tensor, plan.text) for tensor in (query, key, value))
+    q, k, v = (take(tensor, plan.text) for tensor in (query, key, value))
     if plan.segments is None:
         side = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
     else:
         side = _attend_pieces(q, k, v, plan.segments, scale, gqa, causal=True)
     if plan.images is not None:
-        image_key, image_value = _take(key, plan.images), _take(value, plan.images)
+        image_key, image_value = take(key, plan.images), take(value, plan.images)
         if plan.view_mask is not None:
             side = side + _attend_some(q, image_key, image_value, plan.view_mask, scale, gqa)
         else:
@@ -75,27 +85,7 @@ def _gathered(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind, pl
         return side if plan.all_count else torch.where(plan.result[:, None, :, None], side, out.transpose(1, 2))
     if not plan.all_count:  # results that do not count point at tokens of other kinds: they add zero there
         side = side.masked_fill(~plan.result[:, None, :, None], 0.0)
-    return _add_rows(out, plan.text.flat, side).transpose(1, 2)
-
-
-def _take(tensor: Tensor, chosen: Compact) -> Tensor:
-    """The chosen tokens of `tensor` (B, H, S, D): (B, H, C, D).
-
-    Whole tokens are copied, (H, D) at once: many times faster on a CPU than `gather`, also where it must lay the
-    tensor out anew first (transformers' models lay it out like this).
-    """
-    return tensor if chosen.everything else _rows(tensor, chosen.flat).unflatten(0, (len(tensor), -1)).transpose(1, 2)
-
-
-def _rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """The tokens of `tensor` (B, H, S, D) at flat positions (N) in B × S: (N, H, D)."""
-    return tensor.transpose(1, 2).flatten(0, 1).index_select(0, index)
-
-
-def _add_rows(out: Tensor, index: Tensor, results: Tensor) -> Tensor:
-    """`out` (B, S, H, D), which may be changed, with `results` (·, H, ·, D) added at flat positions in B × S."""
-    rows = results.transpose(1, 2).flatten(0, 1)
-    return out.flatten(0, 1).index_add_(0, index, rows).view(out.shape)
+    return add_at(out, plan.text.flat, side).transpose(1, 2)
 
 
 def _attend_pieces(
@@ -134,39 +124,25 @@ def _attend_some(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: f
     return out if mask.empty is None else out.masked_fill(mask.empty, 0.0)
 
 
+def _attend_side(query: Tensor, key: Tensor, value: Tensor, side: Side, scale: float, gqa: bool) -> Tensor:
+    """One softmax of queries on top of a cache."""
+    if side.last - side.first < key.shape[2]:
+        key, value = key[:, :, side.first : side.last], value[:, :, side.first : side.last]
+    if side.mask is None:
+        return scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=gqa)
+    return _attend_some(query, key, value, side.mask, scale, gqa)
+
+
 def _add_groups(out: Tensor, query: Tensor, key: Tensor, value: Tensor, groups: Groups, scale: float) -> Tensor:
     """`out` (B, S, Hq, D) with the results of all groups, each attending among its own tokens, in their places."""
-    index = groups.index.flatten()
-    q, k, v = (_rows(tensor, index).unflatten(0, groups.index.shape).transpose(1, 2) for tensor in (query, key, value))
+    q, k, v = (in_groups(tensor, groups) for tensor in (query, key, value))
     gqa = query.shape[1] != key.shape[1]
-    found = sum(_attend_some(q, k, v, mask, scale, gqa) for mask in groups.masks)
-    assert isinstance(found, Tensor)
-    return _add_rows(out, index, found.masked_fill(~groups.valid[:, None, :, None], 0.0))
-
-
-@torch.compiler.disable
-def _sides(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> tuple[Mask, ...]:
-    """The dense masks of the softmaxes that are added."""
-    seen = visible(kind, layout)
-    if kind.softmax == "joint":
-        return (Mask.of(seen, dtype),)
-    image = (layout.modality == Modality.IMAGE)[:, None, :]
-    return Mask.of(seen & ~image, dtype), Mask.of(seen & image, dtype)
-
-
-@torch.compiler.disable
-def _stacked_sides(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """The sides of one query as one tensor (B, 1, 1, sides, K), and where a side is empty (B, 1, 1, sides, 1), if any.
-
-    A side that is empty in every row, as where there is no image, is left out.
-    """
-    sides = [side for side in _sides(kind, layout, dtype) if side.empty is None or not side.empty.all()]
-    sides = sides or [*_sides(kind, layout, dtype)[:1]]
-    bias = torch.stack([side.bias for side in sides], dim=-2)
-    if all(side.empty is None for side in sides):
-        return bias, None
-    none = torch.zeros(len(bias), 1, 1, 1, dtype=torch.bool, device=bias.device)
-    return bias, torch.stack([none if side.empty is None else side.empty for side in sides], dim=-2)
+    if groups.causal:
+        result = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
+    else:
+        sides = [_attend_some(q, k, v, mask, scale, gqa) for mask in groups.masks if mask is not None]
+        result = sides[0] if len(sides) == 1 else sides[0] + sides[1]
+    return add_at(out, groups.index.flatten(), groups.without_surplus(result))
 
 
 def _decode(query: Tensor, key: Tensor, value: Tensor, stacked: tuple[Tensor, Tensor | None], scale: float) -> Tensor:

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from visualchat.attention.kinds import AttentionKind, Modality
-from visualchat.attention.layout import Layout
+from visualchat.attention.layout import Layout, visible
 
 MASKED_SIDE = 1 << 16
 """Up to this many query-key pairs a row, one call under a mask beats many mask-free ones."""
+
+
+READ_TWICE = 1.25
+"""Beyond so many keys read for each key, one query's two softmaxes share the scores of all keys."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,24 @@ class Groups:
 
     Attributes:
         index: (G, M) flat positions in B × S; beyond a group's own size they point anywhere.
-        valid: (G, M) bool, False at that surplus.
-        masks: (G, 1, M, M) each, of the softmaxes that are added.
+        valid: (G, M) bool, False at that surplus, which stands at the end.
+        full: Whether there is no surplus.
+        masks: (G, 1, M, M) each, of the softmaxes that are added; None for one that is plain causal attention.
     """
 
     index: Tensor
     valid: Tensor
-    masks: tuple[Mask, ...]
+    full: bool
+    masks: tuple[Mask | None, ...]
+
+    @property
+    def causal(self) -> bool:
+        """Whether each token sees what stands before it in its group, and itself."""
+        return self.masks == (None,)
+
+    def without_surplus(self, tensor: Tensor) -> Tensor:
+        """`tensor` (G, H, M, D), 0 at the surplus."""
+        return tensor if self.full else tensor.masked_fill(~self.valid[:, None, :, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,58 @@ class Plan:
     apart: bool
     merged: bool
     own_values: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """One softmax of queries on top of a cache: over keys [first, last), under a mask unless all of them are seen."""
+
+    first: int
+    last: int
+    mask: Mask | None
+
+    @classmethod
+    def of(cls, seen: Tensor, dtype: torch.dtype) -> Side | None:
+        """From which keys each query sees, (B, Q, K) bool; None where no query sees any."""
+        columns = seen.flatten(0, 1).any(0).nonzero().squeeze(1)
+        if not len(columns):
+            return None
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        seen = seen[:, :, first:last]
+        return cls(first, last, None if seen.all() else Mask.of(seen, dtype))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The softmaxes that are added, of queries on top of a cache.
+
+    Attributes:
+        apart: Each as an attention of its own. A cache that holds all images first and the text behind them
+            (`visualchat.model.images_first`) lets each side take its own stretch.
+        stacked: For one query whose sides would read most keys twice, both as one tensor (B, 1, 1, sides, K) that is
+            added to the scores, and where a side is empty (B, 1, 1, sides, 1), if it is anywhere; None otherwise.
+    """
+
+    apart: tuple[Side, ...]
+    stacked: tuple[Tensor, Tensor | None] | None
+
+
+@torch.compiler.disable
+def make_sides(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Sides:
+    """What queries on top of a cache see, or those of a kind without a form of its own; memory grows with Q × K."""
+    seen = visible(kind, layout)
+    parts = [seen]
+    if kind.softmax == "split":
+        image = (layout.modality == Modality.IMAGE)[:, None, :]
+        parts = [part for part in (seen & ~image, seen & image) if part.any()]
+    apart = tuple(side for part in parts if (side := Side.of(part, dtype)) is not None)
+    read = sum(side.last - side.first for side in apart)
+    if layout.queries > 1 or len(apart) < 2 or read <= READ_TWICE * layout.modality.shape[1]:
+        return Sides(apart, None)
+    masks = [Mask.of(part, dtype) for part in parts]
+    bias = torch.stack([mask.bias for mask in masks], dim=-2)
+    empty = torch.stack([~part.any(-1, keepdim=True)[:, None] for part in parts], dim=-2)
+    return Sides(apart, (bias, empty if empty.any() else None))
 
 
 @torch.compiler.disable
@@ -253,10 +320,13 @@ def _groups(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Groups |
     valid = slot[None] < counts[:, None]
     start = counts.cumsum(0) - counts
     index = flat[order][(start[:, None] + slot[None]).clamp(max=len(flat) - 1)]
+    full = bool(valid.all())
+    if kind.image_context == "unit" and kind.softmax == "joint":
+        return Groups(index, valid, full, (None,))
     text = (layout.modality.flatten()[index] == Modality.TEXT)[:, None, :]
     both = valid[:, :, None] & valid[:, None, :]
     before, itself = slot[None, :] <= slot[:, None], slot[None, :] == slot[:, None]
     own_images = {"image": torch.ones_like(before), "label": itself, "unit": before}[kind.image_context]
     seen_text, seen_images = both & before & text, both & own_images & ~text
     sides = (seen_text | seen_images,) if kind.softmax == "joint" else (seen_text, seen_images)
-    return Groups(index, valid, tuple(Mask.of(side, dtype) for side in sides))
+    return Groups(index, valid, full, tuple(Mask.of(side, dtype) for side in sides))

@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from visualchat.attention import Modality
 from visualchat.dialogue import Dialogue, Turn
@@ -18,6 +18,7 @@ from visualchat.dialogue.encoding import NO_UNIT
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.images_first import new_cache
 
 
 class ChatSession:
@@ -62,7 +63,7 @@ class ChatSession:
         self.ids: list[int] = []
         self.modality: list[int] = []
         self.units: list[int] = []
-        self.cache = DynamicCache(config=self.model.config.text_config)
+        self.cache = new_cache(self.model.config)
 
     def undo(self) -> None:
         """Take the last round back; an answer that is still streaming is cut short first.

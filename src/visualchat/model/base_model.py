@@ -27,8 +27,12 @@ from visualchat.model.cross_images import hold, outside_sequence, unseen_image
 from visualchat.model.damage import naming_damage
 from visualchat.model.generation import held_ids, hold_ids
 from visualchat.model.image_numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
+from visualchat.model.images_first import ImagesFirstCache
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.sharding import is_split_model
+
+PER_KEY = ("key_modality", "unit_ids", "image_ids", "attention_mask")
+"""What the language model is told of each cached and new token, (B, K)."""
 
 
 @dataclass
@@ -283,13 +287,17 @@ class VisualChatModel(PreTrainedModel):
         else:
             inputs_embeds = self._inside(inputs_embeds, filling, mm_token_type_ids, past_key_values)
         kwargs |= masks | attention_ids(self.config, units, key_modality)
+        kwargs["key_modality"] = key_modality
+        if isinstance(past_key_values, ImagesFirstCache):
+            kwargs |= {name: past_key_values.in_order(kwargs[name]) for name in PER_KEY if kwargs.get(name) is not None}
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            key_modality=key_modality,
             **kwargs,
         )
+        if isinstance(past_key_values, ImagesFirstCache) and (mm_token_type_ids == Modality.IMAGE).any():
+            past_key_values.arrange(key_modality)
         hold(out.past_key_values, kwargs)
         hold_ids(out.past_key_values, key_modality, unit_ids)
         asked = kwargs.get("output_attentions", self.language_model.config.output_attentions)

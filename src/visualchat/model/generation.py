@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin
 
 from visualchat.attention import Modality
 from visualchat.dialogue.encoding import NO_UNIT
+from visualchat.model.images_first import new_cache
 from visualchat.model.sharding import is_split_model
 
 IMAGES = ("pixel_values", "vision_features", "image_index")
@@ -84,6 +85,16 @@ class VisualChatGenerationMixin(GenerationMixin):
                 )
             images["image_index"] = torch.cat([row.repeat(expand_size) for row in index.split(counts)])
         return ids, expanded | images
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """transformers' hook before the first step: its growing cache becomes the kind's own."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        cache = model_kwargs.get("past_key_values")
+        if given is None and type(cache) is DynamicCache and not cache.offloading:
+            model_kwargs["past_key_values"] = new_cache(self.config)
 
     def _prepare_attention_mask_for_generation(
         self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
