@@ -164,9 +164,7 @@ def test_sizes_that_cannot_be_are_refused(name, sizes, message):
 
 
 def test_unknown_projector_is_named_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match="unknown projector 'qformer', expected one of linear, linear_norm, mlp, vit, perc"
-    ):
+    with pytest.raises(ValueError, match=f"unknown projector 'qformer', expected one of {', '.join(PROJECTORS)}"):
         VisualChatConfig(projector_type="qformer")
 
 
