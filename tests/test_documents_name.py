@@ -14,6 +14,11 @@ FOLDERS = ("src", "tests", "conf", "docs", "benchmarks", "notebooks", ".ci")
 """What a path that is checked begins with; others are a reader's own or relative to the package."""
 
 SPAN = re.compile(r"`([^`\n]+)`")
+WRITTEN = {"visualchat_auto.py"}  # into a saved folder
+PART = re.compile(
+    r"(chat|cli|dialogue|images|plan|tiny|training)(?!\.yaml)(\.\w+)+|(attention|data|evaluation|model)(\.\w+)*\.[A-Z]\w+"
+)
+"""A name within the package, and not a setting (such as `data.batch_size`)."""
 PATH = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*")
 
 
@@ -42,20 +47,24 @@ def module_exists(dotted: str) -> bool:
     return False
 
 
+def is_missing(span: str) -> bool:
+    """Whether a code span names a file, a test or a name of the package that does not exist."""
+    path, _, test = span.partition("::")
+    if PATH.fullmatch(path):
+        return not (ROOT / path).exists() or bool(test and test not in functions_of(ROOT / path))
+    if re.fullmatch(r"test_\w+", span):
+        return span not in all_tests()
+    if re.fullmatch(r"[\w/]+\.py", span):
+        return not any((ROOT / "src" / "visualchat").rglob(span)) and span not in WRITTEN
+    if re.fullmatch(r"visualchat(\.\w+)+", span):
+        return not module_exists(span)
+    return bool(PART.fullmatch(span)) and not module_exists(f"visualchat.{span}")
+
+
 def missing(markdown: str) -> list[str]:
     """What the code spans of a text name and does not exist."""
-    found = []
-    for span in SPAN.findall(re.sub(r"^ *```.*?^ *```", "", markdown, flags=re.MULTILINE | re.DOTALL)):
-        path, _, test = span.partition("::")
-        if PATH.fullmatch(path):
-            if not (ROOT / path).exists() or (test and test not in functions_of(ROOT / path)):
-                found.append(span)
-        elif re.fullmatch(r"test_\w+", span):
-            if span not in all_tests():
-                found.append(span)
-        elif re.fullmatch(r"visualchat(\.\w+)+", span) and not module_exists(span):
-            found.append(span)
-    return found
+    text = re.sub(r"^ *```.*?^ *```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    return [span for span in SPAN.findall(text) if is_missing(span)]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -75,7 +84,8 @@ def test_what_does_not_exist_is_found():
     text = """
 `src/visualchat/nowhere.py`, `tests/images/test_decode.py::test_nothing`, `tests/images/test_decode.py::test_palette`,
 `test_no_such`,
-`visualchat.nowhere`, `visualchat.attention.nothing`, `visualchat.attention.enable`, `conf/data`, `my/file.py`
+`visualchat.nowhere`, `visualchat.attention.nothing`, `visualchat.attention.enable`, `conf/data`, `model/nothing.py`,
+`model/loss.py`, `training.optim.none_such`, `model.Nothing`, `data.batch_size`, `training.optim.optimizer_steps`
 """
     assert missing(text) == [
         "src/visualchat/nowhere.py",
@@ -83,6 +93,9 @@ def test_what_does_not_exist_is_found():
         "test_no_such",
         "visualchat.nowhere",
         "visualchat.attention.nothing",
+        "model/nothing.py",
+        "training.optim.none_such",
+        "model.Nothing",
     ]
 
 
