@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu test-peers test-minimal same check format docs clean
+.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu gpu test-peers test-minimal same check format docs clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -72,6 +72,10 @@ test-matrix: $(STAMP) ## Train every combination of strategy, attention, what tr
 
 test-gpu: $(STAMP) ## Run the tests marked gpu; needs a CUDA device
 	$(call pytest,$(PYTEST) -m gpu --durations=5)
+
+gpu: $(STAMP) ## Test and measure on a CUDA device; the tables of docs/training-step.md fill themselves
+	@$(PYTEST) -m gpu
+	@$(BIN)/python benchmarks/gpu.py --document docs/training-step.md $(ARGS)
 
 test-peers: $(STAMP) ## Run transformers' own tests of models and processors on ours
 	@$(BIN)/python tests/peers/peers.py

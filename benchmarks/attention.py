@@ -372,10 +372,15 @@ def document(result: dict[str, Any], path: Path) -> None:
             + " | ".join([f"{r['layout']}, {r['tokens']}", r["form"], *cells, f"{r['extra_bytes'] / 2**20:.0f}"])
             + " |"
         )
-    before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
+    put_between(path, MARKS, lines)
+
+
+def put_between(path: Path, marks: tuple[str, str], lines: list[str]) -> None:
+    """Replace what stands between two marks of a Markdown document."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(marks[0])
+    after = rest.partition(marks[1])[2]
     table = "\n".join(lines)
-    path.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}", encoding="utf-8")
+    path.write_text(f"{before}{marks[0]}\n\n{table}\n\n{marks[1]}{after}", encoding="utf-8")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
