@@ -9,7 +9,9 @@ import yaml
 from visualchat.cli.config import CONF
 from visualchat.model.configuration_visualchat import MODEL_KINDS
 
-CHOICES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((Path(CONF) / "attention").glob("*.yaml"))}
+CHOICES = {
+    path.stem: yaml.safe_load(path.read_text()) for path in sorted((Path(CONF) / "attention").glob("[!_]*.yaml"))
+}
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -4,6 +4,7 @@ import datetime
 import functools
 import inspect
 import itertools
+import re
 from pathlib import Path
 
 import lightning
@@ -16,12 +17,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from targets import check_targets
 from visualchat.cli.config import CONF
+from visualchat.cli.mistakes import groups
+from visualchat.dialogue.template import PAPER_SYSTEM
 
 ROOT = Path(CONF)
 COMMANDS = ("train", "evaluate", "chat", "data_tool", "convert", "plan")
-FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml") if path.parent != ROOT)
+EVERY = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))
+SHARED = [path for path in EVERY if any(part.startswith("_") for part in path.parts)]
+FILES = [path for path in EVERY if path.parent != Path() and path not in SHARED]
 NEEDED = {"data_tool": ["action=check"], "convert": ["action=to_published", "file=file", "folder=folder"]}
-EVALUATE_RUN = {"evaluate", "chat"}  # the folder rules of the other two commands
+RUN_OF = {"evaluate": "evaluate", "none": "chat"}  # the folder rules of other commands than training
 
 
 def composed(command: str, *overrides: str) -> DictConfig:
@@ -38,13 +43,32 @@ def test_each_command_composes(command):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_each_file_composes_into_a_command(path):
     group, name = path.parent.as_posix(), path.stem
-    command = name if group == "run" and name in EVALUATE_RUN else "train"
+    command = RUN_OF.get(name, "train") if group == "run" else "train"
     config = composed(command, f"{group}={name}")
     assert config.hydra.runtime.choices[group] == name
     assert check_targets(config) or command == "chat"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data").glob("*.yaml")))
+@pytest.mark.parametrize("path", SHARED, ids=str)
+def test_what_files_share_is_included_and_never_offered(path):
+    if path.parent.name == "_twin":
+        scale, _, experiment = path.stem.partition("_")
+        assert (ROOT / "scale" / f"{scale}.yaml").is_file()
+        assert (ROOT / "experiment" / f"{experiment}.yaml").is_file()
+    else:
+        others = [(ROOT / other).read_text() for other in EVERY if other != path]
+        assert any(re.search(rf"^  - {path.stem}\b|/{path.parent.name}: {path.stem}$", text, re.M) for text in others)
+    assert path.stem not in groups().get(path.parent.as_posix(), [])
+    assert path.parent.as_posix() not in groups() or path.stem.startswith("_")
+
+
+def test_the_system_text_of_real_models_is_the_papers():
+    for path in (ROOT / "model" / "language").glob("[!_]*.yaml"):
+        system = composed("train", f"model/language={path.stem}").model.language.system
+        assert (system == PAPER_SYSTEM) != path.stem.startswith("tiny"), path.stem
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "data").glob("[!_]*.yaml")))
 def test_all_data_take_the_same_settings(name):
     settings = {"batch_size": 2, "max_length": 64, "packing": True, "bad_rows": "skip", "num_workers": 1, "seed": 5}
     settings["feature_cache"] = "features"
@@ -60,13 +84,13 @@ def test_an_evaluation_is_of_the_data_that_trains():
         (["data=corpora", "data/blend=set1"], "default"),
         (["data=own", "evaluation=none"], "none"),
         (["experiment=paper_5_2_1"], "none"),
-        (["experiment=tiny_5_2_1"], "tiny"),
+        (["experiment=paper_5_2_1", "scale=tiny"], "tiny"),
     ):
         assert composed("train", *overrides).hydra.runtime.choices.evaluation == expected, overrides
     assert composed("evaluate", "data=own").evaluation.dialogues == "validation"
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
+@pytest.mark.parametrize("path", EVERY, ids=str)
 def test_each_file_says_what_it_is(path):
     first = next(line for line in (ROOT / path).read_text().splitlines() if not line.startswith("# @package"))
     assert first.startswith("# "), f"{path} does not open with a comment"
@@ -74,24 +98,34 @@ def test_each_file_says_what_it_is(path):
 
 def test_experiments_open_with_their_command():
     for path in (ROOT / "experiment").glob("*.yaml"):
-        several = "-m " if points(path.stem) != [[]] else ""
+        several = "-m " if points(f"experiment={path.stem}") != [[]] else ""
         first = path.read_text().splitlines()[1].partition(":")[0]
         data = " data/source=table source.root=my_folder source.files=[mine.csv]" if path.stem.startswith("own") else ""
         assert first == f"# visualchat-train {several}experiment={path.stem}{data}"
 
 
+def test_a_scale_opens_with_its_command():
+    for path in (ROOT / "scale").glob("*.yaml"):
+        assert path.read_text().splitlines()[1] == f"# visualchat-train experiment=paper scale={path.stem}"
+
+
 @functools.cache
-def points(experiment: str) -> list[list[str]]:
+def points(*overrides: str) -> list[list[str]]:
     """The overrides of each run of an experiment's own sweep; one run without any if it has none."""
-    sweeper = composed("train", f"experiment={experiment}").hydra.sweeper
+    sweeper = composed("train", *overrides).hydra.sweeper
     axes = [[f"{name}={value}" for value in str(values).split(",")] for name, values in (sweeper.params or {}).items()]
     return [[*point] for point in itertools.product(*axes)]
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml")))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiment").glob("*.yaml"))
+OF_THE_PAPER = [name for name in EXPERIMENTS if name.startswith("paper")]
+
+
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, *(f"{name} scale=tiny" for name in OF_THE_PAPER)])
 def test_each_run_of_an_experiments_sweep_composes(experiment):
-    for point in points(experiment):
-        config = composed("train", f"experiment={experiment}", *point)
+    overrides = f"experiment={experiment}".split()
+    for point in points(*overrides):
+        config = composed("train", *overrides, *point)
         assert check_targets(config)
         for override in point:
             name, value = override.split("=")
@@ -99,13 +133,17 @@ def test_each_run_of_an_experiments_sweep_composes(experiment):
                 assert OmegaConf.select(config, name) == OmegaConf.from_dotlist([f"v={value}"]).v
 
 
-def test_every_experiment_of_the_paper_has_a_twin_that_varies_the_same():
-    names = {path.stem for path in (ROOT / "experiment").glob("*.yaml")}
-    for name in sorted(name for name in names if name.startswith("paper_")):
-        twin = name.replace("paper", "tiny", 1)
-        assert twin in names, f"{name} has no twin"
-        assert composed("train", f"experiment={twin}").trainer.accelerator == "cpu"
-        assert len(points(twin)) == len(points(name))
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_every_experiment_of_the_paper_has_a_twin_that_varies_the_same(name):
+    twin = points(f"experiment={name}", "scale=tiny")
+    assert len(twin) == len(points(f"experiment={name}"))
+    assert len({tuple(point) for point in twin}) == len(twin)
+    config = composed("train", f"experiment={name}", "scale=tiny", *twin[-1])
+    choices = config.hydra.runtime.choices
+    assert (choices["model/vision"], choices.data, choices.evaluation) == ("tiny", "tiny", "tiny")
+    assert choices["model/language"].startswith("tiny")
+    assert config.trainer.accelerator == "cpu"
+    assert not config.get("blend")
 
 
 def test_an_experiments_own_values_win():

@@ -85,12 +85,12 @@ def test_the_twin_of_4_2_1_is_one_command(tmp_path):
     small = ["data.train.size=16", "data.validation.size=2", "evaluation.dialogues.seen.size=4", "threads=1"]
     small += ["evaluation.dialogues.unseen.size=2", "evaluation.captioned.seen.size=4"]
     small += ["evaluation.captioned.unseen.size=2", "evaluation.samples=1", "data.batch_size=8"]
-    said = run(tmp_path, "train", "-m", "experiment=tiny_4_2_1", "trainer.max_epochs=1,2", *small)
+    said = run(tmp_path, "train", "-m", "experiment=paper_4_2_1", "scale=tiny", "trainer.max_epochs=1,2", *small)
     assert "sweep (exact match in %)" in said
     (table,) = tmp_path.glob("outputs/sweeps/*/*/sweep.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    swept = composed("experiment=tiny_4_2_1").hydra.sweeper.params.attention.split(",")
+    swept = composed("experiment=paper_4_2_1", "scale=tiny").hydra.sweeper.params.attention.split(",")
     assert [(row["attention"], row["trainer.max_epochs"]) for row in rows] == [(a, e) for a in swept for e in "12"]
     assert [float(row["train/steps"]) for row in rows] == [1, 2] * len(swept)
     assert len([*table.parent.rglob("metrics.json")]) == len(rows)

@@ -46,7 +46,7 @@ SETTINGS = [
     ("train", ["trainer.max_epoch=1"], "unknown setting trainer.max_epoch; did you mean trainer.max_epochs?"),
     ("train", ["max_epochs=1"], "unknown setting max_epochs; did you mean trainer.max_epochs?"),
     ("train", ["data.train.sze=3"], "unknown setting data.train.sze; did you mean data.train.size?"),
-    ("train", ["experiment=tiny_4_2", "data=tiny"], "unknown choice experiment=tiny_4_2; did you mean tiny_4_2_2?"),
+    ("train", ["experiment=paper_4_2", "data=tiny"], "unknown choice experiment=paper_4_2; did you mean paper_4_2_2?"),
     ("train", ["optimizer.lr=1e-3"], "unknown setting optimizer.lr; did you mean optimizer.learning_rate?"),
     ("train", ["lr=1e-3"], "unknown setting lr; did you mean optimizer.learning_rate?"),
     ("train", ["trainer.learning_rate=1"], "unknown setting trainer.learning_rate; did you mean optimizer.learning_r"),

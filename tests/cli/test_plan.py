@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,6 +10,8 @@ from rich.console import Console
 
 from visualchat.cli.config import CONF
 from visualchat.cli.plan import GIB, make_plan, show
+from visualchat.plan.memory import LIVE_ELEMENTS, STRATEGIES
+from visualchat.plan.workload import SETS
 
 
 def plan(*overrides):
@@ -25,7 +28,7 @@ def printed(found):
 
 
 def test_the_tiny_world_is_measured_and_fits():
-    found = plan("experiment=tiny_4_2_1", "gpus=1")
+    found = plan("experiment=paper_4_2_1", "scale=tiny", "gpus=1")
     assert found.workload.dialogues == 96
     assert found.workload.most_images == 4
     assert found.steps == 5 * 6  # 96 rows in steps of 16
@@ -144,3 +147,17 @@ def test_what_a_plan_advises_can_be_typed_and_fits():
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(Exception, match=message):  # Hydra wraps the error of an interpolation
         plan("experiment=paper_4_2_1", *overrides)
+
+
+def test_blends_and_strategies_of_the_planner_are_those_of_conf():
+    """Corpora of each blend, names of the strategies, and what ZeRO-3 gathers at most."""
+    blends = {path.stem for path in Path(CONF, "data", "blend").glob("[!_]*.yaml")}
+    assert blends == set(SETS)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for name in blends:
+            blend = compose("train", ["data=corpora", f"data/blend={name}"]).blend
+            taken = [part for part in blend.parts if blend.weights.get(part, 1)]
+            assert sorted(part.removesuffix("_shuffled") for part in taken) == sorted(SETS[name]), name
+        zero = compose("train", ["trainer/strategy=zero3"]).trainer.strategy.zero_optimization
+    assert zero.stage3_max_live_parameters == LIVE_ELEMENTS
+    assert {path.stem for path in Path(CONF, "trainer", "strategy").glob("[!_]*.yaml")} == set(STRATEGIES)

@@ -86,8 +86,11 @@ def check_attention(attention: DictConfig) -> None:
 
 def attention_setting(kind: str, image_numbers: str) -> str:
     """What is typed for an attention: a choice of `conf/attention`, and image numbers where no choice has them."""
-    files = sorted((Path(CONF) / "attention").glob("*.yaml"))
-    choices = {(file.kind, file.image_numbers): path.stem for path in files for file in [OmegaConf.load(path)]}
+    shared, *files = sorted((Path(CONF) / "attention").glob("*.yaml"), key=lambda path: (path.stem != "_base", path))
+    choices: dict[tuple[str, str], str] = {}
+    for path in files:
+        choice: Any = OmegaConf.merge(OmegaConf.load(shared), OmegaConf.load(path))
+        choices[choice.kind, choice.image_numbers] = path.stem
     if (kind, image_numbers) in choices:
         return f"attention={choices[kind, image_numbers]}"
     return f"attention={choices[kind, 'none']} attention.image_numbers={image_numbers}"

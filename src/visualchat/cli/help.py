@@ -10,8 +10,9 @@ Tunes a model on image dialogues, evaluates it, and leaves a folder under
 outputs/ with the model, its figures and sample dialogues. Without settings it
 trains on the tiny world of drawn shapes, in minutes on a laptop.
 
-  experiment=NAME           a recipe: own_24gb, own_80gb, own_8gpu, tiny_*,
-                            paper_*, smoke
+  experiment=NAME           a recipe: own_24gb, own_80gb, own_8gpu, paper_*,
+                            smoke
+  scale=null                tiny: an experiment of the paper, for a laptop
   data=tiny                 the dialogues: tiny, own, corpora (data/source=,
                             data/blend= choose what own and corpora read)
   model/vision=tiny         the vision encoder

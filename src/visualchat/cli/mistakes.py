@@ -130,13 +130,14 @@ def setting_like(name: str, config: str) -> str | None:
 
 
 def groups() -> dict[str, list[str]]:
-    """The choices of every group of `conf/`."""
-    found: dict[str, list[str]] = {}
+    """The choices of every group of `conf/`; what others include has a name with `_` and is none."""
+    choices: dict[str, list[str]] = {}
     for path in sorted(Path(CONF).rglob("*.yaml")):
-        group = path.parent.relative_to(CONF).as_posix()
-        if group not in (".", "run"):
-            found.setdefault(group, []).append(path.stem)
-    return found
+        place = path.relative_to(CONF)
+        group = place.parent.as_posix()
+        if group not in (".", "run") and not any(part.startswith("_") for part in place.parts):
+            choices.setdefault(group, []).append(path.stem)
+    return choices
 
 
 def _is_ours(error: BaseException) -> bool:

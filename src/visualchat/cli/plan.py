@@ -198,7 +198,7 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
 
 def title(choices: dict[str, Any]) -> str:
     """The run by its choices: its experiment and its data."""
-    names = ("experiment", "data", "data/source", "data/blend")
+    names = ("experiment", "scale", "data", "data/source", "data/blend")
     return ", ".join(f"{name}={choices[name]}" for name in names if choices.get(name))
 
 
