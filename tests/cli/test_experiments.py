@@ -33,7 +33,7 @@ def test_an_experiment_of_the_paper_builds_and_trains_what_the_paper_says(experi
     """Projector and embedding: 148, 185 and 296 million at 7B, 13B and 70B, beside Qwen-VL's encoder of width 4096."""
     config = composed(f"experiment={experiment}", "attention=mmca")
     sizes = sizes_of(build_without_weights(config))
-    parts = {part.name: part.trainable for part in sizes.parts}
+    parts = {part.part: part.trainable for part in sizes.parts}
     width = sizes.hidden
     assert parts["projector"] == 4096 * width + width
     assert parts["token embedding"] == 32000 * width

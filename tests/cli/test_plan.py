@@ -10,6 +10,7 @@ from rich.console import Console
 
 from visualchat.cli.config import CONF
 from visualchat.cli.plan import GIB, make_plan, show
+from visualchat.model.parameters import Part
 from visualchat.plan.memory import LIVE_ELEMENTS, STRATEGIES
 from visualchat.plan.workload import SETS
 
@@ -41,7 +42,7 @@ def test_the_tiny_world_is_measured_and_fits():
 def test_70b_on_one_and_on_eight_gpus():
     """LLaMA-2 70B takes 128.5 GiB in bf16 beside the encoder: one GPU of 80 GiB holds it in 4 bits only."""
     eight = plan("experiment=paper_5_2_3", "gpus=8")
-    language = sum(part.bytes for part in eight.sizes.parts if part.name not in ("vision encoder", "projector"))
+    language = sum(part.bytes for part in eight.sizes.parts if part.part not in (Part.VISION, Part.PROJECTOR))
     assert round(language / GIB, 1) == 128.5
     assert [choice.fits for choice in eight.configured] == [False, True]
     assert eight.checkpointing
