@@ -222,7 +222,7 @@ def test_a_finished_run_that_is_started_again_stays_as_it_is(trained):
     folder, left, _ = trained
     before = {path: path.read_bytes() for path in (left / "metrics.json", left / "samples.html", left / "curves.png")}
     said = run(folder, "train", "experiment=smoke", "save=both", "resume=auto", f"hydra.run.dir={left}")
-    assert "was finished: it stays as it is" in said
+    assert "is already finished: left unchanged" in said
     assert all(path.read_bytes() == content for path, content in before.items())
 
 

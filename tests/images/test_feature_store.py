@@ -100,7 +100,7 @@ def test_a_damaged_file_is_never_used(tmp_path, name, caplog):
         some.read(keys[0])
     found = some.lookup(keys)
     assert (found.keys, found.damaged) == ([keys[0], ""], 1)
-    assert "the picture is encoded anew" in caplog.text
+    assert "the image is encoded again" in caplog.text
     some.write(keys[0], features(0))
     assert torch.equal(some.read(keys[0]), features(0))
 

@@ -156,7 +156,7 @@ def test_another_size_is_named(folder):
 
 
 def test_no_light_folder(tmp_path, model, backbones):
-    with pytest.raises(ValueError, match=r"no light folder \(light.json is missing\)"):
+    with pytest.raises(ValueError, match=r"not a light folder \(light.json is missing\)"):
         load_light(tmp_path)
     with pytest.raises(ValueError, match="a light folder would be empty"):
         save_light(model.requires_grad_(False), tmp_path, backbones.vision, backbones.language)

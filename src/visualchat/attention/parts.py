@@ -222,7 +222,7 @@ def take(tensor: Tensor, chosen: Compact) -> Tensor:
     """The chosen tokens of `tensor` (B, H, S, D): (B, H, C, D).
 
     Whole tokens are copied, (H, D) at once: many times faster on a CPU than `gather`, also where it must lay the
-    tensor out anew first (transformers' models lay it out like this).
+    tensor out again first (transformers' models lay it out like this).
     """
     if chosen.everything:
         return tensor

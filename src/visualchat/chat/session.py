@@ -46,12 +46,12 @@ class ChatSession:
         self._forget()
 
     def reset(self) -> None:
-        """Start anew; an answer that is still streaming is cut short."""
+        """Start again; an answer that is still streaming is cut short."""
         self._close()
         self._forget()
 
     def _close(self) -> None:
-        """Cut an answer short that nobody read to its end."""
+        """Cut an answer short that was not read to its end."""
         if self._open is not None:
             self._open.close()
             self._open = None

@@ -66,14 +66,14 @@ def named_files(text: str) -> list[Path]:
     """The files that a person means: one path as it stands, or several quoted as in a shell.
 
     Raises:
-        ValueError: A quotation does not end, or a home folder is nobody's.
+        ValueError: A quotation does not end, or a home folder does not exist.
     """
     try:
         whole = Path(text).expanduser()
         if whole.exists() or not re.search(r"""["'\\]""", text):
             return [whole]
         return [Path(name).expanduser() for name in shlex.split(text)]
-    except (RuntimeError, ValueError) as error:  # "~name" of nobody
+    except (RuntimeError, ValueError) as error:  # "~name" of no user
         raise ValueError(f"{text}: {error}") from error
 
 

@@ -106,7 +106,7 @@ def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence
         num_nodes: Machines.
 
     Raises:
-        ValueError: The rows cannot be dealt out evenly.
+        ValueError: The rows cannot be distributed evenly.
     """
     if devices in ("auto", -1, "-1"):
         import torch

@@ -117,7 +117,7 @@ class Plan:
         title: Names the run.
         kind: Of attention.
         sizes: Of the model.
-        machine: What is rented.
+        machine: The GPUs.
         workload: Of an epoch.
         configured: The configured strategy, without and with checkpointing.
         checkpointing: Which of the two is configured.
@@ -203,7 +203,7 @@ def title(choices: dict[str, Any]) -> str:
 
 
 def _machine(config: DictConfig) -> tuple[Machine, tuple[str, float, float]]:
-    """What is rented, and the GPU's name, peak and assumed utilisation."""
+    """The GPUs, and their name, peak and assumed utilisation."""
     if config.gpus < 1 or not 0 < config.utilisation <= 1:
         raise ValueError(
             f"gpus is at least 1 and utilisation between 0 and 1, found {config.gpus} and {config.utilisation}"

@@ -90,7 +90,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     if not trainer.is_global_zero:
         return {}
     if config.resume == "auto" and (finished := _finished(run, trainer.global_step)):
-        console.print(f"{os.path.relpath(run)}/ was finished: it stays as it is", highlight=False)
+        console.print(f"{os.path.relpath(run)}/ is already finished: left unchanged", highlight=False)
         return finished
     _save(config.save, module, base, processor, run)
     metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
@@ -129,7 +129,7 @@ def refuse_drawn_shapes(config: DictConfig) -> None:
 
 
 def _where_to_begin(resume: str | None, run: Path, settings: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, None to start afresh; the first rank says so, and what has changed since.
+    """The checkpoint to resume from, None to start from scratch; the first rank says so, and what has changed since.
 
     Raises:
         ValueError: There is no such checkpoint, or it is another model's.

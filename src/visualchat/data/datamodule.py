@@ -140,7 +140,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return len(self._schedule(*self._train_rows()))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew every epoch; after `load_state_dict` it begins where the checkpoint ended."""
+        """Reshuffled every epoch; after `load_state_dict` it begins where the checkpoint ended."""
         start, self._start = self._start, (0, 0)
         return self._loader(self.train, self._schedule(*self._train_rows(), start=start), packed=self.packing)
 
@@ -228,7 +228,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return features
 
     def teardown(self, stage: str) -> None:
-        """Say what was cut and skipped."""
+        """Log what was cut and skipped."""
         rank, world_size = self._ranks()
         where = f" (rank {rank})" if world_size > 1 else ""
         for name, report in self.reports.items():

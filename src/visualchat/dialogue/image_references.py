@@ -55,7 +55,7 @@ def renumber(text: str, number: Callable[[int], int]) -> str | None:
 
 
 def insert_image(dialogue: Dialogue, image: ImageInput, at: int) -> Dialogue | None:
-    """The dialogue with an image slipped in as number `at` + 1, later ones counted up in images and words.
+    """The dialogue with an image inserted as number `at` + 1, later ones counted up in images and words.
 
     Args:
         dialogue: With more than `at` images.

@@ -30,7 +30,7 @@ class Turn:
     Attributes:
         content: Text and images in the order in which the user sent them.
         answer: The model's answer; None where it is still to be given.
-        kind: What sort of question this is, for reports by kind; empty where nobody asks.
+        kind: What sort of question this is, for reports by kind; empty if unused.
     """
 
     content: tuple[Content, ...]

@@ -45,7 +45,7 @@ class Picture:
 
     Attributes:
         pixels: (3, height, width), at the encoder's size.
-        key: Equal for equal pictures; empty where nobody compares.
+        key: Equal for equal pictures; empty if nothing compares it.
     """
 
     pixels: Tensor
@@ -109,7 +109,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """RGB of any of PIL's modes.
 
     Raises:
-        ValueError: The values are floating-point numbers, of which nobody says what is white.
+        ValueError: The values are floating-point numbers, for which nothing says which is white.
     """
     if image.mode == "F":
         raise ValueError("it holds floating-point values, expected 1 to 16 bits a channel")

@@ -72,7 +72,7 @@ class FeatureStore:
             try:
                 features = self.read(key)
             except ValueError as error:
-                log.warning("%s; the picture is encoded anew", error)
+                log.warning("%s; the image is encoded again", error)
                 damaged += 1
                 continue
             if features is not None:

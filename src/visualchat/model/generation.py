@@ -187,7 +187,7 @@ def _index(images: dict[str, Any]) -> Tensor:
 def _so_far(
     ids: Tensor | None, held: Tensor | None, cached: int, given: int, length: int, filler: int
 ) -> Tensor | None:
-    """What cached and new tokens are, (B, length); None if nobody knows it of the cached ones.
+    """What cached and new tokens are, (B, length); None if it is unknown for the cached ones.
 
     The end may be missing: what is generated is text, of no image. So may the beginning, of tokens that are in the
     cache, where no more than the new tokens are given.

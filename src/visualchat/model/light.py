@@ -92,7 +92,7 @@ def load_light(
     """
     folder = Path(folder)
     if not (folder / CARD).is_file():
-        raise ValueError(f"{folder}: no light folder ({CARD} is missing)")
+        raise ValueError(f"{folder}: not a light folder ({CARD} is missing)")
     card = json.loads((folder / CARD).read_text())
     if "sha256" in card and _sha256(folder / WEIGHTS) != card["sha256"]:
         raise ValueError(f"{folder}: {WEIGHTS} is damaged, it is not what was saved with {CARD}; copy the folder again")

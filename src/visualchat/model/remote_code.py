@@ -1,4 +1,4 @@
-"""Folders and Hub repositories that bring code of their own: it is never run, and nobody is asked whether to."""
+"""Folders and Hub repositories that bring code of their own: it is never run, and no question is asked."""
 
 from __future__ import annotations
 

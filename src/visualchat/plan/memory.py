@@ -33,7 +33,7 @@ class Strategy:
     """How a strategy deals out what a run keeps.
 
     Attributes:
-        shards: What is dealt out over the ranks.
+        shards: What is sharded over the ranks.
         weights_on: Where the weights rest.
         optimizer_on: Where masters, moments and gradients rest.
         gathers_layers: Whether split weights are gathered by whole layers, two at a time, not up to `LIVE_ELEMENTS`.
@@ -166,7 +166,7 @@ def estimate(
 
     Args:
         sizes: Of the model.
-        strategy: How it is dealt out.
+        strategy: How it is sharded.
         gpus: Over how many.
         step: The batch on each.
         base_bits: 8 or 4 for quantised language layers.

@@ -80,7 +80,7 @@ class TinyDialogues:
         size: Number of dialogues.
         seed: Another seed gives other dialogues; no seed of one split gives a picture of another.
         captions: Whether captions stand where the pictures would be.
-        shuffled: In how many of the dialogues with two or more images a foreign picture is slipped in between, so that
+        shuffled: In how many of the dialogues with two or more images an unrelated image is inserted, so that
             image numbers are not 1, 2, ... (arXiv 2309.14327, section 5.2.4); references in the words are rewritten.
 
     Raises:

@@ -15,7 +15,7 @@ def gather_model(module: VisualChatModule, trainer: lightning.Trainer) -> None:
 
     They part before the model is built, so that no other rank waits for rank 0 while it reads a large base.
 
-    A model that was split over the ranks is built anew from its base, with the trained parameters filled in: only those
+    A model that was split over the ranks is rebuilt from its base, with the trained parameters inserted: only those
     ever travel. It stays on the CPU, because it may be too large for one GPU; any other is on its device again. On the
     other ranks `module.model` is of no use afterwards.
     """

@@ -42,7 +42,7 @@ class CSVRows:
         save_hparams_to_yaml(self.path.with_name("hparams.yaml"), params)
 
     def save(self) -> None:
-        """Write what is new; a new column means writing all anew, at once."""
+        """Write what is new; a new column means rewriting the whole file."""
         if not self.metrics:
             return
         new = set().union(*self.metrics) - set(self.columns)

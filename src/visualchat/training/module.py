@@ -177,7 +177,7 @@ class VisualChatModule(lightning.LightningModule):
         return {f"optimizer.{name}": f"{rate:g}" for name, rate in self.settings.halved().items()}
 
     def configure_optimizers(self) -> Any:
-        """AdamW, its rate set anew at every step."""
+        """AdamW, its rate set again at every step."""
         steps = optimizer_steps(self.trainer, self.trainer.datamodule.train_batches())  # type: ignore[attr-defined]
         mixed = "mixed" in str(self.trainer.precision)
         masters = not isinstance(self.trainer.strategy, DeepSpeedStrategy)  # it keeps them itself

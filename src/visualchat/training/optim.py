@@ -23,7 +23,7 @@ class OptimizerSettings:
     """How the trained parts move.
 
     Attributes:
-        learning_rate: Peak of all that is new: projector and adapters.
+        learning_rate: Peak rate of newly initialised parameters: projector and adapters.
         embedding_learning_rate: Peak of the token embedding; as `learning_rate` if None.
         backbone_learning_rate: Peak of a backbone that trains as a whole; as `learning_rate` if None.
         betas: AdamW's; (0.0, 0.95) in the paper.

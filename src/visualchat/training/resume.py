@@ -48,7 +48,7 @@ def require_same_model(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -
     """What has changed of the settings in `COURSE`, in words.
 
     Args:
-        then: What `settings_of` gave when the checkpoint was made; None where nobody kept it.
+        then: What `settings_of` gave when the checkpoint was made; None if it was not kept.
         now: What it gives now.
 
     Raises:
@@ -81,7 +81,7 @@ def find_checkpoint(resume: str | Path | None, run: Path) -> Path | None:
     """The checkpoint that `resume` means, for a run whose folder is `run`.
 
     Args:
-        resume: None to start afresh; `auto` for the newest of the run's own folder, afresh if it has none; a
+        resume: None to start from scratch; `auto` for the newest of its own folder, from scratch if it has none; a
             checkpoint; or another run's folder, for its newest. Where the newest is damaged, the one before it is
             taken, with a warning that names both.
         run: The run's folder.
@@ -119,7 +119,7 @@ def _newest_sound(candidates: list[Path]) -> Path:
     for path in candidates:
         if (reason := damage(path)) is None:
             if found:
-                log.warning("%s: going on from %s instead", "; ".join(found), path)
+                log.warning("%s: resuming from %s instead", "; ".join(found), path)
             return path
         found.append(f"{path} is not usable: {reason}")
     raise ValueError("; ".join(found))

@@ -98,7 +98,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(run, spoil, caplog):
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("auto", run) == previous
     assert f"{last} is not usable" in caplog.text
-    assert f"going on from {previous} instead" in caplog.text
+    assert f"resuming from {previous} instead" in caplog.text
     with pytest.raises(ValueError, match="name the run's folder"):
         find_checkpoint(last, run)
     spoil(previous)

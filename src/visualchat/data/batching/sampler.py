@@ -35,7 +35,7 @@ def rows_of(order: Order) -> Rows:
 
 
 def shuffled(size: int) -> Order:
-    """All dialogues, shuffled anew every epoch."""
+    """All dialogues, reshuffled every epoch."""
     return lambda seed, epoch: permutation(size, seed, epoch)
 
 

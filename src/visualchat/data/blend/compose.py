@@ -93,7 +93,7 @@ class Blended:
 
 @dataclass(frozen=True)
 class Widened:
-    """Another recipe's dialogue with a foreign image slipped in before image `at`, if its words allow it."""
+    """Another recipe's dialogue with an unrelated image inserted before image `at`, if its words allow it."""
 
     base: Recipe
     donor: Place
@@ -230,14 +230,14 @@ class LlavaOtter(Composition):
 
 @dataclass(frozen=True)
 class ShuffledNumbers(Composition):
-    """Image numbers that are not 1, 2, ...: a foreign image slipped in between (section 5.2.4).
+    """Image numbers that are not 1, 2, ...: an unrelated image inserted (section 5.2.4).
 
     The paper saw answers get worse and suspected wrong references. Here a dialogue changes only where each reference to
     an image is understood and rewritten; the others stay as they are.
 
     Attributes:
         of: The composition whose dialogues change.
-        donors: The source whose first images are slipped in.
+        donors: The source whose first images are inserted.
         share: How many of the dialogues with two or more images.
     """
 

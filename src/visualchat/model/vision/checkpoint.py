@@ -2,7 +2,7 @@
 
 A checkpoint is a folder or a Hub name with `transformer.visual.*` among a whole model's weights (one file or shards
 with an index, pickled or safetensors), or one file with the encoder's weights alone, with or without that prefix.
-Nothing in it is executed: pickles are read with `weights_only`. Files are mapped, so weights that nobody needs are
+Nothing in it is executed: pickles are read with `weights_only`. Files are mapped, so weights that nothing needs are
 never read.
 """
 

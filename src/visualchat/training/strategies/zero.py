@@ -124,7 +124,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         """Lightning's context around `configure_model`: under ZeRO-3 `from_pretrained` splits weights while it loads.
 
         transformers does so while an `HfDeepSpeedConfig` lives; without one it would find the parameters of Lightning's
-        `zero.Init` empty and initialise every weight anew. Lightning's `zero.Init` itself is left out: what is made
+        `zero.Init` empty and initialise every weight again. Lightning's `zero.Init` itself is left out: what is made
         here beside the backbones is small, has ordinary values while it is put together, and is split with rank 0's
         values when DeepSpeed takes the model over.
         """
