@@ -48,9 +48,9 @@ def _introduction(scores: dict[str, Any]) -> list[str]:
         f"Made with {versions}.",
         "",
         "The vision tower learns from drawn scenes of all 30 compositions of colour and shape. The language models",
-        "never meet a picture: they learn from dialogues in words, likewise over all compositions. The `train` split,",
+        "never meet an image: they learn from dialogues in words, likewise over all compositions. The `train` split,",
         f"for later tuning, never shows or names {len(HELD_OUT)} of them ({held_out});",
-        "`unseen` dialogues are about these. A *folded caption* is a 4x4 grid of word sums laid out like a picture's",
+        "`unseen` dialogues are about these. A *folded caption* is a 4x4 grid of word sums laid out like an image's",
         "patches. Early in their training a small loss tells a few heads of the language models where to look",
         "(`pretraining/hints.py`). A language model's embedding and head are two equal matrices. Comparisons of two",
         "images (`same`) are not mastered: see the tables.",
@@ -62,10 +62,10 @@ def _recipe(name: str) -> str:
 
 
 def _vision_table(scores: dict[str, float]) -> list[str]:
-    """What linear readers of the last hidden state get right on new pictures."""
+    """What linear readers of the last hidden state get right on new images."""
     return [
-        "What linear readers of the last hidden state get right on 2000 new pictures, in percent (colour, shape and",
-        "cell of each patch, count of each picture, presence of each composition):",
+        "What linear readers of the last hidden state get right on 2000 new images, in percent (colour, shape and",
+        "cell of each patch, count of each image, presence of each composition):",
         "",
         *_table(["reader", *scores], [["right", *[_percent(value) for value in scores.values()]]]),
     ]
@@ -83,9 +83,9 @@ def _language_tables(scores: dict[str, dict[str, dict[str, float]]]) -> list[str
     return [
         "Exact match of answers in percent on new dialogues; `all` and the second table leave `describe` out:",
         "",
-        *_table(["pictures as, attention, split", "all", *kinds], by_kind),
+        *_table(["images as, attention, split", "all", *kinds], by_kind),
         "",
-        *_table(["pictures as, attention, split", *[f"{n} image{'s' * (n != '1')}" for n in images]], by_images),
+        *_table(["images as, attention, split", *[f"{n} image{'s' * (n != '1')}" for n in images]], by_images),
     ]
 
 
