@@ -155,7 +155,7 @@ def measure_loader(corpus: str, folder: Path, workers: int, dialogues: int) -> d
         processor(), some, some, batch_size=1, max_length=MAX_LENGTH, num_workers=workers, packing=True
     )
     started = time.perf_counter()
-    plan = data.plan()
+    plan = data.pack()
     planned = time.perf_counter()
     found = images = 0
     begun = planned

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 # Before anything imports transformers or wandb, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from visualchat.data.batching.collate import Collator
+from visualchat.dialogue import Dialogue
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 
@@ -87,3 +90,18 @@ def model(make_model) -> VisualChatForConditionalGeneration:
 @pytest.fixture(scope="session")
 def processor(backbones) -> VisualChatProcessor:
     return VisualChatProcessor.from_backbones(backbones.vision, backbones.language, image_seq_length=4)
+
+
+@pytest.fixture(scope="session")
+def collated() -> Callable[..., dict[str, Any]]:
+    """One training batch of dialogues: `rows` says how many share each row; settings are the collator's."""
+
+    def collate(
+        processor: VisualChatProcessor, dialogues: list[Dialogue], rows: list[int] | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        collator = Collator(processor, **settings)
+        examples = iter([collator.read(dialogue, {}) for dialogue in dialogues])
+        counts = [1] * len(dialogues) if rows is None else rows
+        return collator([[next(examples) for _ in range(n)] for n in counts], packed=rows is not None)
+
+    return collate

@@ -66,6 +66,7 @@ FLOORS = (
     "images",
     "dialogue",
     "data.progress",
+    "data.workers",
     "data.sources",
     "data.blend",
     "data.batching",

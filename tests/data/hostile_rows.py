@@ -9,7 +9,7 @@ from typing import Any
 from hostile_cases import LIMIT, RED, Case, answer, blocks, encoded, image, lines, talk, user
 from PIL import Image
 
-from visualchat.data.batching.collate import measure
+from visualchat.data.batching.collate import encode_example
 from visualchat.data.sources import Llava, Messages, MimicIt, Source, Sparkles
 from visualchat.dialogue import Dialogue
 
@@ -298,11 +298,11 @@ def many_images(dialogue: Dialogue, processor: Any, pictures: list[Image.Image])
 
 
 def cut_to_one(dialogue: Dialogue, processor: Any, pictures: list[Image.Image]) -> None:
-    found = measure(dialogue, processor, LIMIT)
-    assert len(found.dialogue.turns) == 1
-    assert found.losses is not None
-    assert (found.losses.turns, found.losses.images) == (1, 1)
-    assert found.length <= LIMIT
+    example = encode_example(dialogue, processor, LIMIT)
+    assert len(example.dialogue.turns) == 1
+    assert example.trimmed is not None
+    assert (example.trimmed.turns, example.trimmed.images) == (1, 1)
+    assert len(example.encoding) <= LIMIT
 
 
 TEXTS = (

@@ -2,12 +2,16 @@
 
 import json
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import lightning
 import pytest
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch.utilities.data import _update_dataloader
 from PIL import Image
 
+from visualchat.data.batching import pictures
 from visualchat.data.batching.collate import Collator
 from visualchat.data.blend.compose import Join
 from visualchat.data.blend.mixture import Blend
@@ -45,7 +49,7 @@ def epochs(processor, count: int = 2, **settings) -> list[list[str]]:
     return seen
 
 
-def test_every_dialogue_once_an_epoch_shuffled_anew(processor):
+def test_every_dialogue_once_an_epoch_reshuffled(processor):
     first, second = epochs(processor)
     assert sorted(first) == sorted(second) == [str(n) for n in range(10)]
     assert first != second
@@ -76,29 +80,65 @@ def test_ranks_take_disjoint_shares(processor):
     assert sorted(shares[0] + shares[1]) == list(range(10))
 
 
-def test_an_unanswered_turn_is_named(processor):
+def test_a_trainer_that_shares_batches_out_once_more_is_refused(processor):
+    """Lightning's wrapper of a sampler would leave each rank a share of its own share."""
+    data = VisualChatDataModule(processor, dialogues(), dialogues(1), batch_size=1)
+    loader = data.train_dataloader()
+    again = DistributedSamplerWrapper(loader.sampler, num_replicas=2, rank=0)
+    with pytest.raises(ValueError, match="say Trainer\\(use_distributed_sampler=False\\)"):
+        _update_dataloader(loader, again)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_each_step_is_taken_once(processor, tmp_path, monkeypatch, packing):
+    """A dialogue is encoded once an epoch (and once before, to be packed), a file decoded and scaled once a batch."""
+    told = []
+    for n in range(4):
+        Image.new("RGB", (16, 16), (60 * n, 0, 0)).save(path := tmp_path / f"{n}.png")
+        told.append(Dialogue((Turn.ask("What?", [path, path], f"{n}"), Turn.ask("Sure?", [path], "yes")), id=f"d{n}"))
+    counts = Counter()
+
+    def counted(owner, name):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args: counts.update([name]) or original(*args))
+
+    counted(processor, "encode")
+    counted(processor, "scale")
+    counted(pictures, "decode_image")
+    counted(Dialogue, "require_answers")
+    data = VisualChatDataModule(processor, told, told, batch_size=4, max_length=500, packing=packing)
+    for epoch in range(1, 3):
+        (batch,) = data.train_dataloader()
+        assert len(batch["pixel_values"]) == 4
+        read = 4 * (epoch + packing)
+        assert counts == {"encode": read, "require_answers": read, "decode_image": 4 * epoch, "scale": 4 * epoch}
+
+
+def test_an_unanswered_turn_is_named(processor, collated):
     with pytest.raises(ValueError, match=r"d7: turn 1 has no answer \(found None\); a training dialogue needs one"):
-        Collator(processor)([Dialogue((Turn.ask("Well?"),), id="d7")])
+        collated(processor, [Dialogue((Turn.ask("Well?"),), id="d7")])
     with pytest.raises(ValueError, match=r"d8: turn 1 has no answer \(found ' '\)"):
-        Collator(processor)([Dialogue((Turn.ask("Well?", [], " "),), id="d8")])
+        collated(processor, [Dialogue((Turn.ask("Well?", [], " "),), id="d8")])
 
 
-def test_a_dialogue_over_the_limit_is_named(processor):
+def test_a_dialogue_over_the_limit_is_named(processor, collated):
     long = Dialogue((Turn.ask("word " * 100, [], "yes"),), id="d9")
     length = len(processor.encode(long))
-    assert Collator(processor, max_length=length)([long])["input_ids"].shape == (1, length)
+    assert collated(processor, [long], max_length=length)["input_ids"].shape == (1, length)
+    with pytest.raises(ValueError, match=rf"d9: the first turn alone has {length} tokens \(0 images\), the limit is"):
+        collated(processor, [long], max_length=length - 1)
     with pytest.raises(ValueError, match=rf"d9: {length} tokens \(1 turns, 0 images\) exceed the limit of"):
-        Collator(processor, max_length=length - 1)([long])
+        Collator(processor, length - 1)([[Collator(processor).read(long, {})]])
 
 
-def test_a_missing_image_is_named(processor, tmp_path):
+def test_a_missing_image_is_named(processor, collated, tmp_path):
     with pytest.raises(ValueError, match=r"gone\.png' .* does not exist"):
-        Collator(processor)([Dialogue((Turn.ask("What?", [tmp_path / "gone.png"], "a"),), id="d1")])
+        collated(processor, [Dialogue((Turn.ask("What?", [tmp_path / "gone.png"], "a"),), id="d1")])
 
 
-def test_a_batch_mixes_dialogues_with_and_without_images(processor):
+def test_a_batch_mixes_dialogues_with_and_without_images(processor, collated):
     image = Image.new("RGB", (16, 16), "red")
-    batch = Collator(processor)([*dialogues(1), Dialogue((Turn.ask("What?", [image, image], "red"),))])
+    batch = collated(processor, [*dialogues(1), Dialogue((Turn.ask("What?", [image, image], "red"),))])
     assert batch["pixel_values"].shape == (1, 3, 16, 16)  # each distinct picture once
     assert batch["image_index"].tolist() == [0, 0]
     assert batch["mm_token_type_ids"].sum(1).tolist() == [0, 8]

@@ -6,7 +6,8 @@ import hostile
 import pytest
 from hostile_cases import LIMIT
 
-from visualchat.data.batching.collate import BatchMaker, Collator, with_pictures
+from visualchat.data.batching.collate import BatchMaker, Collator
+from visualchat.data.batching.pictures import with_pictures
 from visualchat.data.batching.sampler import BatchSpec
 from visualchat.data.inspection.survey import look
 
@@ -26,7 +27,7 @@ def found(case, source, processor) -> tuple[str, str]:
     if source.errors:
         return "bad row", str(source.errors[0])
     assert size
-    finding = look(source, 0, processor, LIMIT, decode=True)
+    finding = look(source, processor, LIMIT, True, 0)
     return ("bad row", finding.reason) if finding.reason else ("trains", "")
 
 
@@ -43,12 +44,12 @@ def test_the_outcome_is_the_documented_one(processor, tmp_path, name):
     assert "object at 0x" not in said
     if stage == "bad row" and not source.errors:
         maker = BatchMaker(source, Collator(processor, LIMIT), "skip")
-        assert maker[BatchSpec(((0,),))].losses[0].reason == said
+        assert maker[BatchSpec(((0,),))].trimmed[0].reason == said
     if stage == "trains":
         batch = BatchMaker(source, Collator(processor, LIMIT))[BatchSpec(((0,),))]
         assert (batch["labels"] >= 0).any()
         if case.verify is not None:
-            dialogue = with_pictures(source[0], {})
+            dialogue = with_pictures(source[0])
             case.verify(dialogue, processor, list(dialogue.images))
 
 

@@ -145,7 +145,7 @@ def interrupted_at(processor, make_model, folder, batch):
 
 def test_other_settings_cannot_go_on_in_mid_epoch(make_model, processor, tmp_path):
     checkpoint = interrupted_at(processor, make_model, tmp_path, 4)
-    message = r"ended at batch 4 of epoch 0, which other settings cannot go on with: batch_size was 2, now 3; resume"
+    message = r"ended at batch 4 of epoch 0, which other settings cannot resume: batch_size was 2, now 3; resume"
     with pytest.raises(ValueError, match=message):
         fit(make_model, processor, tmp_path, Watch(), data={"batch_size": 3}, resume=checkpoint)
 
@@ -172,7 +172,7 @@ def test_other_rows_cannot_go_on_in_mid_epoch(make_model, processor, tmp_path, m
     """The same number of rows, with the same names; from the end of an epoch they may, and that is said."""
     middle, end = (interrupted_at(processor, make_model, tmp_path / name, n) for name, n in (("a", 4), ("b", 6)))
     monkeypatch.setitem(globals(), "dialogues", lambda count=SIZE: edited(how)[:count])
-    with pytest.raises(ValueError, match=r"cannot go on with: the content of the training rows; resume with the old"):
+    with pytest.raises(ValueError, match=r"cannot resume: the content of the training rows; resume with the old"):
         fit(make_model, processor, tmp_path, Watch(), resume=middle)
     assert fit(make_model, processor, tmp_path, Watch(), resume=end)
     assert "other data than before, from epoch 1 on: the content of the training rows" in caplog.text

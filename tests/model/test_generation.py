@@ -161,9 +161,10 @@ def test_several_samples_of_a_row_see_its_images(model, processor):
 
 def test_shared_images_keep_their_rows_in_beams(model, processor):
     dialogues = [prompts()[0], prompts()[1]]
-    batch = processor.batch(dialogues, padding_side="left", share_images=True)
-    del batch["labels"]
-    assert batch["image_index"].tolist() == [0, 1, 1]
+    batch = processor.prompt(dialogues)
+    pixels = batch["pixel_values"]
+    assert torch.equal(pixels[1], pixels[2])
+    batch |= {"pixel_values": pixels[:2], "image_index": torch.tensor([0, 1, 1])}
     settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False}
     assert torch.equal(generate(model, batch, **settings), generate(model, processor.prompt(dialogues), **settings))
 

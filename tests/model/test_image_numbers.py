@@ -78,7 +78,7 @@ def test_learned_numbers_start_as_nothing_and_labels_at_their_words(make_model, 
 
 
 @pytest.mark.parametrize("kind", ["mmca_joint", "causal", "unit", "cross"])
-def test_packed_shared_cached_and_in_rounds_it_is_the_same(numbered, backbones, processor, kind):
+def test_packed_shared_cached_and_in_rounds_it_is_the_same(numbered, backbones, processor, collated, kind):
     outside = kind == "cross"
     model = numbered(attention_kind=kind, cross_attention_every=1)
     if outside:
@@ -90,7 +90,7 @@ def test_packed_shared_cached_and_in_rounds_it_is_the_same(numbered, backbones, 
     with torch.no_grad():
         alone = torch.cat([model(**processor.batch([dialogue])).logits for dialogue in given])
         for rows in (None,) if outside else (None, [3]):
-            batch = processor.batch(given, rows=rows, share_images=True)
+            batch = collated(processor, given, rows)
             assert len(batch["pixel_values"]) == 2
             torch.testing.assert_close(model(**batch).logits, alone, atol=1e-4, rtol=1e-4)
     prompt = processor.prompt(dialogues()[:1])

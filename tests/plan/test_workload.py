@@ -6,7 +6,7 @@ from small import build
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from visualchat.data.batching.sampler import Schedule, rows_of, shuffled
+from visualchat.data.batching.sampler import ResumableBatchSampler, in_order, rows_of
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.plan.shapes import sizes_of
 from visualchat.plan.workload import (
@@ -102,7 +102,7 @@ def test_the_vision_encoder_is_counted_once_forward():
 
 @pytest.mark.parametrize(("rows", "batch", "ranks", "accumulate"), [(100, 4, 3, 2), (1, 4, 8, 4), (128, 4, 8, 4)])
 def test_steps_are_those_of_the_sampler(rows, batch, ranks, accumulate):
-    batches = len(Schedule(rows_of(shuffled(rows)), rows, batch, world_size=ranks))
+    batches = len(ResumableBatchSampler(rows_of(in_order(rows)), rows, batch, world_size=ranks))
     assert optimizer_steps(rows, batch, ranks, accumulate, 3) == 3 * -(-batches // accumulate)
 
 

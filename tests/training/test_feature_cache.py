@@ -145,15 +145,15 @@ def test_a_full_disk_ends_the_keeping_not_the_training(make_model, processor, tm
     assert caplog.text.count("features are no longer kept") == 1
 
 
-def test_unknown_pictures_are_completed_in_their_places(make_model, processor, tmp_path):
+def test_unknown_pictures_are_completed_in_their_places(make_model, processor, collated, tmp_path):
     """One picture known of three: the batch's features are those of the encoder, in order."""
     model = make_model().requires_grad_(False)
     store = open_store(tmp_path, model, processor, "32-true")
     told = dialogues()[1:3]
     expected = model.vision_features(processor.batch(told)["pixel_values"])
     filler = FeatureFiller(store)
-    filler.complete(model, dict(processor.batch([Dialogue((Turn.ask("?", told[1].images[:1]),))], features=store)))
-    batch = dict(processor.batch(told, features=store))
+    filler.complete(model, collated(processor, [Dialogue((Turn.ask("?", told[1].images[:1], "yes"),))], store=store))
+    batch = collated(processor, told, store=store)
     assert len(batch["pixel_values"]) == 2
     assert [bool(key) for key in batch["feature_keys"]] == [True, False, True]
     batch.pop("features_damaged")

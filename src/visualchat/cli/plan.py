@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from visualchat.cli.combinations import check_combination
 from visualchat.cli.config import check_attention, quieten
 from visualchat.cli.main import plan as main
+from visualchat.data.blend.mixture import Mixture
 from visualchat.dialogue.encoding import encode_segments
 from visualchat.dialogue.template import PAPER, render
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
@@ -101,7 +102,7 @@ def measured_workload(config: DictConfig) -> Workload:
     counter: Any = TokenEstimate() if tokenizer is None else tokenizer
     encode = partial(encode_segments, tokenizer=counter, image_seq_length=prompt.image_seq_length, template=template)
     encodings = [encode(render(dialogue, prompt.system, template)) for dialogue in sample]
-    size = getattr(train, "epoch_size", len(train))
+    size = Mixture.of(train).epoch_size
     found = measured(encodings, [len(dialogue.images) for dialogue in sample], size, "the configured data")
     if tokenizer is not None:
         return found

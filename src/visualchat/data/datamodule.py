@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,27 +12,19 @@ from typing import Any
 
 import lightning
 import torch
-from torch import distributed
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from visualchat.data.batching.collate import (
-    Batch,
-    BatchingProcessor,
-    BatchMaker,
-    Collator,
-    measure,
-    placed,
-    with_pictures,
-)
+from visualchat.data.batching.collate import Batch, BatchingProcessor, BatchMaker, Collator
 from visualchat.data.batching.held_out import spread
+from visualchat.data.batching.lengths import token_lengths
 from visualchat.data.batching.packing import Packing
-from visualchat.data.batching.sampler import Rows, Schedule, batches_of_rank, in_order, rows_of, shuffled
-from visualchat.data.batching.truncation import LoadReport, Losses, bad_rows_policy
-from visualchat.data.blend.mixture import Blend
-from visualchat.data.blend.origin import digest_of, joint_digest, place_of, rows_in
+from visualchat.data.batching.pictures import with_pictures
+from visualchat.data.batching.sampler import ResumableBatchSampler, RowsOfEpoch, batches_of_rank, in_order, rows_of
+from visualchat.data.batching.truncation import TrimReport, bad_rows_policy
+from visualchat.data.blend.mixture import Blend, Mixture
+from visualchat.data.blend.origin import digest_of, joint_digest, place_of
 from visualchat.data.blend.own import OwnData
 from visualchat.data.blend.split import SplitBy
-from visualchat.data.progress import watched
 from visualchat.data.sources import Source
 from visualchat.dialogue import Dialogue
 from visualchat.images.feature_store import FeatureStore
@@ -41,10 +33,22 @@ log = logging.getLogger(__name__)
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A loader whose place in the epoch is kept by the datamodule; its own state is empty."""
+    """A loader whose position in the epoch is kept by the data module; its own state is empty.
+
+    Raises:
+        ValueError: A trainer has put another sampler in the place of ours, which would leave rows out on every rank.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        if not isinstance(settings.get("sampler"), ResumableBatchSampler):
+            raise ValueError(
+                "the data module gives each rank its own batches, the trainer must not share them out once more: "
+                "say Trainer(use_distributed_sampler=False), or trainer.use_distributed_sampler=false"
+            )
+        super().__init__(*args, **settings)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing; Lightning takes a loader with this method for one that can go on in mid-epoch, as this one can."""
+        """Nothing; Lightning takes a loader with this method for one that can resume in mid-epoch, as this one can."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -54,13 +58,13 @@ class ResumableLoader(DataLoader[Batch]):
 class VisualChatDataModule(lightning.LightningDataModule):
     """Batches of dialogues, in an order that depends on seed and epoch alone; ranks take disjoint shares.
 
-    Its state is the place in the epoch by batches consumed, so a checkpoint of any batch goes on with the next one,
-    whatever workers had fetched in advance and however many there are.
+    Its state is the place in the epoch by batches consumed, so a checkpoint of any batch resumes with the next one,
+    whatever workers had fetched in advance and however many there are. A trainer of several ranks needs
+    `use_distributed_sampler=False`, as `conf/trainer` says: the loaders give each rank its own share.
 
     Args:
         processor: Encodes and pads.
-        train: The dialogues to train on. One that has `order(seed, epoch)` and `epoch_size` (a mixture with weights)
-            says itself which of its dialogues an epoch takes; else every epoch takes all.
+        train: The dialogues to train on; of a `Mixture` an epoch takes what its weights say, else all.
         validation: The dialogues to watch while training.
         batch_size: Rows a step, on each rank; a row is a dialogue, or several with `packing`.
         max_length: The most tokens a row may have. A longer dialogue is cut at a turn's border, which is counted; one
@@ -96,13 +100,14 @@ class VisualChatDataModule(lightning.LightningDataModule):
                 raise ValueError(f"{name} holds no dialogue, at least one is needed")
         if packing and max_length is None:
             raise ValueError("packing=true fills rows of max_length tokens, found max_length=None")
-        self.processor, self.train, self.validation = processor, train, validation
+        self.processor = processor
+        self.train, self.validation = Mixture.of(train), Mixture.of(validation)
         self.batch_size, self.num_workers, self.seed, self.packing = batch_size, num_workers, seed, packing
         self.bad_rows = bad_rows_policy(bad_rows)
         self.feature_cache = feature_cache
         self.feature_counts = {"read": 0, "encoded": 0, "damaged": 0}
         self.collate = Collator(processor, max_length)
-        self.reports = {"train": LoadReport(), "validation": LoadReport()}
+        self.reports = {"train": TrimReport(), "validation": TrimReport()}
         self._packing: Packing | None = None
         self._start = (0, 0)  # epoch and batch at which the next training loader begins
 
@@ -124,9 +129,20 @@ class VisualChatDataModule(lightning.LightningDataModule):
         own = OwnData(source, validation, split_by, settings.get("seed", 0))
         return cls(processor, own.train, own.validation, **settings)
 
-    def use_features(self, store: FeatureStore) -> None:
-        """Look the pictures of all batches up in a store; to be called before the loaders are made."""
-        self.collate = replace(self.collate, features=store)
+    def open_features(self, open_store: Callable[[str | Path, Any], FeatureStore]) -> FeatureStore | None:
+        """From here on look the pictures of all batches up in the store of `feature_cache`; before loaders are made.
+
+        Args:
+            open_store: Opens a folder's store for pictures that this processor prepares.
+
+        Returns:
+            The store, to which what is missing must be written; None if there is no cache.
+        """
+        if self.feature_cache is None:
+            return None
+        store = open_store(self.feature_cache, self.processor)
+        self.collate = replace(self.collate, store=store)
+        return store
 
     def digest(self) -> str:
         """A hash (hex) of the content of all dialogues, those that train and those that validate.
@@ -137,17 +153,17 @@ class VisualChatDataModule(lightning.LightningDataModule):
 
     def train_batches(self) -> int:
         """Batches of an epoch on each rank."""
-        return len(self._schedule(*self._train_rows()))
+        return len(self._sampler(*self._train_rows()))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Reshuffled every epoch; after `load_state_dict` it begins where the checkpoint ended."""
         start, self._start = self._start, (0, 0)
-        return self._loader(self.train, self._schedule(*self._train_rows(), start=start), packed=self.packing)
+        return self._loader(self.train, self._sampler(*self._train_rows(), start=start), packed=self.packing)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """In the order of the data, a dialogue a row."""
         size = len(self.validation)
-        return self._loader(self.validation, self._schedule(rows_of(in_order(size)), size), packed=False)
+        return self._loader(self.validation, self._sampler(rows_of(in_order(size)), size), packed=False)
 
     def names(self, epoch: int, batch: int, *, training: bool = True) -> list[str]:
         """The dialogues in a batch of this rank, and where they lie; in validation the epoch counts for nothing."""
@@ -155,7 +171,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         rows = self._train_rows()[0] if training else rows_of(in_order(size))
         dialogues = self.train if training else self.validation
         spec = batches_of_rank(rows(self.seed, epoch), self.batch_size, *self._ranks())[batch]
-        return [f"{dialogues[number].id} ({place_of(dialogues, number)})" for row in spec.rows for number in row]
+        return [f"{dialogues[index].id} ({place_of(dialogues, index)})" for row in spec.rows for index in row]
 
     def samples(self, count: int) -> list[Dialogue]:
         """At most `count` validation dialogues with their pictures, always the same ones, cut to the limit.
@@ -164,49 +180,48 @@ class VisualChatDataModule(lightning.LightningDataModule):
             ValueError: One of them is bad and the policy is `error`; with `skip` the next good one takes its place.
         """
         limit, skip = self.collate.max_length, self.bad_rows == "skip"
-        return [with_pictures(found, {}) for found in spread(self.validation, count, self.processor, limit, skip=skip)]
+        return [with_pictures(chosen) for chosen in spread(self.validation, count, self.processor, limit, skip=skip)]
 
-    def plan(self) -> Packing:
+    def pack(self) -> Packing:
         """Which training dialogues share a row; made once.
 
         Raises:
             ValueError: A row is bad and the policy is `error`, or no row is good.
         """
         if self._packing is None:
-            lengths, losses = token_lengths(self.train, self.collate, self.bad_rows == "skip", self.num_workers)
-            self.reports["train"].add(losses)
-            assert self.collate.max_length is not None
-            order = getattr(self.train, "order", None)
+            limit, skip = self.collate.max_length, self.bad_rows == "skip"
+            assert limit is not None
+            lengths, trimmed = token_lengths(self.train, self.processor, limit, skip=skip, num_workers=self.num_workers)
+            self.reports["train"].add(trimmed)
+            order = None if self.train.plain else self.train.order
             epochs = self.trainer.max_epochs if self.trainer else 1
             endless = epochs is None or epochs < 1
-            self._packing = Packing(lengths, self.collate.max_length, order, self.seed, None if endless else epochs)
+            self._packing = Packing(lengths, limit, order, self.seed, None if endless else epochs)
             log.info(
                 "packed %d dialogues into %d rows of %d tokens, %.1f%% of them real",
                 *(len(lengths), len(self._packing), self._packing.capacity, 100 * self._packing.efficiency),
             )
         return self._packing
 
-    def _train_rows(self) -> tuple[Rows, int]:
+    def _train_rows(self) -> tuple[RowsOfEpoch, int]:
         """The rows of each epoch and how many they are; a mixture says itself which dialogues an epoch takes."""
         if self.packing:
-            packing = self.plan()
+            packing = self.pack()
             return (lambda seed, epoch: packing.rows(epoch)), len(packing)
-        size = len(self.train)
-        order = getattr(self.train, "order", shuffled(size))
-        return rows_of(order), getattr(self.train, "epoch_size", size)
+        return rows_of(self.train.order), self.train.epoch_size
 
     def _ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _schedule(self, rows: Rows, count: int, start: tuple[int, int] = (0, 0)) -> Schedule:
-        return Schedule(rows, count, self.batch_size, self.seed, *self._ranks(), start)
+    def _sampler(self, rows: RowsOfEpoch, count: int, start: tuple[int, int] = (0, 0)) -> ResumableBatchSampler:
+        return ResumableBatchSampler(rows, count, self.batch_size, self.seed, *self._ranks(), start)
 
-    def _loader(self, dialogues: Sequence[Dialogue], schedule: Schedule, *, packed: bool) -> DataLoader[Batch]:
+    def _loader(self, dialogues: Mixture, sampler: ResumableBatchSampler, *, packed: bool) -> DataLoader[Batch]:
         return ResumableLoader(
             BatchMaker(dialogues, self.collate, self.bad_rows, packed),
             batch_size=None,  # items are whole batches
-            sampler=schedule,
+            sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=outlive_signals,
@@ -214,18 +229,18 @@ class VisualChatDataModule(lightning.LightningDataModule):
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Lightning's hook at each batch that is used: count what its rows lost, hand its facts on as `facts`."""
+        """Lightning's hook at each batch that is used: count what was trimmed, hand its statistics on as `stats`."""
         if not isinstance(batch, Batch):
             return batch
         assert self.trainer is not None
-        self.reports["train" if self.trainer.training else "validation"].add(batch.losses)
-        features = {**batch.features, "facts": batch.facts}
-        if "feature_keys" in features:
-            encoded = sum(map(bool, features["feature_keys"]))
+        self.reports["train" if self.trainer.training else "validation"].add(batch.trimmed)
+        inputs = {**batch.inputs, "stats": batch.stats}
+        if "feature_keys" in inputs:
+            encoded = sum(map(bool, inputs["feature_keys"]))
             self.feature_counts["encoded"] += encoded
-            self.feature_counts["read"] += len(features["feature_keys"]) - encoded
-            self.feature_counts["damaged"] += features.pop("features_damaged")
-        return features
+            self.feature_counts["read"] += len(inputs["feature_keys"]) - encoded
+            self.feature_counts["damaged"] += inputs.pop("features_damaged")
+        return inputs
 
     def teardown(self, stage: str) -> None:
         """Log what was cut and skipped."""
@@ -250,7 +265,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return digest_of(self.train)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and batch that come next, the settings they depend on, and what was lost so far."""
+        """Epoch and batch that come next, the settings they depend on, and what was trimmed so far."""
         reports = {name: report.state_dict() for name, report in self.reports.items()}
         return {"next": self._next(), "settings": self._settings(), "content": self._content, "reports": reports}
 
@@ -268,7 +283,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where the checkpoint ended.
+        """Resume where the checkpoint ended.
 
         Raises:
             ValueError: It ended in mid-epoch, and the training rows or the order of the batches have changed since.
@@ -280,7 +295,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         epoch, batch = state_dict["next"]
         if batch and changed:
             raise ValueError(
-                f"the checkpoint ended at batch {batch} of epoch {epoch}, which other settings cannot go on with: "
+                f"the checkpoint ended at batch {batch} of epoch {epoch}, which other settings cannot resume: "
                 f"{', '.join(changed)}; resume with the old settings or from the end of an epoch"
             )
         if changed and self._ranks()[0] == 0:
@@ -306,68 +321,3 @@ def outlive_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-class _Lengths(Dataset[tuple[int, Losses | None]]):
-    """Item i: the tokens of dialogue i and what it lost; no image is decoded."""
-
-    def __init__(self, dialogues: Sequence[Dialogue], collate: Collator, skip: bool) -> None:
-        self.dialogues, self.collate, self.skip = dialogues, collate, skip
-
-    def __len__(self) -> int:
-        return len(self.dialogues)
-
-    def __getitem__(self, index: int) -> tuple[int, Losses | None]:
-        try:
-            found = measure(self.dialogues[index], self.collate.processor, self.collate.max_length)
-        except ValueError as error:
-            if not self.skip:
-                raise ValueError(placed(error, self.dialogues, index)) from error
-            rows = max(1, len(rows_in(self.dialogues, index)))
-            return 0, Losses(reason=placed(error, self.dialogues, index), rows=rows)
-        return found.length, found.losses
-
-
-def token_lengths(
-    dialogues: Sequence[Dialogue], collate: Collator, skip: bool = False, num_workers: int = 0
-) -> tuple[dict[int, int], dict[int, Losses]]:
-    """The tokens of every good dialogue, cut to the limit, and what dialogues lost, both by their numbers.
-
-    Where several ranks run, each reads its share and all learn of all.
-
-    Args:
-        dialogues: All.
-        collate: Knows processor and limit.
-        skip: Whether a bad row is left out; else it is an error.
-        num_workers: Processes that share the work of a rank.
-
-    Raises:
-        ValueError: A row is bad and `skip` is False.
-    """
-    rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    own = range(rank, len(dialogues), ranks)
-    loader = DataLoader(
-        _Lengths(dialogues, collate, skip),
-        sampler=own,
-        batch_size=256,
-        num_workers=num_workers,
-        collate_fn=list,
-        generator=torch.Generator(),
-    )
-    read: list[tuple[int, Losses | None]] = []
-    failure: ValueError | None = None
-    try:
-        chunks = loader if rank else watched(loader, "measuring dialogues to pack them", len(loader))
-        read = [item for chunk in chunks for item in chunk]
-    except ValueError as error:  # told to all ranks first, or they would wait for this one for ever
-        failure = error
-    shares = [(read, failure)]
-    if ranks > 1:
-        shares = [(read, failure)] * ranks
-        distributed.all_gather_object(shares, (read, failure))
-    for _, told in shares:
-        if told is not None:
-            raise told
-    ordered = [(number, *shares[number % ranks][0][number // ranks]) for number in range(len(dialogues))]
-    lengths = {number: length for number, length, losses in ordered if losses is None or not losses.reason}
-    return lengths, {number: losses for number, _, losses in ordered if losses is not None}

@@ -164,7 +164,9 @@ class ProcessingPrompts:
             if options.max_length is not None and len(encoding) > options.max_length:
                 raise ValueError(f"{dialogue.id}: {len(encoding)} tokens exceed max_length={options.max_length}")
         filled = (options.max_length or 0) if options.padding == "max_length" else 0
-        columns: dict[str, Any] = self._padded(encodings, options.padding_side, filled)  # type: ignore[attr-defined]
+        columns: dict[str, Any] = self.pad(  # type: ignore[attr-defined]
+            [[encoding] for encoding in encodings], padding_side=options.padding_side, length=filled
+        )
         labels = columns.pop("labels")
         if masks:
             columns["assistant_masks"] = (labels != IGNORE_INDEX).long()

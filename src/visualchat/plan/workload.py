@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from visualchat.attention import KINDS
+from visualchat.data.batching.sampler import batches_in
 from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
 from visualchat.model.remote_code import load_without_code
 from visualchat.plan.shapes import Sizes
@@ -108,9 +109,8 @@ def packed_rows(workload: Workload, image_tokens: int, max_length: int, filled: 
 
 
 def optimizer_steps(rows: int, batch_size: int, devices: int, accumulate: int, epochs: int) -> int:
-    """Optimizer steps of a run: as the sampler deals rows out and Lightning accumulates batches."""
-    batches = math.ceil(math.ceil(rows / devices) / batch_size)
-    return epochs * math.ceil(batches / accumulate)
+    """Optimizer steps of a run: as the sampler shares rows out and Lightning accumulates batches."""
+    return epochs * math.ceil(batches_in(rows, batch_size, devices) / accumulate)
 
 
 def attention_pairs(kind: str, text: float, images: float, image_tokens: int) -> float:

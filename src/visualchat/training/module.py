@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.model import VisualChatForConditionalGeneration
@@ -71,6 +72,11 @@ class VisualChatModule(lightning.LightningModule):
         self.features: FeatureFiller | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
+    @property
+    def data(self) -> VisualChatDataModule:
+        """The data module of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     def configure_model(self) -> None:
         """Build the model, once, and split it where the strategy wants that."""
         if not hasattr(self, "model"):
@@ -93,11 +99,9 @@ class VisualChatModule(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Know the base, and open the cache of vision features, if the data has one, before the loaders start."""
         self.fingerprint()
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(data, "feature_cache", None) is not None:
-            store = open_store(data.feature_cache, self.model, data.processor, str(self.trainer.precision))
-            self.features = FeatureFiller(store)
-            data.use_features(store)
+        precision = str(self.trainer.precision)
+        store = self.data.open_features(lambda folder, processor: open_store(folder, self.model, processor, precision))
+        self.features = None if store is None else FeatureFiller(store)
 
     def on_train_start(self) -> None:
         """Rates and the like are those of the settings, also where a checkpoint has brought those of another time."""
@@ -105,7 +109,7 @@ class VisualChatModule(lightning.LightningModule):
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What the model takes of a batch, with the vision features that it lacks; how many it brought is logged."""
-        batch = {name: value for name, value in batch.items() if name != "facts"}
+        batch = {name: value for name, value in batch.items() if name != "stats"}
         if self.features is None or "feature_keys" not in batch:
             return batch
         keys = batch["feature_keys"]
@@ -162,10 +166,9 @@ class VisualChatModule(lightning.LightningModule):
 
     def _not_finite(self, which: str, own: tuple[int, float] | None, place: str) -> RunStopped:
         """What to raise on all ranks; `own` is this rank's batch and its loss, if it is one of those."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         found = None
         if own is not None:
-            found = own[1], data.names(self.trainer.current_epoch, own[0], training=which == "training")
+            found = own[1], self.data.names(self.trainer.current_epoch, own[0], training=which == "training")
         value, names = next(told for told in of_all_ranks(found) if told is not None)
         return RunStopped(
             f"the {which} loss is {value} {place}, on the rows {', '.join(names)}\n"
@@ -178,7 +181,7 @@ class VisualChatModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set again at every step."""
-        steps = optimizer_steps(self.trainer, self.trainer.datamodule.train_batches())  # type: ignore[attr-defined]
+        steps = optimizer_steps(self.trainer, self.data.train_batches())
         mixed = "mixed" in str(self.trainer.precision)
         masters = not isinstance(self.trainer.strategy, DeepSpeedStrategy)  # it keeps them itself
         optimizer = build_optimizer(self.settings, self.model, mixed, masters)

@@ -1,6 +1,7 @@
-"""Packing: full rows, dealt anew every epoch, and nothing that the model could notice."""
+"""Packing: full rows, other ones in every epoch, and nothing that the model could notice."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 from PIL import Image
 
 from visualchat.data.batching.collate import BatchMaker, Collator
+from visualchat.data.batching.lengths import token_lengths
 from visualchat.data.batching.packing import Packing, best_fit
-from visualchat.data.batching.sampler import BatchSpec, Schedule, batches_of_rank, rows_of, shuffled
-from visualchat.data.datamodule import VisualChatDataModule, token_lengths
+from visualchat.data.batching.sampler import BatchSpec, ResumableBatchSampler, batches_of_rank, rows_of
+from visualchat.data.blend.mixture import permutation
+from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 
 
@@ -110,15 +113,17 @@ def test_nothing_to_pack_is_an_error():
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 5, 12])
 def test_ranks_share_every_row_exactly_once_in_equally_many_batches(size, world_size):
-    shares = [batches_of_rank(rows_of(shuffled(size))(0, 4), 2, rank, world_size) for rank in range(world_size)]
+    shares = [
+        batches_of_rank(rows_of(partial(permutation, size))(0, 4), 2, rank, world_size) for rank in range(world_size)
+    ]
     assert len({len(share) for share in shares}) == 1
     assert sorted(row[0] for share in shares for spec in share for row in spec.rows) == list(range(size))
 
 
-def test_a_schedule_starts_anywhere_and_ends_where_the_epoch_ends():
-    whole = Schedule(rows_of(shuffled(10)), 10, batch_size=3)
+def test_a_sampler_starts_anywhere_and_ends_where_the_epoch_ends():
+    whole = ResumableBatchSampler(rows_of(partial(permutation, 10)), 10, batch_size=3)
     expected = {epoch: list(whole) for epoch in range(3) if whole.set_epoch(epoch) is None}
-    late = Schedule(rows_of(shuffled(10)), 10, batch_size=3, start=(1, 2))
+    late = ResumableBatchSampler(rows_of(partial(permutation, 10)), 10, batch_size=3, start=(1, 2))
     assert len(late) == len(whole) == 4
     begun = iter(late)
     late.set_epoch(1)
@@ -127,15 +132,19 @@ def test_a_schedule_starts_anywhere_and_ends_where_the_epoch_ends():
     assert list(late) == expected[2]
 
 
-def packed(processor, rows: list[int], model_dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    batch = Collator(processor)(dialogues(), rows)
-    batch["pixel_values"] = batch["pixel_values"].to(model_dtype)
-    return batch
+@pytest.fixture
+def packed(processor, collated):
+    def make(rows: list[int], model_dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+        batch = collated(processor, dialogues(), rows)
+        batch["pixel_values"] = batch["pixel_values"].to(model_dtype)
+        return batch
+
+    return make
 
 
-def test_a_packed_batch(processor):
+def test_a_packed_batch(processor, packed):
     lengths = [len(processor.encode(dialogue)) for dialogue in dialogues()]
-    batch = packed(processor, [2, 3])
+    batch = packed([2, 3])
     first, second = lengths[0] + lengths[1], sum(lengths[2:])
     longest = max(first, second)
     assert batch["input_ids"].shape == (2, longest)
@@ -152,19 +161,19 @@ def test_a_packed_batch(processor):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["causal", "mmca", "mmca_joint", "mmca_reference"])
 @pytest.mark.parametrize("rows", [[5], [2, 3], [1, 1, 1, 1, 1], [4, 1]])
-def test_packed_logits_and_loss_equal_unpacked(make_model, processor, kind, implementation, rows):
+def test_packed_logits_and_loss_equal_unpacked(make_model, processor, packed, kind, implementation, rows):
     """In float64, where the sums' other order leaves rounding errors of 1e-15 relative, grown by two layers."""
     model = make_model(attention_kind=kind, attention_implementation=implementation, dtype=torch.float64)
     alone = model(**processor.batch(dialogues()))
-    together = model(**packed(processor, rows))
+    together = model(**packed(rows))
     assert torch.allclose(together.logits, alone.logits, rtol=0, atol=1e-11)
     assert abs(together.loss.item() - alone.loss.item()) < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["causal", "mmca"])
-def test_packed_gradients_equal_unpacked(make_model, processor, kind):
+def test_packed_gradients_equal_unpacked(make_model, processor, packed, kind):
     found = []
-    for batch in (processor.batch(dialogues()), packed(processor, [3, 2])):
+    for batch in (processor.batch(dialogues()), packed([3, 2])):
         model = make_model(attention_kind=kind, dtype=torch.float64).train()
         model(**batch).loss.backward()
         found.append([p.grad for p in (model.multi_modal_projector.weight, model.get_input_embeddings().weight)])
@@ -173,10 +182,10 @@ def test_packed_gradients_equal_unpacked(make_model, processor, kind):
 
 
 @pytest.mark.parametrize("kind", ["causal", "mmca"])
-def test_packed_equals_unpacked_in_float32(make_model, processor, kind):
+def test_packed_equals_unpacked_in_float32(make_model, processor, packed, kind):
     """Logits here are of size 10; float32 keeps 7 digits and two layers lose about one."""
     model = make_model(attention_kind=kind)
-    alone, together = model(**processor.batch(dialogues())), model(**packed(processor, [2, 3], torch.float32))
+    alone, together = model(**processor.batch(dialogues())), model(**packed([2, 3], torch.float32))
     assert torch.allclose(together.logits, alone.logits, rtol=1e-4, atol=1e-4)
     assert together.loss.item() == pytest.approx(alone.loss.item(), rel=1e-5)
 
@@ -192,18 +201,18 @@ def test_another_dialogue_in_the_row_changes_nothing(make_model, processor, kind
     assert torch.allclose(*found, rtol=0, atol=1e-5)
 
 
-def test_each_distinct_image_is_encoded_once(make_model, processor):
+def test_each_distinct_image_is_encoded_once(make_model, packed):
     model = make_model()
     seen = []
     model.vision_tower.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    model(**packed(processor, [5], torch.float32))
+    model(**packed([5], torch.float32))
     assert seen == [3]
 
 
-def test_pictures_of_equal_bytes_but_not_of_equal_size_stay_apart(processor):
+def test_pictures_of_equal_bytes_but_not_of_equal_size_stay_apart(processor, collated):
     pixels = bytes(range(2 * 8 * 3))
     tall, wide = Image.frombytes("RGB", (2, 8), pixels), Image.frombytes("RGB", (8, 2), pixels)
-    batch = processor.batch([Dialogue((Turn.ask("?", [tall, wide, tall.copy()], "a"),))], share_images=True)
+    batch = collated(processor, [Dialogue((Turn.ask("?", [tall, wide, tall.copy()], "a"),))])
     assert batch["image_index"].tolist() == [0, 1, 0]
 
 
@@ -214,18 +223,18 @@ def test_packing_without_positions_is_refused(make_model, processor):
         make_model()(**batch)
 
 
-def test_a_row_over_the_limit_is_refused_with_its_dialogues(processor):
+def test_a_row_over_the_limit_is_refused_with_its_dialogues(processor, collated):
     total = sum(len(processor.encode(dialogue)) for dialogue in dialogues()[:2])
     message = rf"text, first: {total} tokens \(3 turns, 1 images\) exceed the limit of {total - 1}"
     with pytest.raises(ValueError, match=message):
-        processor.batch(dialogues()[:2], rows=[2], max_length=total - 1)
+        collated(processor, dialogues()[:2], [2], max_length=total - 1)
 
 
 def test_lengths_are_those_of_the_batch_and_no_image_is_decoded(processor, monkeypatch):
     expected = {index: len(processor.encode(dialogue)) for index, dialogue in enumerate(dialogues())}
-    monkeypatch.setattr("visualchat.data.batching.collate.decode_image", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("visualchat.data.batching.pictures.decode_image", lambda *a: pytest.fail("decoded"))
     for workers in (0, 2):
-        assert token_lengths(dialogues(), Collator(processor), num_workers=workers) == (expected, {})
+        assert token_lengths(dialogues(), processor, None, num_workers=workers) == (expected, {})
 
 
 def data(processor, **settings) -> VisualChatDataModule:
@@ -240,9 +249,9 @@ def test_the_datamodule_packs_training_alone(processor):
     rows = torch.cat(
         [torch.nn.functional.pad(b["segment_ids"], (0, 300 - b["segment_ids"].shape[1]), value=-1) for b in batches]
     )
-    assert len(rows) == len(module.plan())
+    assert len(rows) == len(module.pack())
     assert int((rows.max(1).values + 1).sum()) == 20
-    assert module.plan().efficiency == pytest.approx((rows >= 0).float().mean().item())
+    assert module.pack().efficiency == pytest.approx((rows >= 0).float().mean().item())
     assert "segment_ids" not in next(iter(module.val_dataloader()))
 
 

@@ -1,4 +1,4 @@
-"""Over-long dialogues are cut at a turn's border, bad rows follow the policy, and every loss is counted."""
+"""Over-long dialogues are cut at a turn's border, bad rows follow the policy, and all that is lost is counted."""
 
 import logging
 import pickle
@@ -12,7 +12,7 @@ from PIL import Image
 
 from visualchat.data.batching.collate import Batch, BatchMaker, Collator
 from visualchat.data.batching.sampler import BatchSpec
-from visualchat.data.batching.truncation import LoadReport, Losses, cut, turns_that_fit
+from visualchat.data.batching.truncation import Trimmed, TrimReport, trim, turns_that_fit
 from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.training.module import VisualChatModule
@@ -32,17 +32,19 @@ def length(processor, turns: int) -> int:
 def test_a_dialogue_within_the_limit_is_untouched(processor):
     dialogue = three_turns()
     for limit in (None, length(processor, 3)):
-        assert cut(dialogue, processor.encode(dialogue), limit) == (dialogue, None)
+        encoding = processor.encode(dialogue)
+        assert trim(dialogue, encoding, limit) == (dialogue, encoding, None)
 
 
-@pytest.mark.parametrize(("turns", "lost"), [(2, Losses(1, 0)), (1, Losses(2, 2))])
+@pytest.mark.parametrize(("turns", "lost"), [(2, Trimmed(1, 0)), (1, Trimmed(2, 2))])
 def test_cut_at_the_border_of_a_turn_with_its_images(processor, turns, lost):
     dialogue = three_turns()
     for limit in (length(processor, turns), length(processor, turns + 1) - 1):
-        shorter, losses = cut(dialogue, processor.encode(dialogue), limit)
+        shorter, encoding, trimmed = trim(dialogue, processor.encode(dialogue), limit)
         assert shorter.turns == dialogue.turns[:turns]
-        assert losses == lost
-        assert len(processor.encode(shorter)) == length(processor, turns) <= limit
+        assert trimmed == lost
+        assert encoding == processor.encode(shorter)
+        assert len(encoding) == length(processor, turns) <= limit
 
 
 def test_a_first_turn_that_is_too_long_is_named(processor):
@@ -89,16 +91,16 @@ def test_policy_skip_makes_the_batch_of_what_is_left(processor, tmp_path, bad, s
     expected = maker[BatchSpec(((0,),))]
     assert batch.keys() == expected.keys()
     assert all(torch.equal(batch[name], expected[name]) for name in expected)
-    (row, losses), *more = batch.losses.items()
+    (row, trimmed), *more = batch.trimmed.items()
     assert not more
     assert row == bad
-    assert REASONS[bad] in losses.reason
+    assert REASONS[bad] in trimmed.reason
 
 
 def test_a_batch_of_bad_rows_alone_is_idle(processor, tmp_path):
     batch = BatchMaker(rows(tmp_path), Collator(processor, LIMIT), "skip")[BatchSpec(((1,), (3,)))]
     assert (batch["labels"] == -100).all()
-    assert set(batch.losses) == {1, 3}
+    assert set(batch.trimmed) == {1, 3}
 
 
 def test_a_source_whose_row_raises_is_a_bad_row(processor):
@@ -107,7 +109,7 @@ def test_a_source_whose_row_raises_is_a_bad_row(processor):
             raise ValueError(f"corpus.json, row {index}: unknown role 'cat', expected user")
 
     batch = BatchMaker(Rows([0]), Collator(processor), "skip")[BatchSpec(((0,),))]
-    assert batch.losses == {0: Losses(reason="corpus.json, row 0: unknown role 'cat', expected user")}
+    assert batch.trimmed == {0: Trimmed(reason="corpus.json, row 0: unknown role 'cat', expected user")}
 
 
 def test_a_file_is_decoded_once_a_batch(processor, tmp_path, monkeypatch):
@@ -115,29 +117,29 @@ def test_a_file_is_decoded_once_a_batch(processor, tmp_path, monkeypatch):
     dialogues = [Dialogue((Turn.ask("?", [tmp_path / "red.png"] * 2, "a"),), id=f"d{n}") for n in range(3)]
     seen = []
     decode = __import__("visualchat.images.decode", fromlist=["x"]).decode_image
-    monkeypatch.setattr("visualchat.data.batching.collate.decode_image", lambda *a: seen.append(a) or decode(*a))
+    monkeypatch.setattr("visualchat.data.batching.pictures.decode_image", lambda *a: seen.append(a) or decode(*a))
     batch = BatchMaker(dialogues, Collator(processor))[BatchSpec(((0,), (1,), (2,)))]
     assert len(seen) == 1
     assert batch["pixel_values"].shape[0] == 1
     assert batch["image_index"].tolist() == [0] * 6
 
 
-def test_a_batch_keeps_its_losses_between_processes():
-    batch = Batch({"input_ids": torch.ones(1)}, {3: Losses(1, 2)})
+def test_a_batch_keeps_what_was_trimmed_between_processes():
+    batch = Batch({"input_ids": torch.ones(1)}, {3: Trimmed(1, 2)})
     found = pickle.loads(pickle.dumps(batch))
-    assert found.losses == batch.losses
+    assert found.trimmed == batch.trimmed
     assert found["input_ids"].tolist() == [1.0]
 
 
 def test_a_report_adds_up():
-    report = LoadReport()
+    report = TrimReport()
     assert report.summary() == ""
-    report.add({1: Losses(2, 1), 7: Losses(reason="no answer")})
-    report.add({1: Losses(2, 1), 3: Losses(1, 0)})
-    report.add({9: Losses(reason="too dark"), 8: Losses(reason="gone"), 6: Losses(reason="torn")})
+    report.add({1: Trimmed(2, 1), 7: Trimmed(reason="no answer")})
+    report.add({1: Trimmed(2, 1), 3: Trimmed(1, 0)})
+    report.add({9: Trimmed(reason="too dark"), 8: Trimmed(reason="gone"), 6: Trimmed(reason="torn")})
     expected = "2 dialogues cut at a turn's border (3 turns, 1 images), 4 bad rows left out: torn; no answer; gone; ..."
     assert report.summary() == expected
-    again = LoadReport()
+    again = TrimReport()
     again.load_state_dict(report.state_dict())
     assert again == report
 
@@ -178,8 +180,8 @@ def test_a_run_reports_at_its_end(make_model, processor, tmp_path, caplog, packi
             num_workers=workers,
         )
     assert set(module.reports["train"].bad) == set(REASONS)
-    assert module.reports["train"].cut == {5: Losses(2, 2)}
-    assert module.reports["validation"].rows == {0: Losses(2, 2)}
+    assert module.reports["train"].cut == {5: Trimmed(2, 2)}
+    assert module.reports["validation"].rows == {0: Trimmed(2, 2)}
     said = [record.getMessage() for record in caplog.records if record.name == "visualchat.data.datamodule"]
     assert said[0].startswith(
         "train: 1 dialogues cut at a turn's border (2 turns, 2 images), 4 bad rows left out: open"
@@ -193,14 +195,14 @@ def test_a_run_ends_at_a_bad_row_by_default(make_model, processor, tmp_path, wor
         fit(make_model, processor, rows(tmp_path)[:2], tmp_path, num_workers=workers)
 
 
-def test_a_report_goes_on_after_a_resume(processor, tmp_path):
+def test_a_report_continues_after_a_resume(processor, tmp_path):
     module = VisualChatDataModule(processor, rows(tmp_path), rows(tmp_path), batch_size=1)
     loop = SimpleNamespace(
         epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0, ready=1)),
         epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=2))),
     )
     module.trainer = SimpleNamespace(world_size=1, global_rank=0, fit_loop=loop, num_training_batches=6)
-    module.reports["train"].add({4: Losses(reason="long")})
+    module.reports["train"].add({4: Trimmed(reason="long")})
     again = VisualChatDataModule(processor, rows(tmp_path), rows(tmp_path), batch_size=1)
     again.load_state_dict(pickle.loads(pickle.dumps(module.state_dict())))
     assert again.reports == module.reports

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from visualchat.data.batching import collate
+from visualchat.data.batching import pictures
 from visualchat.data.batching.collate import BatchMaker, Collator
 from visualchat.data.batching.sampler import BatchSpec
-from visualchat.data.batching.truncation import LoadReport
+from visualchat.data.batching.truncation import TrimReport
 from visualchat.data.blend.compose import Join
 from visualchat.data.blend.mixture import Blend, Mixture
 from visualchat.data.inspection.check import Check, reasons
@@ -45,10 +45,10 @@ def test_sound_rows_that_are_lost_with_a_damaged_one_are_counted(corpus, process
     assert (bad.reason, bad.sound_rows) == ("1 of its 2 rows have a damaged image", 1)
     # and in training
     batch = BatchMaker(blend.train, Collator(processor, 1000), "skip")[BatchSpec(((bad.row,),))]
-    (losses,) = batch.losses.values()
+    (losses,) = batch.trimmed.values()
     assert losses.rows == 2
     assert "own.jsonl, line 4 (id 3)" in losses.reason
-    summary = LoadReport(batch.losses).summary()
+    summary = TrimReport(batch.trimmed).summary()
     assert "with 2 rows of their sources" in summary
     with pytest.raises(ValueError, match=r"image file .*torn\.png.* \(.*own\.jsonl, line 4 \(id 3\)"):
         BatchMaker(blend.train, Collator(processor, 1000))[BatchSpec(((bad.row,),))]
@@ -68,7 +68,7 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
     """However many and however large they are, one at most is held at full size."""
     held: list[weakref.ref[Image.Image]] = []
     most = 0
-    decode = collate.decode_image
+    decode = pictures.decode_image
 
     def watched(source, name):
         nonlocal most
@@ -77,7 +77,7 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
         most = max(most, sum(reference() is not None for reference in held))
         return picture
 
-    monkeypatch.setattr(collate, "decode_image", watched)
+    monkeypatch.setattr(pictures, "decode_image", watched)
     images = []
     for n in range(6):
         Image.new("RGB", (300, 200), (n, 0, 0)).save(tmp_path / f"{n}.png")
@@ -88,7 +88,7 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
     batch = BatchMaker(source, Collator(processor))[BatchSpec(((0,),))]
     assert len(batch["pixel_values"]) == len(held) == 6
     assert most <= 2  # one is replaced by the next
-    monkeypatch.setattr(collate, "MAX_ROW_PIXELS", 299_999)
+    monkeypatch.setattr(pictures, "MAX_ROW_PIXELS", 299_999)
     with pytest.raises(ValueError, match=r"image 5 of 6: the images up to it have 300000 pixels, at most 299999"):
         BatchMaker(source, Collator(processor))[BatchSpec(((0,),))]
 
@@ -96,9 +96,9 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
 def test_a_dialogue_is_encoded_once_and_a_picture_decoded_once(corpus, processor, monkeypatch):
     """Also where it is cut: the first rounds of an encoding are the encoding of the first rounds."""
     encoded, decoded = [], []
-    encode, decode = type(processor).encode, collate.decode_image
+    encode, decode = type(processor).encode, pictures.decode_image
     monkeypatch.setattr(type(processor), "encode", lambda self, d: (encoded.append(d.id), encode(self, d))[1])
-    monkeypatch.setattr(collate, "decode_image", lambda s, name: (decoded.append(s), decode(s, name))[1])
+    monkeypatch.setattr(pictures, "decode_image", lambda s, name: (decoded.append(s), decode(s, name))[1])
     BatchMaker(corpus, Collator(processor))[BatchSpec(((0,), (1,), (2,)))]
     assert len(encoded) == 3
     assert len(decoded) == 1

@@ -257,8 +257,8 @@ def test_a_fresh_run_does_not_write_over_another(make_model, processor, tmp_path
 
 def test_a_metric_that_is_not_there_is_named(make_model, processor, tmp_path, monkeypatch):
     def unlogged(self, batch, batch_idx):
-        facts = batch["facts"]
-        return {"answer_losses": torch.zeros(len(facts.token_source)), "exact": [True] * len(facts.answer_source)}
+        stats = batch["stats"]
+        return {"answer_losses": torch.zeros(len(stats.token_source)), "exact": [True] * len(stats.answer_source)}
 
     monkeypatch.setattr(VisualChatModule, "validation_step", unlogged)
     with pytest.raises(ValueError, match="chosen by 'validation/loss', which is not among"):

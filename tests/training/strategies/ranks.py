@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
-from visualchat.data.batching.collate import Collator
+from visualchat.data.batching.lengths import token_lengths
 from visualchat.data.blend.mixture import Mixture
-from visualchat.data.datamodule import VisualChatDataModule, token_lengths
+from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.training.callbacks.metrics import RunMetrics
@@ -52,10 +52,9 @@ class Keep(lightning.Callback):
         self.questions, self.packed = [], packed
 
     def on_train_start(self, trainer, pl_module):
-        self.lengths = self.packed.plan().lengths
-        self.packed.collate = Collator(self.packed.processor, 203)  # too short for all but dialogue 0
+        self.lengths = self.packed.pack().lengths
         try:
-            token_lengths(self.packed.train, self.packed.collate)
+            token_lengths(self.packed.train, self.packed.processor, 203)  # too short for all but dialogue 0
         except ValueError as error:
             self.refusal = str(error)
 
@@ -78,6 +77,7 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str, c
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=int(ranks),
+        use_distributed_sampler=False,
         strategy="ddp" if int(ranks) > 1 else "auto",
         max_epochs=2,
         default_root_dir=folder,

@@ -92,6 +92,7 @@ def main(name: str, ranks: str, folder: str, precision: str = "32-true") -> None
         trainer = lightning.Trainer(
             accelerator="cpu",
             devices=int(ranks),
+            use_distributed_sampler=False,
             strategy=strategy if isinstance(strategy, str) else instantiate(strategy),
             precision=precision,
             max_epochs=2,

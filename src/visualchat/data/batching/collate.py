@@ -1,154 +1,197 @@
-"""Dialogues -> one training batch: read, checked, cut to the limit, encoded, padded or packed."""
+"""Dialogues -> one training batch: encoded once and cut to the limit, pictures decoded once, padded or packed."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, KeysView, Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from visualchat.data.batching.pictures import decoded_images
 from visualchat.data.batching.sampler import BatchSpec
-from visualchat.data.batching.stats import Facts, batch_facts, source_names, source_of
-from visualchat.data.batching.truncation import BadRows, Losses, cut
+from visualchat.data.batching.stats import BatchStats, batch_stats
+from visualchat.data.batching.truncation import BadRows, Trimmed, trim
+from visualchat.data.blend.mixture import Mixture
 from visualchat.data.blend.origin import place_of, rows_in
-from visualchat.data.sources.rows import printable
-from visualchat.dialogue import Caption, Content, Dialogue, Turn
+from visualchat.dialogue import Dialogue, Turn
 from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
 from visualchat.images import ImageInput
-from visualchat.images.decode import MAX_ROW_PIXELS, Picture, decode_image
-from visualchat.images.feature_store import FeatureStore
+from visualchat.images.decode import Picture
+from visualchat.images.feature_store import FeatureStore, picture_key
 
 
 class BatchingProcessor(Protocol):
-    """The part of `VisualChatProcessor` that batching needs."""
+    """The part of `VisualChatProcessor` that batching needs: each step of the way, none of them taken twice."""
 
     def encode(self, dialogue: Dialogue) -> Encoding:
         """One dialogue as tokens."""
 
-    def batch(
-        self,
-        dialogues: Sequence[Dialogue],
-        *,
-        max_length: int | None = None,
-        rows: Sequence[int] | None = None,
-        share_images: bool = False,
-        features: FeatureStore | None = None,
-        encodings: Sequence[Encoding] | None = None,
-        pictures: Sequence[Picture] | None = None,
-    ) -> Any:
-        """Several dialogues as one padded batch of tensors."""
+    def pad(self, rows: Sequence[Sequence[Encoding]], *, packed: bool) -> dict[str, Tensor]:
+        """Rows of one encoding each, or of several with `packed`, as tensors (B, S)."""
 
-    def prepare(self, image: Image.Image, share_images: bool = True, stored: bool = False) -> Picture:
+    def scale(self, image: Image.Image) -> Tensor:
         """A decoded picture at the encoder's size."""
 
-
-@dataclass(frozen=True)
-class Collator:
-    """Turns a list of dialogues into the model's inputs.
-
-    Attributes:
-        processor: Encodes and pads.
-        max_length: The most tokens a row may have; a longer one is an error.
-        features: A store of vision features, in which pictures are looked up; None for none.
-    """
-
-    processor: BatchingProcessor
-    max_length: int | None = None
-    features: FeatureStore | None = None
-
-    def __call__(
-        self, dialogues: Sequence[Dialogue], rows: Sequence[int] | None = None, read: Sequence[Read] | None = None
-    ) -> dict[str, Any]:
-        """The batch; `rows` says how many of the dialogues share each row, None for one a row. An image is there once.
-
-        What is known of the dialogues, in `read`, is not done again.
-
-        Raises:
-            ValueError: A dialogue lacks an answer or a row is too long, or an image cannot be read; it is named.
-        """
-        known: dict[str, Any] = {"features": self.features} if self.features else {}
-        if read is None:
-            dialogues = [dialogue.require_answers() for dialogue in dialogues]
-        else:
-            known["encodings"] = [one.encoding for one in read]
-            known["pictures"] = [picture for one in read for picture in one.pictures]
-        return dict(self.processor.batch(dialogues, max_length=self.max_length, rows=rows, share_images=True, **known))
-
-    def idle(self, packed: bool) -> dict[str, Any]:
-        """A batch that trains nothing: a few tokens of text, none of them labelled."""
-        batch = self([Dialogue((Turn(("-",), "-"),), id="idle", system="")], [1] if packed else None)
-        batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
-        return batch
-
-
-class Batch:
-    """The model's inputs by name, and beside them what they hold and what the rows lost on the way.
-
-    No dict, though `dict(batch)` and `model(**batch)` work: where weights are not fp32, Lightning rebuilds every dict
-    before anything else sees it, and what stands beside its items would be lost.
-    """
-
-    def __init__(
-        self, features: Mapping[str, Any], losses: Mapping[int, Losses] | None = None, facts: Facts | None = None
-    ) -> None:
-        self.features = dict(features)
-        self.losses = dict(losses or {})
-        self.facts = facts
-
-    def keys(self) -> KeysView[str]:
-        """The names of the inputs."""
-        return self.features.keys()
-
-    def __getitem__(self, name: str) -> Any:
-        return self.features[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.features)
+    def normalise(self, pictures: Sequence[Tensor]) -> Tensor:
+        """`pixel_values` of scaled pictures."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class Example:
     """A dialogue as it trains.
 
     Attributes:
         dialogue: Cut to the limit.
         encoding: Of it.
-        losses: What was cut; None for nothing.
+        trimmed: What was cut; None for nothing.
+        pictures: Its images in order; none before they are decoded.
     """
 
     dialogue: Dialogue
     encoding: Encoding
-    losses: Losses | None
-
-    @property
-    def length(self) -> int:
-        """Its tokens."""
-        return len(self.encoding)
+    trimmed: Trimmed | None
+    pictures: tuple[Picture, ...] = ()
 
 
-@dataclass(frozen=True)
-class Read(Measured):
-    """A dialogue as it trains, its images decoded and scaled.
-
-    Attributes:
-        pictures: In order.
-    """
-
-    pictures: tuple[Picture, ...]
-
-
-def measure(dialogue: Dialogue, processor: BatchingProcessor, max_length: int | None) -> Measured:
-    """The dialogue cut to the limit, its tokens counted; no image is decoded.
+def encode_example(dialogue: Dialogue, processor: BatchingProcessor, max_length: int | None) -> Example:
+    """The dialogue encoded and cut to the limit; no image is decoded.
 
     Raises:
         ValueError: A turn lacks its answer, or not even the first turn fits.
     """
-    encoding = processor.encode(dialogue.require_answers())
-    shorter, losses = cut(dialogue, encoding, max_length)
-    return Measured(shorter, encoding if losses is None else encoding.cut(len(shorter.turns)), losses)
+    return Example(*trim(dialogue, processor.encode(dialogue.require_answers()), max_length))
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns dialogues into examples and examples into the model's inputs.
+
+    Attributes:
+        processor: Encodes and pads.
+        max_length: The most tokens a row may have.
+        store: Vision features by picture; None for none. Pictures that are in it are not encoded again.
+    """
+
+    processor: BatchingProcessor
+    max_length: int | None = None
+    store: FeatureStore | None = None
+
+    def read(self, dialogue: Dialogue, known: dict[ImageInput, Picture]) -> Example:
+        """The dialogue encoded and cut, its images decoded and scaled; files and bytes that are `known` are not again.
+
+        Raises:
+            ValueError: A turn lacks its answer, not even the first turn fits, or an image cannot be read.
+        """
+        example = encode_example(dialogue, self.processor, self.max_length)
+        return replace(example, pictures=tuple(self._pictures(example.dialogue, known)))
+
+    def _pictures(self, dialogue: Dialogue, known: dict[ImageInput, Picture]) -> Iterator[Picture]:
+        """The dialogue's pictures: each is scaled before the next is decoded, because decoded ones may be huge."""
+        for item, image in decoded_images(dialogue, known):
+            if image is None:
+                yield known[item]
+                continue
+            pixels = self.processor.scale(image)
+            picture = Picture(pixels, _pixels_key(pixels) if self.store is None else picture_key(image))
+            if not isinstance(item, Image.Image):
+                known[item] = picture
+            yield picture
+
+    def __call__(self, rows: Sequence[Sequence[Example]], *, packed: bool = False) -> dict[str, Any]:
+        """The model's inputs.
+
+        Args:
+            rows: The examples of each row, at least one row; one example each unless `packed`.
+            packed: Whether rows hold several dialogues.
+
+        Returns:
+            What `VisualChatProcessor.pad` gives, and, where there is an image, `pixel_values` (N, 3, height, width):
+            pictures that are equal stand there once, and `image_index` (slots,) then tells the entry that fills each
+            slot. With a store `pixel_values` hold the pictures that it lacks, `vision_features` (N, P, D) what it
+            knows, 0 at the others, `feature_keys` a key for each of the others and "" for those that are known, and
+            `features_damaged` says how many files were damaged.
+
+        Raises:
+            ValueError: A row is too long; its dialogues are named.
+        """
+        self._check_lengths(rows)
+        inputs: dict[str, Any] = self.processor.pad([[one.encoding for one in row] for row in rows], packed=packed)
+        return inputs | self._images([picture for row in rows for one in row for picture in one.pictures])
+
+    def idle(self, packed: bool) -> dict[str, Any]:
+        """A batch that trains nothing: a few tokens of text, none of them labelled."""
+        dialogue = Dialogue((Turn(("-",), "-"),), id="idle", system="")
+        inputs = self([[Example(dialogue, self.processor.encode(dialogue), None)]], packed=packed)
+        inputs["labels"] = torch.full_like(inputs["labels"], IGNORE_INDEX)
+        return inputs
+
+    def _images(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """The inputs that come of the images, in order."""
+        if not pictures:
+            return {}
+        inputs: dict[str, Any] = {}
+        distinct = {picture.key: picture for picture in pictures}
+        if len(distinct) < len(pictures):
+            index = {key: n for n, key in enumerate(distinct)}
+            inputs["image_index"] = torch.tensor([index[picture.key] for picture in pictures])
+        to_encode = [*distinct.values()]
+        if self.store is not None:
+            known = self.store.lookup([*distinct])
+            to_encode = [picture for picture, key in zip(to_encode, known.keys, strict=True) if key]
+            inputs |= {"feature_keys": known.keys, "features_damaged": known.damaged}
+            if known.features is not None:
+                inputs["vision_features"] = known.features
+        if to_encode:
+            inputs["pixel_values"] = self.processor.normalise([picture.pixels for picture in to_encode])
+        return inputs
+
+    def _check_lengths(self, rows: Sequence[Sequence[Example]]) -> None:
+        """Raise the error of `__call__` if a row is longer than the limit, as where files changed after packing."""
+        for row in rows:
+            length = sum(len(one.encoding) for one in row)
+            if self.max_length is not None and length > self.max_length:
+                turns = sum(len(one.dialogue.turns) for one in row)
+                images = sum(len(one.dialogue.images) for one in row)
+                raise ValueError(
+                    f"{', '.join(one.dialogue.id for one in row)}: {length} tokens ({turns} turns, {images} images) "
+                    f"exceed the limit of {self.max_length}"
+                )
+
+
+def _pixels_key(pixels: Tensor) -> str:
+    """A name for a scaled picture: equal where every pixel is."""
+    as_stored = pixels.permute(1, 2, 0).contiguous().numpy()  # as PIL has them: no copy
+    return hashlib.sha256(as_stored.data).hexdigest()
+
+
+class Batch:
+    """The model's inputs by name, and beside them what they hold and what was trimmed on the way.
+
+    Not a dict, though `dict(batch)` and `model(**batch)` work: where weights are not fp32, Lightning rebuilds every
+    dict before anything else sees it, and what stands beside its items would be lost.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, Any], trimmed: Mapping[int, Trimmed] | None = None, stats: BatchStats | None = None
+    ) -> None:
+        self.inputs = dict(inputs)
+        self.trimmed = dict(trimmed or {})
+        self.stats = stats
+
+    def keys(self) -> KeysView[str]:
+        """The names of the inputs."""
+        return self.inputs.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.inputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
 
 
 class BatchMaker(Dataset[Batch]):
@@ -165,8 +208,8 @@ class BatchMaker(Dataset[Batch]):
     def __init__(
         self, dialogues: Sequence[Dialogue], collate: Collator, bad_rows: BadRows = "error", packed: bool = False
     ) -> None:
-        self.dialogues, self.collate, self.bad_rows, self.packed = dialogues, collate, bad_rows, packed
-        self.sources = max(1, len(source_names(dialogues)))
+        self.dialogues = Mixture.of(dialogues)
+        self.collate, self.bad_rows, self.packed = collate, bad_rows, packed
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
         """The batch.
@@ -174,100 +217,37 @@ class BatchMaker(Dataset[Batch]):
         Raises:
             ValueError: A row is bad and the policy is `error`; the message says where and why.
         """
-        losses: dict[int, Losses] = {}
+        trimmed: dict[int, Trimmed] = {}
         known: dict[ImageInput, Picture] = {}
-        rows: list[list[tuple[Read, int]]] = []
+        rows: list[list[tuple[Example, int]]] = []
         for row in spec.rows:
-            found = [(self._read(index, losses, known), source_of(self.dialogues, index)) for index in row]
-            if kept := [(read, source) for read, source in found if read is not None]:
-                rows.append(kept)
-        if rows:
-            counts = [len(row) for row in rows] if self.packed else None
-            together = [read for row in rows for read, _ in row]
-            features = self.collate([read.dialogue for read in together], counts, together)
-        else:
-            features = self.collate.idle(self.packed)
-        told = [[(read.dialogue, source) for read, source in row] for row in rows]
-        return Batch(features, losses, batch_facts(features, told, self.sources))
+            read = [(self._read(index, trimmed, known), self.dialogues.source_of(index)) for index in row]
+            if good := [(example, source) for example, source in read if example is not None]:
+                rows.append(good)
+        examples = [[example for example, _ in row] for row in rows]
+        inputs = self.collate(examples, packed=self.packed) if rows else self.collate.idle(self.packed)
+        shown = [[(example.dialogue, source) for example, source in row] for row in rows]
+        return Batch(inputs, trimmed, batch_stats(inputs, shown, len(self.dialogues.parts)))
 
-    def _read(self, index: int, losses: dict[int, Losses], known: dict[ImageInput, Picture]) -> Read | None:
+    def _read(self, index: int, trimmed: dict[int, Trimmed], known: dict[ImageInput, Picture]) -> Example | None:
         """Dialogue `index`, cut and with its images prepared; None if it is bad and the policy is to skip it."""
         try:
-            found = measure(self.dialogues[index], self.collate.processor, self.collate.max_length)
-            pictures = tuple(self._pictures(found.dialogue, known))
+            example = self.collate.read(self.dialogues[index], known)
         except ValueError as error:
             if self.bad_rows == "error":
                 raise ValueError(placed(error, self.dialogues, index)) from error
-            rows = max(1, len(rows_in(self.dialogues, index)))
-            losses[index] = Losses(reason=placed(error, self.dialogues, index), rows=rows)
+            trimmed[index] = left_out(error, self.dialogues, index)
             return None
-        if found.losses is not None:
-            losses[index] = found.losses
-        return Read(found.dialogue, found.encoding, found.losses, pictures)
+        if example.trimmed is not None:
+            trimmed[index] = example.trimmed
+        return example
 
-    def _pictures(self, dialogue: Dialogue, known: dict[ImageInput, Picture]) -> Iterator[Picture]:
-        """The dialogue's pictures: each is scaled before the next is decoded, equal files once."""
-        processor, stored = self.collate.processor, self.collate.features is not None
-        for item, image in decoded_images(dialogue, known):
-            if image is None:
-                yield known[item]
-                continue
-            picture = processor.prepare(image, stored=stored)
-            if not isinstance(item, Image.Image):
-                known[item] = picture
-            yield picture
+
+def left_out(error: ValueError, dialogues: Sequence[Dialogue], index: int) -> Trimmed:
+    """Dialogue `index` lost as a whole, with all rows of sources that it is made of."""
+    return Trimmed(reason=placed(error, dialogues, index), rows=max(1, len(rows_in(dialogues, index))))
 
 
 def placed(error: ValueError, dialogues: Sequence[Dialogue], index: int) -> str:
     """What is wrong with dialogue `index`, and where its rows lie."""
     return f"{error} ({place_of(dialogues, index)})" if rows_in(dialogues, index) else str(error)
-
-
-def with_pictures(dialogue: Dialogue, decoded: dict[ImageInput, Image.Image]) -> Dialogue:
-    """The dialogue with every image decoded, but for files and bytes that are in `decoded` already.
-
-    Raises:
-        ValueError: An image cannot be read; dialogue and image are named.
-    """
-    pictures: list[Image.Image] = []
-    for item, image in decoded_images(dialogue, decoded):
-        if image is not None and not isinstance(item, Image.Image):
-            decoded[item] = image
-        pictures.append(decoded[item] if image is None else image)
-    waiting = iter(pictures)
-    turns = []
-    for turn in dialogue.turns:
-        content: list[Content] = [item if isinstance(item, str | Caption) else next(waiting) for item in turn.content]
-        turns.append(replace(turn, content=tuple(content)))
-    return replace(dialogue, turns=tuple(turns))
-
-
-def check_pictures(dialogue: Dialogue) -> None:
-    """Decode every image of a dialogue, one after the other.
-
-    Raises:
-        ValueError: An image cannot be read, or all together are too large; dialogue and image are named.
-    """
-    for _ in decoded_images(dialogue, ()):
-        pass
-
-
-def decoded_images(dialogue: Dialogue, known: Container[ImageInput]) -> Iterator[tuple[ImageInput, Image.Image | None]]:
-    """Each image of a dialogue and its picture, decoded when it is asked for; None for those that are known.
-
-    Raises:
-        ValueError: An image cannot be read, or all together are too large; dialogue and image are named.
-    """
-    images, pixels = dialogue.images, 0
-    for number, item in enumerate(images, start=1):
-        if not isinstance(item, Image.Image) and item in known:
-            yield item, None
-            continue
-        try:
-            image = decode_image(item, "it")
-            pixels += image.width * image.height
-            if pixels > MAX_ROW_PIXELS:
-                raise ValueError(f"the images up to it have {pixels} pixels, at most {MAX_ROW_PIXELS} are allowed")
-        except ValueError as error:
-            raise ValueError(f"{printable(dialogue.id)}, image {number} of {len(images)}: {error}") from error
-        yield item, image

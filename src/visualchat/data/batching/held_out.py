@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visualchat.data.batching.collate import BatchingProcessor, check_pictures, measure
+from visualchat.data.batching.collate import BatchingProcessor, encode_example
+from visualchat.data.batching.pictures import check_pictures
 from visualchat.data.blend.mixture import Mixture
 from visualchat.dialogue import Dialogue
 
@@ -37,13 +38,13 @@ def spread(
             if index in chosen:
                 continue
             try:
-                found = measure(dialogues[index], processor, max_length).dialogue
-                check_pictures(found)
+                dialogue = encode_example(dialogues[index], processor, max_length).dialogue
+                check_pictures(dialogue)
             except ValueError:
                 if not skip:
                     raise
                 continue
-            chosen[index] = found
+            chosen[index] = dialogue
             break
     return list(chosen.values())
 
@@ -56,13 +57,14 @@ def held_out(
     *,
     skip: bool = False,
 ) -> dict[str, list[Dialogue]]:
-    """The same for each part of a mixture, by its name; `validation` for dialogues that are no mixture.
+    """The same for each part of a mixture, by its name; `validation` for a plain data set.
 
     Raises:
         ValueError: As `spread`; or no dialogue is sound.
     """
-    parts = dialogues.parts if isinstance(dialogues, Mixture) else {"validation": dialogues}
-    found = {name: spread(part, most, processor, max_length, skip=skip) for name, part in parts.items()}
-    if not any(found.values()):
+    mixture = Mixture.of(dialogues)
+    parts = {"validation": dialogues} if mixture.plain else mixture.parts
+    chosen = {name: spread(part, most, processor, max_length, skip=skip) for name, part in parts.items()}
+    if not any(chosen.values()):
         raise ValueError("no validation dialogue is sound: visualchat-data check says why")
-    return {name: part for name, part in found.items() if part}
+    return {name: part for name, part in chosen.items() if part}

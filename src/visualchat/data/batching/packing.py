@@ -14,18 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
+
+from visualchat.data.blend.mixture import permutation
 
 Row = tuple[int, ...]
 """The numbers of the dialogues that share a row."""
 
 Order = Callable[[int, int], Sequence[int]]
 """(seed, epoch) -> the numbers of all dialogues of that epoch, in order."""
-
-
-def permutation(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of `count` things in an epoch; the order of torch's own DistributedSampler."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Sampler
 
-from visualchat.data.batching.packing import Order, Row, permutation
+from visualchat.data.batching.packing import Order, Row
 
-Rows = Callable[[int, int], list[Row]]
+RowsOfEpoch = Callable[[int, int], list[Row]]
 """(seed, epoch) -> all rows of that epoch, in order."""
 
 
@@ -29,14 +29,9 @@ class BatchSpec:
     rows: tuple[Row, ...]
 
 
-def rows_of(order: Order) -> Rows:
+def rows_of(order: Order) -> RowsOfEpoch:
     """One dialogue a row."""
-    return lambda seed, epoch: [(number,) for number in order(seed, epoch)]
-
-
-def shuffled(size: int) -> Order:
-    """All dialogues, reshuffled every epoch."""
-    return lambda seed, epoch: permutation(size, seed, epoch)
+    return lambda seed, epoch: [(index,) for index in order(seed, epoch)]
 
 
 def in_order(size: int) -> Order:
@@ -44,17 +39,22 @@ def in_order(size: int) -> Order:
     return lambda seed, epoch: range(size)
 
 
+def batches_in(rows: int, batch_size: int, world_size: int) -> int:
+    """The number of batches of an epoch, the same on every rank: of each one the longest share of the rows."""
+    return math.ceil(math.ceil(rows / world_size) / batch_size)
+
+
 def batches_of_rank(rows: list[Row], batch_size: int, rank: int, world_size: int) -> list[BatchSpec]:
-    """The batches of one rank: rows are dealt to the ranks in turn, `batch_size` rows a batch."""
-    own = rows[rank::world_size]
-    steps = math.ceil(math.ceil(len(rows) / world_size) / batch_size)
-    return [BatchSpec(tuple(own[step * batch_size : (step + 1) * batch_size])) for step in range(steps)]
+    """The batches of one rank: the ranks take rows in turn, `batch_size` rows a batch."""
+    share = rows[rank::world_size]
+    steps = batches_in(len(rows), batch_size, world_size)
+    return [BatchSpec(tuple(share[step * batch_size : (step + 1) * batch_size])) for step in range(steps)]
 
 
-class Schedule(DistributedSampler[BatchSpec]):
+class ResumableBatchSampler(Sampler[BatchSpec]):
     """The sampler of a loader: yields the `BatchSpec`s of this rank, epoch by epoch, from anywhere in an epoch.
 
-    It is a DistributedSampler only by name, so that Lightning does not put its own in this one's place.
+    It shares the rows out to the ranks itself, so the trainer must not (`use_distributed_sampler=False`).
 
     Args:
         rows: Gives the rows of an epoch.
@@ -68,7 +68,7 @@ class Schedule(DistributedSampler[BatchSpec]):
 
     def __init__(
         self,
-        rows: Rows,
+        rows: RowsOfEpoch,
         count: int,
         batch_size: int,
         seed: int = 0,
@@ -82,7 +82,7 @@ class Schedule(DistributedSampler[BatchSpec]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return math.ceil(math.ceil(self.count / self.world_size) / self.batch_size)
+        return batches_in(self.count, self.batch_size, self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """The next iteration gives this epoch: from `first` on if it is the present one, else from its start."""

@@ -15,15 +15,15 @@ from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import IGNORE_INDEX
 
 
-class Facts(NamedTuple):
-    """What a batch holds. A source is a number, its place in `source_names`.
+class BatchStats(NamedTuple):
+    """What a batch holds. A source is the index of a part of the `Mixture` that the batch is made of.
 
     Attributes:
-        token_source: (answer tokens,), the source of each, in reading order, row by row.
+        token_source: (answer tokens,), the source of each, in row-major order.
         answer_source: The source of each answer, in the same order.
         answer_tokens: How many answer tokens each source has.
         tokens: All tokens that are not padding.
-        positions: All places, padding included.
+        positions: All positions, padding included.
         images: The images of all dialogues; one that several dialogues show counts in each.
     """
 
@@ -35,39 +35,28 @@ class Facts(NamedTuple):
     images: int
 
 
-def source_names(dialogues: Sequence[Dialogue]) -> tuple[str, ...]:
-    """The names of a mixture's parts; none for dialogues that are no mixture and so all of one source."""
-    return tuple(getattr(dialogues, "parts", ()))
-
-
-def source_of(dialogues: Sequence[Dialogue], index: int) -> int:
-    """The source of dialogue `index`: the place of its part's name in `source_names`."""
-    names = source_names(dialogues)
-    return names.index(dialogues.locate(index)[0]) if names else 0  # type: ignore[attr-defined]
-
-
-def batch_facts(features: Mapping[str, Any], rows: Sequence[Sequence[tuple[Dialogue, int]]], sources: int) -> Facts:
-    """The facts of a batch; an idle one, which has no rows, holds padding alone.
+def batch_stats(inputs: Mapping[str, Any], rows: Sequence[Sequence[tuple[Dialogue, int]]], sources: int) -> BatchStats:
+    """The statistics of a batch; an idle one, which has no rows, holds padding alone.
 
     Args:
-        features: The model's inputs.
+        inputs: The model's inputs.
         rows: Of each row its dialogues, as they stand in the batch, each with its source.
         sources: How many sources there are.
     """
-    labels: Tensor = features["labels"]
+    labels: Tensor = inputs["labels"]
     if not rows:
-        return Facts(torch.zeros(0, dtype=torch.long), (), (0,) * sources, 0, labels.numel(), 0)
+        return BatchStats(torch.zeros(0, dtype=torch.long), (), (0,) * sources, 0, labels.numel(), 0)
     most = max(map(len, rows))
     table = torch.tensor([[source for _, source in row] + [0] * (most - len(row)) for row in rows])
     row, column = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
-    segments = features.get("segment_ids")
+    segments = inputs.get("segment_ids")
     token_source = table[row, torch.zeros_like(row) if segments is None else segments[row, column + 1]]
     together = [pair for row_ in rows for pair in row_]
-    return Facts(
+    return BatchStats(
         token_source=token_source,
         answer_source=tuple(source for dialogue, source in together for _ in dialogue.turns),
         answer_tokens=tuple(torch.bincount(token_source, minlength=sources).tolist()),
-        tokens=int(features["attention_mask"].sum()),
+        tokens=int(inputs["attention_mask"].sum()),
         positions=labels.numel(),
         images=sum(len(dialogue.images) for dialogue, _ in together),
     )

@@ -1,7 +1,7 @@
 """What does not fit: dialogues over the length limit are cut at a turn's border, bad rows are skipped, all is counted.
 
 Stands between the sources' dialogues and the batch. Nothing is dropped in silence: what happened to a dialogue is an
-entry of `Losses`, and `LoadReport` adds them up over a run.
+entry of `Trimmed`, and `TrimReport` adds them up over a run.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def turns_that_fit(dialogue: Dialogue, encoding: Encoding, max_length: int | Non
     if max_length is None or len(encoding) <= max_length:
         return len(dialogue.turns)
     ends = [stop for _, stop in encoding.answer_spans]
-    kept = sum(end <= max_length for end in ends)
-    if not kept:
+    fit = sum(end <= max_length for end in ends)
+    if not fit:
         raise ValueError(
             f"{dialogue.id}: the first turn alone has {ends[0]} tokens ({len(dialogue.turns[0].images)} images), "
             f"the limit is {max_length}"
         )
-    return kept
+    return fit
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What one dialogue lost: either it is bad, or its last turns were cut.
+class Trimmed:
+    """What was trimmed of one dialogue: its last turns, or all of it where it is bad.
 
     Attributes:
         turns: Turns cut.
@@ -70,64 +70,65 @@ class Losses:
     rows: int = 1
 
 
-def cut(dialogue: Dialogue, encoding: Encoding, max_length: int | None) -> tuple[Dialogue, Losses | None]:
-    """The turns of `dialogue` that fit, and what was lost, None for nothing.
+def trim(dialogue: Dialogue, encoding: Encoding, max_length: int | None) -> tuple[Dialogue, Encoding, Trimmed | None]:
+    """The turns of `dialogue` that fit, their encoding, and what was cut, None for nothing.
 
     The images of a turn go with it. `encoding` is the dialogue's; `max_length` None means no limit.
 
     Raises:
         ValueError: Not even the first turn fits.
     """
-    kept = turns_that_fit(dialogue, encoding, max_length)
-    if kept == len(dialogue.turns):
-        return dialogue, None
-    shorter = replace(dialogue, turns=dialogue.turns[:kept])
-    return shorter, Losses(len(dialogue.turns) - kept, len(dialogue.images) - len(shorter.images))
+    fit = turns_that_fit(dialogue, encoding, max_length)
+    if fit == len(dialogue.turns):
+        return dialogue, encoding, None
+    shorter = replace(dialogue, turns=dialogue.turns[:fit])
+    trimmed = Trimmed(len(dialogue.turns) - fit, len(dialogue.images) - len(shorter.images))
+    return shorter, encoding.cut(fit), trimmed
 
 
 @dataclass
-class LoadReport:
-    """What the rows of one data set lost so far; a row counts once, however often it is met.
+class TrimReport:
+    """What was trimmed of one data set so far; a dialogue counts once, however often it is met.
 
     Attributes:
-        rows: Losses by the row's number.
+        rows: What was trimmed, by the dialogue's index.
     """
 
-    rows: dict[int, Losses] = field(default_factory=dict)
+    rows: dict[int, Trimmed] = field(default_factory=dict)
 
-    def add(self, losses: Mapping[int, Losses]) -> None:
+    def add(self, trimmed: Mapping[int, Trimmed]) -> None:
         """Count what a batch met; a bad row stays bad."""
-        for row, loss in losses.items():
-            if row not in self.rows or loss.reason:
-                self.rows[row] = loss
+        for index, one in trimmed.items():
+            if index not in self.rows or one.reason:
+                self.rows[index] = one
 
     @property
     def bad(self) -> dict[int, str]:
-        """Reasons by the number of each row left out."""
-        return {row: loss.reason for row, loss in sorted(self.rows.items()) if loss.reason}
+        """Reasons by the index of each dialogue left out."""
+        return {index: one.reason for index, one in sorted(self.rows.items()) if one.reason}
 
     @property
-    def cut(self) -> dict[int, Losses]:
-        """What was lost by the number of each row cut short."""
-        return {row: loss for row, loss in sorted(self.rows.items()) if not loss.reason}
+    def cut(self) -> dict[int, Trimmed]:
+        """What was cut, by the index of each dialogue cut short."""
+        return {index: one for index, one in sorted(self.rows.items()) if not one.reason}
 
     def summary(self, examples: int = 3) -> str:
-        """The counts in words, with the reasons of the first `examples` bad rows; empty if nothing was lost."""
+        """The counts in words, with the reasons of the first `examples` bad rows; empty if nothing was trimmed."""
         parts = []
         if cut := self.cut.values():
-            turns, images = sum(loss.turns for loss in cut), sum(loss.images for loss in cut)
+            turns, images = sum(one.turns for one in cut), sum(one.images for one in cut)
             parts.append(f"{len(cut)} dialogues cut at a turn's border ({turns} turns, {images} images)")
         if bad := self.bad:
             reasons = "; ".join(list(bad.values())[:examples])
-            rows = sum(loss.rows for loss in self.rows.values() if loss.reason)
+            rows = sum(one.rows for one in self.rows.values() if one.reason)
             joined = f" with {rows} rows of their sources" if rows > len(bad) else ""
             parts.append(f"{len(bad)} bad rows left out{joined}: {reasons}{'; ...' if len(bad) > examples else ''}")
         return ", ".join(parts)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, in plain types."""
-        return {"rows": {row: (loss.turns, loss.images, loss.reason, loss.rows) for row, loss in self.rows.items()}}
+        return {"rows": {index: (one.turns, one.images, one.reason, one.rows) for index, one in self.rows.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave."""
-        self.rows = {int(row): Losses(*loss) for row, loss in state["rows"].items()}
+        self.rows = {int(index): Trimmed(*one) for index, one in state["rows"].items()}

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import overload
 
+import torch
+
 from visualchat.data.blend.compose import Composed, Composition
 from visualchat.data.blend.origin import Origin, digest_of, joint_digest, place_of, rows_in
 from visualchat.data.blend.split import Side, SplitBy, split_sources
@@ -30,6 +32,9 @@ class Mixture(Sequence[Dialogue]):
     Raises:
         ValueError: A weight or count is negative, is given twice, or names no part.
     """
+
+    plain = False
+    """Whether it is one data set, without parts to tell apart and without weights."""
 
     def __init__(
         self,
@@ -55,43 +60,61 @@ class Mixture(Sequence[Dialogue]):
             amount = counts[name] if name in counts else round(weights.get(name, 1.0) * len(part))
             self.wanted[name] = amount if len(part) else 0
 
+    @staticmethod
+    def of(dialogues: Sequence[Dialogue]) -> Mixture:
+        """The dialogues, if they are a mixture; else one of a single part, all of which every epoch takes."""
+        return dialogues if isinstance(dialogues, Mixture) else Whole(dialogues)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What reports call the parts, by their indexes; none where there is nothing to tell apart."""
+        return () if self.plain else tuple(self.parts)
+
     @property
     def epoch_size(self) -> int:
         """How many dialogues an epoch has."""
         return sum(self.wanted.values())
 
     def order(self, seed: int, epoch: int) -> list[int]:
-        """The places of an epoch's dialogues: `self[place]` for each is the epoch.
+        """The indexes of an epoch's dialogues, in order.
 
         A part goes through all of its dialogues before one comes again, also where an epoch takes only some.
         """
-        places: list[int] = []
+        indexes: list[int] = []
         for name, part in self.parts.items():
             start = self.starts[name]
-            places += (start + n for n in turn_through(len(part), self.wanted[name], epoch, f"{seed} {name}"))
-        random.Random(f"{seed} {epoch}").shuffle(places)
-        return places
+            indexes += (start + n for n in turn_through(len(part), self.wanted[name], epoch, f"{seed} {name}"))
+        random.Random(f"{seed} {epoch}").shuffle(indexes)
+        return indexes
 
-    def locate(self, place: int) -> tuple[str, int]:
-        """The part and the number in it of a place.
+    def locate(self, index: int) -> tuple[str, int]:
+        """The part that dialogue `index` is of, and its index there.
 
         Raises:
-            IndexError: There is no such place.
+            IndexError: There is no such dialogue.
         """
         for name, part in self.parts.items():
-            if 0 <= place - self.starts[name] < len(part):
-                return name, place - self.starts[name]
-        raise IndexError(f"place {place} is out of range for {self._size} dialogues")
+            if 0 <= index - self.starts[name] < len(part):
+                return name, index - self.starts[name]
+        raise IndexError(f"index {index} is out of range for {self._size} dialogues")
+
+    def source_of(self, index: int) -> int:
+        """The index of the part that dialogue `index` is of."""
+        return self._indexes[self.locate(index)[0]]
+
+    @cached_property
+    def _indexes(self) -> dict[str, int]:
+        return {name: n for n, name in enumerate(self.parts)}
 
     def place(self, index: int) -> str:
         """Where the rows of dialogue `index` lie, in words."""
-        name, number = self.locate(index)
-        return place_of(self.parts[name], number)
+        name, inner = self.locate(index)
+        return place_of(self.parts[name], inner)
 
     def rows_in(self, index: int) -> tuple[Origin, ...]:
         """The dialogues of sources that dialogue `index` is made of."""
-        name, number = self.locate(index)
-        return rows_in(self.parts[name], number)
+        name, inner = self.locate(index)
+        return rows_in(self.parts[name], inner)
 
     def digest(self) -> str:
         """A hash (hex) of all parts and of how much of each an epoch takes."""
@@ -107,8 +130,26 @@ class Mixture(Sequence[Dialogue]):
     def __getitem__(self, index: int | slice) -> Dialogue | list[Dialogue]:
         if isinstance(index, slice):
             return [self[n] for n in range(*index.indices(self._size))]
-        name, number = self.locate(index if index >= 0 else index + self._size)
-        return self.parts[name][number]
+        name, inner = self.locate(index if index >= 0 else index + self._size)
+        return self.parts[name][inner]
+
+
+class Whole(Mixture):
+    """A plain data set as a mixture of itself alone: every epoch takes all, shuffled as torch's own sampler does."""
+
+    plain = True
+
+    def __init__(self, dialogues: Sequence[Dialogue]) -> None:
+        super().__init__({str(getattr(dialogues, "name", type(dialogues).__name__)): dialogues})
+        self.dialogues = dialogues
+
+    def order(self, seed: int, epoch: int) -> list[int]:
+        """All indexes; the order of torch's DistributedSampler."""
+        return permutation(len(self), seed, epoch)
+
+    def digest(self) -> str:
+        """A hash (hex) of the data set."""
+        return digest_of(self.dialogues)
 
 
 class Blend:
@@ -177,6 +218,11 @@ class Blend:
             settings = repr((part, side, self.share, self.split_by, self.seed))
             made[name] = Composed(self.sources, recipes, settings)
         return made
+
+
+def permutation(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` things in an epoch; the order of torch's own DistributedSampler."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
 
 
 def turn_through(size: int, count: int, epoch: int, seed: str) -> list[int]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from visualchat.data.batching.collate import BatchingProcessor, check_pictures
+from visualchat.data.batching.collate import BatchingProcessor
+from visualchat.data.batching.pictures import check_pictures
 from visualchat.data.blend.origin import digest_of, place_of, rows_in
 from visualchat.data.inspection.survey import Finding, survey, totals
 from visualchat.data.progress import watched
 from visualchat.data.sources import Reason, Report, RowError, Source
+from visualchat.data.workers import map_in_workers
 from visualchat.dialogue import Dialogue
 
-Place = tuple[str, int]
-"""A source's name and the number of a dialogue in it."""
+SourceRow = tuple[str, int]
+"""A source's name and the index of a dialogue in it."""
 
 
 @dataclass
@@ -36,20 +35,20 @@ class Check:
 
     parts: Mapping[str, Sequence[Dialogue]]
     sources: Mapping[str, Source]
-    damaged: dict[Place, str] = field(default_factory=dict)
+    damaged: dict[SourceRow, str] = field(default_factory=dict)
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     complete: bool = False
 
     def run(self, processor: BatchingProcessor, max_length: int | None, num_workers: int) -> None:
         """Decode the images of every row that a part takes from, then measure every dialogue."""
-        wanted: dict[Place, None] = {}
+        wanted: dict[SourceRow, None] = {}
         for name, dialogues in self.parts.items():
             for index in range(len(dialogues)):
                 wanted.update(dict.fromkeys(self._rows(name, index)))
-        looks = _loader(_Images(self.sources, list(wanted)), num_workers)
-        for place, reason in watched(looks, "decoding images", len(wanted)):
+        damages = map_in_workers(partial(_damage, self.sources), rows := [*wanted], num_workers)
+        for row, reason in zip(rows, watched(damages, "decoding images", len(rows)), strict=True):
             if reason:
-                self.damaged[place] = reason
+                self.damaged[row] = reason
         for name, dialogues in self.parts.items():
             found = self.findings[name] = []
             looked = survey(dialogues, processor, max_length, decode=not self.sources, num_workers=num_workers)
@@ -57,7 +56,7 @@ class Check:
                 found.append(self._with_damage(name, finding))
         self.complete = True
 
-    def _rows(self, part: str, index: int) -> tuple[Place, ...]:
+    def _rows(self, part: str, index: int) -> tuple[SourceRow, ...]:
         return tuple((self._names[id(source)], number) for source, number in rows_in(self.parts[part], index))
 
     @cached_property
@@ -67,7 +66,7 @@ class Check:
     def _with_damage(self, part: str, finding: Finding) -> Finding:
         """The finding of a dialogue, which is bad if one of its rows is."""
         rows = self._rows(part, finding.row)
-        damaged = [place for place in rows if place in self.damaged]
+        damaged = [row for row in rows if row in self.damaged]
         if not damaged and not finding.reason:
             return finding
         sound = sum(len(self.sources[name].entries[number].members) for name, number in set(rows) - set(damaged))
@@ -125,27 +124,14 @@ def _plain(report: Report) -> dict[str, Any]:
     return {**counts, "left out": report.left_out, "rejected": report.rejected, "notes": report.notes}
 
 
-class _Images(Dataset[tuple[Place, str]]):
-    """Item i: whether the images of a source's dialogue can be decoded; an empty text says that they can."""
-
-    def __init__(self, sources: Mapping[str, Source], places: Sequence[Place]) -> None:
-        self.sources, self.places = sources, places
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[Place, str]:
-        name, number = self.places[index]
-        try:
-            check_pictures(self.sources[name][number])
-        except ValueError as error:
-            return (name, number), str(error)
-        return (name, number), ""
-
-
-def _loader(images: _Images, num_workers: int) -> Iterator[tuple[Place, str]]:
-    loader = DataLoader(images, batch_size=32, num_workers=num_workers, collate_fn=list, generator=torch.Generator())
-    return (look for looks in loader for look in looks)
+def _damage(sources: Mapping[str, Source], row: SourceRow) -> str:
+    """Why the images of a source's dialogue cannot be decoded; empty where they can."""
+    name, index = row
+    try:
+        check_pictures(sources[name][index])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def reasons(report: Report) -> list[str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import torch
-from torch.utils.data import DataLoader, Dataset
-
-from visualchat.data.batching.collate import BatchingProcessor, check_pictures, placed
-from visualchat.data.batching.truncation import turns_that_fit
+from visualchat.data.batching.collate import BatchingProcessor, encode_example, placed
+from visualchat.data.batching.pictures import check_pictures
 from visualchat.data.blend.mixture import Mixture
+from visualchat.data.workers import map_in_workers
 from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import IGNORE_INDEX
 
@@ -49,39 +47,27 @@ class Finding:
 
 
 def look(
-    dialogues: Sequence[Dialogue], row: int, processor: BatchingProcessor, max_length: int | None, decode: bool
+    dialogues: Sequence[Dialogue], processor: BatchingProcessor, max_length: int | None, decode: bool, row: int
 ) -> Finding:
     """What row `row` is; with `decode` its images are decoded, too."""
-    source, dialogue = source_name(dialogues, row), None
+    source, dialogue = Mixture.of(dialogues).locate(row)[0], None
     try:
         dialogue = dialogues[row]
-        encoding = processor.encode(dialogue.require_answers())
-        kept = turns_that_fit(dialogue, encoding, max_length)
+        example = encode_example(dialogue, processor, max_length)
         if decode:
             check_pictures(dialogue)
     except ValueError as error:
         return Finding(row, source, dialogue.id if dialogue else "", placed(error, dialogues, row))
-    length = encoding.answer_spans[kept - 1][1]
-    trained = sum(label != IGNORE_INDEX for label in encoding.labels[:length])
-    return Finding(row, source, dialogue.id, "", len(dialogue.turns), len(dialogue.images), length, trained, kept)
-
-
-def source_name(dialogues: Sequence[Dialogue], row: int) -> str:
-    """Where a row comes from: the part of a mixture, else the data set's `name`, else its class."""
-    if isinstance(dialogues, Mixture):
-        return dialogues.locate(row)[0]
-    return str(getattr(dialogues, "name", type(dialogues).__name__))
-
-
-class _Looks(Dataset[Finding]):
-    def __init__(self, dialogues: Sequence[Dialogue], *settings: Any) -> None:
-        self.dialogues, self.settings = dialogues, settings
-
-    def __len__(self) -> int:
-        return len(self.dialogues)
-
-    def __getitem__(self, row: int) -> Finding:
-        return look(self.dialogues, row, *self.settings)
+    return Finding(
+        row=row,
+        source=source,
+        id=dialogue.id,
+        turns=len(dialogue.turns),
+        images=len(dialogue.images),
+        tokens=len(example.encoding),
+        answer_tokens=sum(label != IGNORE_INDEX for label in example.encoding.labels),
+        kept=len(example.dialogue.turns),
+    )
 
 
 def survey(
@@ -101,10 +87,8 @@ def survey(
         decode: Whether to decode every image, the one way to know that it is sound.
         num_workers: Processes that share the work.
     """
-    looks = _Looks(dialogues, processor, max_length, decode)
-    loader = DataLoader(looks, batch_size=32, num_workers=num_workers, collate_fn=list, generator=torch.Generator())
-    for findings in loader:
-        yield from findings
+    look_at = partial(look, Mixture.of(dialogues), processor, max_length, decode)
+    yield from map_in_workers(look_at, range(len(dialogues)), num_workers)
 
 
 @dataclass(frozen=True)

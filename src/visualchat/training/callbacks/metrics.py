@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from visualchat.data.batching.stats import Facts, source_names
+from visualchat.data.batching.stats import BatchStats
 
 GIGABYTE = 1e9
 
@@ -27,11 +27,11 @@ class _Sums:
         self.exact = [0] * sources
         self.answers = [0] * sources
 
-    def add(self, losses: Tensor, facts: Facts, exact: Sequence[bool] = ()) -> None:
+    def add(self, losses: Tensor, stats: BatchStats, exact: Sequence[bool] = ()) -> None:
         """Count a batch: the loss of each answer token, and in validation whether each answer is exact."""
-        self.losses.index_add_(0, facts.token_source, losses.float())
-        self.tokens = [a + b for a, b in zip(self.tokens, facts.answer_tokens, strict=True)]
-        for source, right in zip(facts.answer_source, exact, strict=False):
+        self.losses.index_add_(0, stats.token_source, losses.float())
+        self.tokens = [a + b for a, b in zip(self.tokens, stats.answer_tokens, strict=True)]
+        for source, right in zip(stats.answer_source, exact, strict=False):
             self.exact[source] += right
             self.answers[source] += 1
 
@@ -63,7 +63,7 @@ class RunMetrics(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin the first window."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._names, self._validation_names = source_names(data.train), source_names(data.validation)
+        self._names, self._validation_names = data.train.names, data.validation.names
         self._logged = trainer.global_step
         self._rates: dict[str, float] = {}
         self._norm: Tensor | None = None
@@ -88,11 +88,11 @@ class RunMetrics(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count; at a log step, log."""
-        facts: Facts = batch["facts"]
-        self._sums.add(outputs["answer_losses"], facts)
-        self._tokens += facts.tokens
-        self._positions += facts.positions
-        self._images += facts.images
+        stats: BatchStats = batch["stats"]
+        self._sums.add(outputs["answer_losses"], stats)
+        self._tokens += stats.tokens
+        self._positions += stats.positions
+        self._images += stats.images
         if trainer.global_step > self._logged and _is_log_step(trainer, trainer.global_step):
             engine = _engine_norm(trainer)
             norm = engine() if engine else self._norm
@@ -151,7 +151,7 @@ class RunMetrics(lightning.Callback):
     ) -> None:
         """Count."""
         if self._counts(trainer):
-            self._checked.add(outputs["answer_losses"], batch["facts"], outputs["exact"])
+            self._checked.add(outputs["answer_losses"], batch["stats"], outputs["exact"])
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log loss and exact match by source."""

@@ -62,7 +62,7 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """Measure the rate since the batch before, smoothed over about ten batches."""
         now = time.perf_counter()
-        rate = batch["facts"].tokens * trainer.world_size / max(now - self._last, 1e-9)
+        rate = batch["stats"].tokens * trainer.world_size / max(now - self._last, 1e-9)
         self._rate = rate if self._rate is None or self._batches == 1 else 0.9 * self._rate + 0.1 * rate
         self._last = now
         self._batches += 1
