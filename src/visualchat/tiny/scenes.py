@@ -33,6 +33,12 @@ HELD_OUT = (("red", "star"), ("blue", "triangle"), ("green", "cross"), ("purple"
 SEEN = tuple(pair for pair in COMPOSITIONS if pair not in HELD_OUT)
 
 PICTURE_SIZE = 64
+PATCH_SIZE = 16
+GRID = PICTURE_SIZE // PATCH_SIZE
+PATCHES = GRID * GRID
+CELL_OF_PATCH = tuple(2 * (p // GRID // 2) + (p % GRID) // 2 for p in range(PATCHES))
+"""The cell in which each of a picture's patches lies, patches in raster order."""
+
 _CANVAS = 2 * PICTURE_SIZE  # drawn at twice the size, then reduced
 _COUNT_WEIGHTS = (25, 37, 28, 10)  # how often a picture holds 1, 2, 3, 4 shapes
 

@@ -23,9 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from visualchat.dialogue.encoding import Encoding, Modality, encode_text
 from visualchat.tiny.dialogues import Sketch
-from visualchat.tiny.pretraining.vision import CELL_OF_PATCH, PATCHES
 from visualchat.tiny.questions import Question
-from visualchat.tiny.scenes import Scene
+from visualchat.tiny.scenes import CELL_OF_PATCH, PATCHES, Scene
 
 PREVIOUS, FOLLOWING, NUMBER, PLACE, ABOUT, BOTH = (0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0)
 """Layer and head of each hint, in the table's order."""
@@ -115,10 +114,10 @@ def hint_loss(attentions: Sequence[Tensor], hints: Sequence[Sequence[Hint]]) -> 
     """
     losses = []
     for layer, head in sorted({hint.where for row in hints for hint in row}):
-        found = [(row, hint) for row, of_row in enumerate(hints) for hint in of_row if hint.where == (layer, head)]
-        rows, queries = torch.tensor([(row, hint.query) for row, hint in found]).T
+        of_head = [(row, hint) for row, of_row in enumerate(hints) for hint in of_row if hint.where == (layer, head)]
+        rows, queries = torch.tensor([(row, hint.query) for row, hint in of_head]).T
         paid = attentions[layer][rows, head, queries]  # (hints, S)
-        pairs = torch.tensor([(number, key) for number, (_, hint) in enumerate(found) for key in hint.keys]).T
-        looked = torch.zeros(len(found)).index_add(0, pairs[0], paid[pairs[0], pairs[1]])
+        pairs = torch.tensor([(number, key) for number, (_, hint) in enumerate(of_head) for key in hint.keys]).T
+        looked = torch.zeros(len(of_head)).index_add(0, pairs[0], paid[pairs[0], pairs[1]])
         losses.append(-(looked + 1e-6).log().mean())
     return torch.stack(losses).mean()

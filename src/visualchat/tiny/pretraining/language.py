@@ -19,9 +19,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from visualchat.attention import implementation_name
 from visualchat.dialogue.encoding import IGNORE_INDEX, Modality
+from visualchat.evaluation.exact_match import correct_answers
 from visualchat.tiny.dialogues import Split, sketch_dialogue
 from visualchat.tiny.pretraining.hints import Hint, hint_loss
-from visualchat.tiny.pretraining.language_data import Batch, Form, Item, bucketed, collate, copy_batch, encode_sketch
+from visualchat.tiny.pretraining.language_data import (
+    Form,
+    Item,
+    TextBatch,
+    bucketed,
+    collate,
+    copy_batch,
+    encode_sketch,
+)
 
 Course = tuple[tuple[Form, str], ...]
 """Forms and attention kinds that take turns, batch by batch."""
@@ -98,7 +107,7 @@ def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     )
 
 
-def embed(model: LlamaForCausalLM, batch: Batch, noise: float = 0.0) -> Tensor:
+def embed(model: LlamaForCausalLM, batch: TextBatch, noise: float = 0.0) -> Tensor:
     """Embeddings [B, S, D] of a batch, folded captions spliced in at their slots.
 
     Args:
@@ -122,7 +131,7 @@ def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
     return folded + noise * spread * torch.randn_like(folded)
 
 
-def forward(model: LlamaForCausalLM, embeds: Tensor, batch: Batch, kind: str) -> Tensor:
+def forward(model: LlamaForCausalLM, embeds: Tensor, batch: TextBatch, kind: str) -> Tensor:
     """Logits [B, S, vocabulary] of an embedded batch under an attention kind, to which the model is switched."""
     model.set_attn_implementation(implementation_name(kind))
     inputs = {"inputs_embeds": embeds, "attention_mask": batch.attention_mask}
@@ -211,7 +220,7 @@ def _copy_batches(
 
 def _dialogue_batches(
     recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> Iterator[tuple[Batch, str]]:
+) -> Iterator[tuple[TextBatch, str]]:
     """`recipe.steps` batches with their attention kind, in the course's order, dialogues of one image first."""
     rng = random.Random(f"dialogue batches {seed}")
     index = 0
@@ -231,7 +240,7 @@ def _dialogue_batches(
         yield collate(waiting[form].pop(), tokenizer.pad_token_id), kind
 
 
-def _dialogue_loss(logits: Tensor, batch: Batch, other_weight: float) -> Tensor:
+def _dialogue_loss(logits: Tensor, batch: TextBatch, other_weight: float) -> Tensor:
     """Mean loss of answer tokens, plus `other_weight` times that of all other text tokens that follow text or image."""
     answers = batch.labels[:, 1:]
     text = (batch.attention_mask[:, 1:] == 1) & (batch.mm_token_type_ids[:, 1:] == Modality.TEXT)
@@ -273,16 +282,13 @@ def exact_matches(logits: Tensor, labels: Tensor, items: Sequence[Item]) -> list
         labels: [B, S], `IGNORE_INDEX` outside answers.
         items: The dialogues of the batch.
     """
-    right = logits[:, :-1].argmax(-1) == labels[:, 1:]  # entry t judges token t + 1
-    return [
-        (kind, item.images, bool(right[row, start - 1 : stop - 1].all()))
-        for row, item in enumerate(items)
-        for kind, (start, stop) in zip(item.kinds, item.encoding.answer_spans, strict=True)
-    ]
+    exact = correct_answers(logits[:, :-1][labels[:, 1:] != IGNORE_INDEX], labels)
+    asked = [(kind, item.images) for item in items for kind in item.kinds]
+    return [(kind, images, right) for (kind, images), right in zip(asked, exact, strict=True)]
 
 
 def summarise(results: Sequence[tuple[str, int, bool]]) -> dict[str, dict[str, float]]:
-    """Mean exact match overall and by number of images ("describe" apart), and by question type."""
+    """Mean exact match overall and by number of images (without "describe"), and by question type."""
     plain = [result for result in results if result[0] != "describe"]
 
     def mean(values: list[bool]) -> float:

@@ -20,8 +20,7 @@ from visualchat.dialogue.template import render
 from visualchat.tiny.dialogues import SYSTEM, Sketch, caption_segments
 from visualchat.tiny.pretraining.hints import Hint, copy_hints, dialogue_hints
 from visualchat.tiny.pretraining.tokenizer import FILLER_WORD
-from visualchat.tiny.pretraining.vision import CELL_OF_PATCH, PATCHES
-from visualchat.tiny.scenes import CELLS, Scene
+from visualchat.tiny.scenes import CELL_OF_PATCH, CELLS, PATCHES, Scene
 
 # Shapes: B dialogues, S tokens, W = 4 words a patch, N = image tokens of the whole batch.
 
@@ -52,7 +51,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """Padded dialogues: ids, labels, modality and attention mask [B, S]; words [N, W] of the image tokens in order."""
 
     input_ids: Tensor
@@ -89,7 +88,7 @@ def fold(scene: Scene, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -
     return patches
 
 
-def collate(items: Sequence[Item], pad: int) -> Batch:
+def collate(items: Sequence[Item], pad: int) -> TextBatch:
     """Pad dialogues on the right to the longest."""
     length = max(len(item.encoding) for item in items)
 
@@ -98,7 +97,7 @@ def collate(items: Sequence[Item], pad: int) -> Batch:
 
     encodings = [item.encoding for item in items]
     words = [patch for item in items for patch in item.words]
-    return Batch(
+    return TextBatch(
         input_ids=padded([e.input_ids for e in encodings], pad),
         labels=padded([e.labels for e in encodings], IGNORE_INDEX),
         mm_token_type_ids=padded([e.mm_token_type_ids for e in encodings], int(Modality.TEXT)),

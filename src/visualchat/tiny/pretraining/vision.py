@@ -16,15 +16,20 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
-from visualchat.tiny.scenes import CELLS, COLOURS, COMPOSITIONS, PICTURE_SIZE, SHAPES, Scene, draw, sample_scene
+from visualchat.tiny.scenes import (
+    CELL_OF_PATCH,
+    CELLS,
+    COLOURS,
+    COMPOSITIONS,
+    PATCH_SIZE,
+    PICTURE_SIZE,
+    SHAPES,
+    Scene,
+    draw,
+    sample_scene,
+)
 
 # Shapes: B pictures, P = 16 patches in raster order, D = 96 hidden size.
-
-PATCH_SIZE = 16
-GRID = PICTURE_SIZE // PATCH_SIZE
-PATCHES = GRID * GRID
-CELL_OF_PATCH = tuple(2 * (p // GRID // 2) + (p % GRID) // 2 for p in range(PATCHES))
-"""The cell in which each patch lies."""
 
 
 @dataclass(frozen=True)
