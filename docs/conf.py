@@ -16,8 +16,12 @@ myst_heading_anchors = 4
 default_role = "code"  # docstrings put code between single backquotes
 autodoc_default_options = {"members": True, "special-members": "__call__"}
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # fields of a dataclass are a list in its description
+napoleon_custom_sections = [("Attributes", "params_style")]  # a list in the description, not entries of their own
 
 html_theme = "furo"  # loads nothing from elsewhere
 html_title = project

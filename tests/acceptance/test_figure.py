@@ -43,6 +43,16 @@ def test_the_committed_figure_is_the_scripts(script):
         assert np.array_equal(np.asarray(shown), np.asarray(draw(scene)))
 
 
+def test_the_first_screen_shows_a_dialogue_and_the_two_commands():
+    """Title, a sentence, the dialogue, how to begin; what it is in detail comes after."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:16]
+    figure = next(number for number, line in enumerate(lines) if FIGURE.name in line)
+    block = lines.index("```bash")
+    assert lines[0] == "# VisualChat"
+    assert figure < block
+    assert [line.split()[:2] for line in lines[block + 1 : block + 3]] == [["make", "train"], ["make", "test"]]
+
+
 def test_the_readme_tells_the_same(script):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (told,) = re.findall(r"!\[(.*?)\]\(docs/images/dialogue\.svg\)", readme)
