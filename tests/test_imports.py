@@ -78,6 +78,7 @@ FLOORS = (
     "plan",
     "tiny",
     "tiny.pretraining",
+    "training.ranks",
     "training.stopping",
     "training.checkpoint_io",
     "training.strategies",

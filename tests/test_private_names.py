@@ -67,6 +67,7 @@ PRIVATE = (
     Private(MODEL, "_no_split_modules", "model/vision/modeling_qwen_vl.py"),
     Private(MODEL, "_init_weights", "model/vision/modeling_qwen_vl.py"),
     Private(GENERATION, "_expand_inputs_for_generation", "model/generation.py"),
+    Private(GENERATION, "_prepare_cache_for_generation", "model/generation.py"),
     Private(GENERATION, "_prepare_attention_mask_for_generation", "model/generation.py"),
     Private(
         "transformers.utils.hub:cached_files", "_raise_exceptions_for_missing_entries", "model/vision/checkpoint.py"

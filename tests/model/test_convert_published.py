@@ -282,7 +282,7 @@ def test_misfits_are_named(parts, file, backbones, tmp_path):
     with pytest.raises(ValueError, match=message):
         read()
     for surplus, lost, message in (
-        ({"projection.query": torch.ones(1)}, "projection.0.weight", "its `perceiver` is built otherwise"),
+        ({"projection.query": torch.ones(1)}, "projection.0.weight", "its `perceiver` differs from ours"),
         ({}, "embed", "holds neither lang_embed.weight nor"),
     ):
         torch.save({n: w for n, w in (published(parts) | surplus).items() if lost not in n}, file)

@@ -95,7 +95,7 @@ def test_an_unfinished_answer_is_continued(any_processor):
 def test_words_that_spell_the_template_stay_words_or_are_refused(processor, words):
     conversation = [message("user", RED, words)]
     assert processor.apply_chat_template(conversation)["mm_token_type_ids"].sum() == 4
-    with pytest.raises(ValueError, match="as one text it would be read otherwise"):
+    with pytest.raises(ValueError, match="as one text it would be read differently"):
         processor.apply_chat_template(conversation, tokenize=False)
 
 

@@ -11,7 +11,7 @@ from visualchat.data.datamodule import VisualChatDataModule
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model.trainable import trainable_state
 from visualchat.training.module import VisualChatModule
-from visualchat.training.optim import OptimizerSettings, optimizer_steps
+from visualchat.training.optim import OptimizerSettings, training_steps
 
 
 def dialogues() -> list[Dialogue]:
@@ -144,7 +144,7 @@ def test_accumulation_keeps_the_schedule_in_optimizer_steps(make_model, processo
     run = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2)
     module = VisualChatModule(make_model, OptimizerSettings(learning_rate=1.0, warmup_fraction=0.25))
     run.fit(module, data(processor))
-    assert run.global_step == optimizer_steps(run, batches=3) == 4
+    assert run.global_step == training_steps(run, batches=3) == 4
     assert module.lr_schedulers().get_last_lr()[0] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -159,10 +159,10 @@ def test_accumulation_keeps_the_schedule_in_optimizer_steps(make_model, processo
         ({"max_epochs": 2, "accumulate_grad_batches": 4}, 6),
     ],
 )
-def test_optimizer_steps(tmp_path, settings, steps):
-    assert optimizer_steps(trainer(tmp_path, **settings), batches=10) == steps
+def test_training_steps(tmp_path, settings, steps):
+    assert training_steps(trainer(tmp_path, **settings), batches=10) == steps
 
 
 def test_a_run_without_end_has_no_schedule(tmp_path):
     with pytest.raises(ValueError, match=r"set trainer.max_epochs or trainer.max_steps"):
-        optimizer_steps(trainer(tmp_path, max_epochs=-1), batches=10)
+        training_steps(trainer(tmp_path, max_epochs=-1), batches=10)

@@ -17,8 +17,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from visualchat.training.checkpoint_io import manifest
+from visualchat.training.ranks import is_first_rank
 from visualchat.training.resume import FOLDER, LAST
-from visualchat.training.stopping import RankSilent, RunStopped, is_first_rank
+from visualchat.training.stopping import RankSilent, RunStopped
 
 LOCK = ".lock"
 

@@ -31,8 +31,8 @@ from visualchat.model.warm_start import start_from, whole_base
 from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.gather import gather_model
 from visualchat.training.module import VisualChatModule
+from visualchat.training.ranks import is_first_rank
 from visualchat.training.resume import find_checkpoint, require_same_model, settings_of
-from visualchat.training.stopping import is_first_rank
 from visualchat.training.strategies.silent_ranks import ending_silence
 
 console = Console()

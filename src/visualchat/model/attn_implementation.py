@@ -1,7 +1,7 @@
 """Which function the language model attends by: always one of the configured kind, whoever asks for another.
 
 transformers, and programs that serve its models, choose attention by a name (`sdpa`, `eager`, ...) that means plain
-causal attention. A model that was trained with another kind would go on with it and answer worse without a word, so a
+causal attention. A model that was trained with another kind would continue with it and answer worse, silently, so a
 name is read as an implementation of the configured kind, and what cannot be read so is refused.
 """
 
@@ -18,17 +18,13 @@ OWN = {implementation_name(kind, how) for kind in KINDS for how in IMPLEMENTATIO
 """Names that transformers has from `visualchat.attention`."""
 
 
-def _kind(config: VisualChatConfig) -> str:
-    return "causal" if config.images_outside else config.attention_kind
-
-
 def within_kind(config: VisualChatConfig, requested: str) -> str:
-    """The language model's `attn_implementation` where somebody asks for one by name.
+    """The language model's `attn_implementation` where one is asked for by name.
 
     Raises:
         ValueError: The configured kind has no such implementation.
     """
-    kind = _kind(config)
+    kind = config.decoder_kind
     if kind == "causal" and requested not in OWN:
         return requested  # transformers' own, which checks it
     if kind != "causal" and requested in PLAIN:
@@ -75,12 +71,12 @@ def initial_attention(config: VisualChatConfig) -> str:
 
 
 def check_attention(config: VisualChatConfig, used: str | None) -> None:
-    """Refuse a language model whose attention somebody has switched past the joint model.
+    """Refuse a language model whose attention was switched past the joint model.
 
     Raises:
         ValueError: It is not of the configured kind.
     """
-    kind = _kind(config)
+    kind = config.decoder_kind
     if (used in OWN) if kind == "causal" else (used not in {implementation_name(kind, how) for how in IMPLEMENTATIONS}):
         raise ValueError(
             f"the language model attends by {used!r}, config.attention_kind says {kind!r}: its answers would not be "

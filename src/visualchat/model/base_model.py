@@ -137,7 +137,7 @@ class VisualChatModel(PreTrainedModel):
         self.language_model.set_output_embeddings(new_embeddings)
 
     def blank_image(self) -> Tensor:
-        """A grey picture of the encoder's size, (1, 3, height, width)."""
+        """A grey image of the encoder's size, (1, 3, height, width)."""
         size = self.vision_tower.config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return torch.zeros(1, 3, height, width, dtype=self.dtype, device=self.device)
@@ -203,11 +203,11 @@ class VisualChatModel(PreTrainedModel):
             ValueError: The slots are not exactly N × P.
         """
         slots = mm_token_type_ids == Modality.IMAGE
-        found, given = int(slots.sum()), image_features.shape[0] * image_features.shape[1]
-        if found != given:
+        tokens, features = int(slots.sum()), image_features.shape[0] * image_features.shape[1]
+        if tokens != features:
             raise ValueError(
-                f"image slots and images do not match: mm_token_type_ids marks {found} image tokens, "
-                f"{image_features.shape[0]} images bring {given} ({image_features.shape[1]} each)"
+                f"image slots and images do not match: mm_token_type_ids marks {tokens} image tokens, "
+                f"{image_features.shape[0]} images bring {features} ({image_features.shape[1]} each)"
             )
         return inputs_embeds.masked_scatter(slots[..., None], image_features.to(inputs_embeds.dtype))
 
@@ -324,8 +324,8 @@ class VisualChatModel(PreTrainedModel):
         if filling is not None:
             return self.splice(inputs_embeds, mm_token_type_ids, filling)
         if (mm_token_type_ids == Modality.IMAGE).any():
-            found = int((mm_token_type_ids == Modality.IMAGE).sum())
-            raise ValueError(f"image slots and images do not match: {found} image tokens but no pixel_values")
+            tokens = int((mm_token_type_ids == Modality.IMAGE).sum())
+            raise ValueError(f"image slots and images do not match: {tokens} image tokens but no pixel_values")
         return inputs_embeds + 0.0 * self._blank_features().sum() if self._must_look(cache) else inputs_embeds
 
     def _outside(
@@ -337,10 +337,10 @@ class VisualChatModel(PreTrainedModel):
         cache: Cache | None,
     ) -> dict[str, Any]:
         """What the language model takes where gated layers read the images, as in `outside_sequence`."""
-        found = outside_sequence(filling, mm_token_type_ids, key_modality, attention_mask, cache)
-        if "image_states" not in found and self._must_look(cache):
-            found |= unseen_image(self._blank_features(), len(mm_token_type_ids))
-        return found
+        inputs = outside_sequence(filling, mm_token_type_ids, key_modality, attention_mask, cache)
+        if "image_states" not in inputs and self._must_look(cache):
+            inputs |= unseen_image(self._blank_features(), len(mm_token_type_ids))
+        return inputs
 
     def _must_look(self, cache: Cache | None) -> bool:
         """Whether a batch without images reads a blank one, because the ranks must go through the encoder together.

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from visualchat.attention import KINDS, implementation_name
+from visualchat.attention.functional import resolve_implementation
 from visualchat.attention.kinds import check_name
 from visualchat.model.image_numbers import STARTS
 from visualchat.model.projector import PROJECTORS
@@ -69,7 +70,8 @@ class VisualChatConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        _ = self.decoder_attention  # raises where a name is unknown
+        check_name(self.attention_kind, MODEL_KINDS)
+        resolve_implementation(self.attention_implementation)
         check_image_numbers(self.image_numbers)
         if self.image_number_limit < 1:
             raise ValueError(f"image_number_limit must be at least 1, found {self.image_number_limit}")
@@ -94,8 +96,11 @@ class VisualChatConfig(PreTrainedConfig):
         return self.attention_kind == "cross"
 
     @property
+    def decoder_kind(self) -> str:
+        """How the language model's own layers attend: they are causal where images stand outside."""
+        return "causal" if self.images_outside else self.attention_kind
+
+    @property
     def decoder_attention(self) -> str:
-        """The language model's `attn_implementation`; its own layers are causal where images stand outside."""
-        check_name(self.attention_kind, MODEL_KINDS)
-        kind = "causal" if self.images_outside else self.attention_kind
-        return implementation_name(kind, self.attention_implementation)
+        """The language model's `attn_implementation`."""
+        return implementation_name(self.decoder_kind, self.attention_implementation)

@@ -1,4 +1,4 @@
-"""The published code's `pytorch_model.bin` <-> our saved folder, tensor by tensor; files are mapped, never held whole.
+"""The published code's `pytorch_model.bin` <-> our saved folder, tensor by tensor; files are memory-mapped.
 
 The layout is that of DeepSpeedExamples' applications/DeepSpeed-VisualChat: `vis_encoder.*` (CLIP, or the encoder of
 Qwen-VL), `projection.*`, `lang_decoder.*` (LLaMA), and `lang_embed.weight`, the trained copy of the token embedding.
@@ -59,7 +59,7 @@ def from_published(
         **config: Further fields of `VisualChatConfig`; the projector is recognised.
 
     Raises:
-        ValueError: The file is no such file, or its weights are not exactly those of the model; they are named.
+        ValueError: The file is not such a file, or its weights are not exactly those of the model; they are named.
     """
     file = Path(file) / FILE if Path(file).is_dir() else Path(file)
     weights = _read(file)
@@ -115,7 +115,7 @@ def to_published(folder: str | Path, file: str | Path) -> None:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The weights of a published file, mapped."""
+    """The weights of a published file, memory-mapped."""
     if not file.is_file():
         raise ValueError(f"{file}: there is no such file")
     try:
@@ -124,10 +124,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} cannot be read as weights: {error}") from error
     if not isinstance(weights, dict) or not {TRAINED, FROZEN} & weights.keys():
         raise ValueError(f"{file} is not of the published code: it holds neither {TRAINED} nor {FROZEN}")
-    kept = {name: weight for name, weight in weights.items() if not name.endswith(LEFT_OUT)}
-    if TRAINED in kept:
-        kept.pop(FROZEN, None)
-    return kept
+    weights = {name: weight for name, weight in weights.items() if not name.endswith(LEFT_OUT)}
+    if TRAINED in weights:
+        weights.pop(FROZEN, None)
+    return weights
 
 
 def _projector_type(weights: Mapping[str, Tensor], file: Path) -> str:
@@ -137,8 +137,8 @@ def _projector_type(weights: Mapping[str, Tensor], file: Path) -> str:
     if "projection.0.weight" in names:
         return "linear_norm"
     raise ValueError(
-        f"{file}: unknown projector; expected the published code's `baseline` or `vit` (its `perceiver` is built "
-        f"otherwise than ours), found {', '.join(sorted(names)[:8]) or 'none'}"
+        f"{file}: unknown projector; expected the published code's `baseline` or `vit` (its `perceiver` differs "
+        f"from ours), found {', '.join(sorted(names)[:8]) or 'none'}"
     )
 
 
@@ -177,11 +177,11 @@ def _check_vit(encoder: PreTrainedConfig) -> None:
     """
     ours = ViTProjector.layer_config(encoder.hidden_size)
     for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
-        found, expected = getattr(encoder, name, None), getattr(ours, name)
-        if encoder.model_type != "clip_vision_model" or found != expected:
+        theirs, expected = getattr(encoder, name, None), getattr(ours, name)
+        if encoder.model_type != "clip_vision_model" or theirs != expected:
             raise ValueError(
-                f"the published code's vit projector has its encoder's {name}, {found!r} in {encoder.model_type}, ours "
-                f"has {expected!r} at width {encoder.hidden_size}: it would compute something else"
+                f"the published code's vit projector has its encoder's {name}, {theirs!r} in {encoder.model_type}, "
+                f"ours has {expected!r} at width {encoder.hidden_size}: it would compute something else"
             )
 
 
@@ -213,11 +213,11 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Pa
 
 
 def _weights_of(folder: Path) -> dict[str, Tensor]:
-    """All weights of a saved folder, mapped from its files."""
-    found = {}
+    """All weights of a saved folder, memory-mapped from its files."""
+    state = {}
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, framework="pt") as weights:
-            found.update({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
-    if not found:
+            state.update({name: weights.get_tensor(name) for name in weights.keys()})  # noqa: SIM118
+    if not state:
         raise ValueError(f"{folder}: no model*.safetensors there, expected a whole model saved by save_pretrained")
-    return found
+    return state

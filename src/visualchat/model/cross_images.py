@@ -42,22 +42,22 @@ def outside_sequence(
         ValueError: There are not as many slots as images.
     """
     slots = mm_token_type_ids == Modality.IMAGE
-    given = 0 if features is None else len(features)
-    if int(slots.sum()) != given:
+    images_given = 0 if features is None else len(features)
+    if int(slots.sum()) != images_given:
         raise ValueError(
             f"image slots and images do not match: mm_token_type_ids marks {int(slots.sum())} slots, one an image with "
-            f"attention kind 'cross', {given} images are given"
+            f"attention kind 'cross', {images_given} images are given"
         )
     text = key_modality == Modality.TEXT
     if mask is not None:
         text = text & mask[:, : text.shape[1]].bool()
     positions = (text.long().cumsum(-1) - 1).clamp(min=0)[:, -slots.shape[1] :]
-    found = {"attention_mask": text.long(), "position_ids": positions}
+    inputs = {"attention_mask": text.long(), "position_ids": positions}
     images: tuple[Tensor, Tensor] | None = getattr(cache, HELD, None)
     if features is not None:
         new = _by_row(features, slots, key_modality.shape[1] - slots.shape[1])
         images = new if images is None else (torch.cat([images[0], new[0]], 1), torch.cat([images[1], new[1]], 1))
-    return found if images is None else {**found, "image_states": images[0], "image_positions": images[1]}
+    return inputs if images is None else {**inputs, "image_states": images[0], "image_positions": images[1]}
 
 
 def hold(cache: Cache | None, inputs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Hashes that tell models apart: of the base that something was trained on, and of a module to the last bit."""
+"""Hashes that tell models apart: of the base that something was trained on, and of a module bit for bit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from visualchat.model.sharding import gathered, is_split
 def base_fingerprint(model: nn.Module, trained: Container[str] | None = None) -> str:
     """A hash (hex) of the frozen parameters: names, shapes, and up to 64 values of each, evenly spaced.
 
-    It tells bases apart in a moment at any size; it is no proof against a forged base. Values are hashed as float32, so
-    weights that were rounded to another precision make another base.
+    It tells bases apart in a moment at any size; it does not protect against a forged base. Values are hashed as
+    float32, so weights that were rounded to another precision make another base.
 
     Args:
         model: With all its weights.

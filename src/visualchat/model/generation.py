@@ -24,7 +24,7 @@ HELD = "visualchat_ids"
 
 
 def hold_ids(cache: Cache | None, key_modality: Tensor, unit_ids: Tensor | None) -> None:
-    """Keep what a cache's tokens are with it, for calls that go on from there."""
+    """Keep what a cache's tokens are with it, for calls that continue from there."""
     if cache is not None:
         setattr(cache, HELD, (key_modality, unit_ids))
 
@@ -47,7 +47,7 @@ class VisualChatGenerationMixin(GenerationMixin):
     config: Any
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own, on a model split over processes too: each must call it, and goes on until all are done.
+        """transformers' own, on a model split over processes too: each must call it, and continues until all are done.
 
         That is `synced_gpus`, which transformers sets by itself for ZeRO-3 and FSDP1 only.
         """
@@ -77,7 +77,7 @@ class VisualChatGenerationMixin(GenerationMixin):
         if expand_size > 1 and images and types is not None:
             index = _index(images)
             whole, late = self._images_by_row(types, 0), self._images_by_row(types, _cached(cache))
-            counts = next((found for found in (whole, late) if sum(found) == len(index)), None)
+            counts = next((counts for counts in (whole, late) if sum(counts) == len(index)), None)
             if counts is None:
                 raise ValueError(
                     f"image slots and images do not match: mm_token_type_ids marks {sum(whole)} images, "
@@ -180,8 +180,8 @@ def _index(images: dict[str, Any]) -> Tensor:
     """The entry of the given images that fills each slot."""
     if images.get("image_index") is not None:
         return images["image_index"]
-    given = [images[name] for name in IMAGES if images.get(name) is not None]
-    return torch.arange(len(given[0]) if given else 0, device=given[0].device if given else None)
+    values = [images[name] for name in IMAGES if images.get(name) is not None]
+    return torch.arange(len(values[0]) if values else 0, device=values[0].device if values else None)
 
 
 def _so_far(

@@ -29,7 +29,7 @@ def load_language_model(
     Raises:
         ValueError: `bits` is neither 8 nor 4; or the layers' sizes do not suit 4 bits on a CPU.
     """
-    with _numbers_in_fp32():
+    with _default_dtype_fp32():
         model: PreTrainedModel = load_without_code(
             AutoModelForCausalLM.from_pretrained, path, dtype=dtype, **quantized_loading(bits, dtype)
         )
@@ -47,7 +47,7 @@ def _keep_as_stored(model: PreTrainedModel) -> None:
     """Let 4-bit weights be computed with as they were stored, whatever the CPU.
 
     On CPUs with AVX512-BF16 bitsandbytes packs them for inference when they are first evaluated: they then round to
-    bf16 and give no gradient when training goes on. On CPUs with AVX512 it takes the wrong scales in rows that end in
+    bf16 and give no gradient when training continues. On CPUs with AVX512 it takes the wrong scales in rows that end in
     mid-block.
 
     Raises:
@@ -64,7 +64,7 @@ def _keep_as_stored(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _numbers_in_fp32() -> Iterator[None]:
+def _default_dtype_fp32() -> Iterator[None]:
     """Let what is made from plain numbers be fp32, whatever the trainer's precision.
 
     bitsandbytes makes the borders between 4-bit codes when it first needs them, in torch's default type, and keeps
@@ -96,7 +96,7 @@ def quantized_loading(bits: int | None, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def grow_vocabulary(language_model: PreTrainedModel, size: int) -> None:
-    """Give embedding and head at least `size` rows; each new one is the mean of the old, so it depends on no chance."""
+    """Give embedding and head at least `size` rows; each new one is the mean of the old, whatever the seed."""
     old = language_model.get_input_embeddings().num_embeddings  # the weight itself may be split over ranks
     assert isinstance(old, int)
     if size <= old:

@@ -66,7 +66,7 @@ def save_light(
             "language_bits": language_bits(model),
             "vocab_size": model.language_model.config.vocab_size,
         },
-        "config": _own_fields(model.config),
+        "config": _joint_fields(model.config),
         "trainable": asdict(trainable or Trainable()),
         "trained": {name: list(value.shape) for name, value in state.items()},
         "sha256": _sha256(folder / WEIGHTS),
@@ -87,8 +87,8 @@ def load_light(
         language: Where the language model is now; None for where it was.
 
     Raises:
-        ValueError: The folder is none or damaged, its parts do not fit together, or the backbones are not found or
-            others than it was trained with.
+        ValueError: The folder is not a light one or is damaged, its parts do not fit together, or the backbones are not
+            found or others than it was trained with.
     """
     folder = Path(folder)
     if not (folder / CARD).is_file():
@@ -101,8 +101,8 @@ def load_light(
         raise ValueError(f"{folder}: trained parameters are not finite: {', '.join(wrong)}")
     base = card["base"]
     if "whole" not in base:
-        vision = vision or found_base(base["vision"], folder, "vision")
-        language = language or found_base(base["language"], folder, "language")
+        vision = vision or resolve_base(base["vision"], folder, "vision")
+        language = language or resolve_base(base["language"], folder, "language")
     model = _base_model(base, folder, vision, language, card["config"])
     set_trainable(model, Trainable(**card["trainable"]))
     _check_names(model, state, card, folder)
@@ -121,7 +121,7 @@ def _base_model(
     """What a light folder stands on: a whole saved model, or two backbones."""
     dtype = getattr(torch, base["dtype"])
     if "whole" in base:
-        return VisualChatForConditionalGeneration.from_pretrained(found_base(base["whole"], folder), dtype=dtype)
+        return VisualChatForConditionalGeneration.from_pretrained(resolve_base(base["whole"], folder), dtype=dtype)
     return VisualChatForConditionalGeneration.from_backbones(
         vision,
         language,
@@ -138,15 +138,15 @@ def _check_names(
     """Raise a ValueError unless the file holds what its card says, and the model has it."""
     saved = {name: tuple(value.shape) for name, value in state.items()}
     noted = {name: tuple(shape) for name, shape in card["trained"].items()}
-    own = {name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad}
+    trains = {name: tuple(value.shape) for name, value in model.named_parameters() if value.requires_grad}
     problems = [f"{name} is missing in {WEIGHTS}" for name in sorted(noted.keys() - saved.keys())]
     problems += [f"{name} is surplus in {WEIGHTS}" for name in sorted(saved.keys() - noted.keys())]
-    problems += [f"{name} does not train in the model" for name in sorted(saved.keys() - own.keys())]
-    problems += [f"{name}, which trains in the model, was not saved" for name in sorted(own.keys() - noted.keys())]
+    problems += [f"{name} does not train in the model" for name in sorted(saved.keys() - trains.keys())]
+    problems += [f"{name}, which trains in the model, was not saved" for name in sorted(trains.keys() - noted.keys())]
     problems += [
-        f"{name} is {saved[name]}, in the model {own[name]}"
-        for name in sorted(saved.keys() & own.keys())
-        if saved[name] != own[name]
+        f"{name} is {saved[name]}, in the model {trains[name]}"
+        for name in sorted(saved.keys() & trains.keys())
+        if saved[name] != trains[name]
     ]
     if problems:
         raise ValueError(f"{folder}: {'; '.join(problems)}")
@@ -163,9 +163,9 @@ def language_bits(model: VisualChatForConditionalGeneration) -> int | None:
     return None if settings is None else 4 if settings.load_in_4bit else 8
 
 
-def _own_fields(config: VisualChatConfig) -> dict[str, Any]:
+def _joint_fields(config: VisualChatConfig) -> dict[str, Any]:
     """The configuration without the backbones', which come with them."""
-    foreign = (
+    left_out = (
         "vision_config",
         "text_config",
         "model_type",
@@ -174,7 +174,7 @@ def _own_fields(config: VisualChatConfig) -> dict[str, Any]:
         "transformers_version",
         "auto_map",
     )
-    return {name: value for name, value in config.to_diff_dict().items() if name not in foreign}
+    return {name: value for name, value in config.to_diff_dict().items() if name not in left_out}
 
 
 def _noted(base: str | Path, folder: Path) -> str:
@@ -182,7 +182,7 @@ def _noted(base: str | Path, folder: Path) -> str:
     return os.path.relpath(base, folder) if Path(base).is_dir() else str(base)
 
 
-def found_base(noted: str, folder: Path, part: str = "whole") -> str | Path:
+def resolve_base(noted: str, folder: Path, part: str = "whole") -> str | Path:
     """Where the base is that a light folder has noted: a local folder, seen from there, or a name on the Hub.
 
     Args:

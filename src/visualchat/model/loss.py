@@ -1,8 +1,8 @@
 """Answer-only loss (arXiv 2309.14327, section 4.2), computed on answer rows selected before the language head.
 
 Only a fifth or so of all positions predicts an answer token; the head's logits, the largest tensor of a step, are never
-made for the others. In training they are made a chunk of rows at a time and followed at once by their gradient, so that
-they never stand in memory together.
+made for the others. In training they are made a chunk of rows at a time, each with its gradient in the same pass, so
+that neither is ever in memory as a whole.
 
 Shapes: B batch, S sequence, E hidden size, N positions that predict an answer token, V vocabulary.
 """
@@ -21,14 +21,14 @@ from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.model.sharding import is_split
 
 CHUNK = 1 << 23
-"""Logits made at once in training: 32 MB in fp32, as much again for their probabilities. Fewer would read the head too
-often."""
+"""Logits made in one piece in training: 32 MB in fp32, as much again for their probabilities. Fewer would read the
+head too often."""
 GRADIENT_SCALE = 1024.0
 """On the logits' gradient, so that small probabilities survive in fp16; a power of two, so exact elsewhere."""
 
 
 def answer_rows(hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden states that predict a labelled token, (N, E), and those tokens, (N,), in reading order, row by row.
+    """The hidden states that predict a labelled token, (N, E), and those tokens, (N,), in row-major order.
 
     Args:
         hidden_states: (B, S, E).
@@ -96,13 +96,13 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.set_grad_enabled(gradient is not None):
                 part = rows[chunk].detach().requires_grad_(gradient is not None)
                 logits = language_head(language_model, part)
-            found = logits.detach().float().log_softmax(-1)
-            losses[chunk] = -found.gather(1, targets[chunk, None])[:, 0]
+            log_probabilities = logits.detach().float().log_softmax(-1)
+            losses[chunk] = -log_probabilities.gather(1, targets[chunk, None])[:, 0]
             if gradient is None:
                 continue
-            found.exp_().mul_(GRADIENT_SCALE)  # of log-softmax: the probabilities, less 1 at the target
-            found[torch.arange(len(found), device=found.device), targets[chunk]] -= GRADIENT_SCALE
-            (scaled,) = torch.autograd.grad(logits, part, found.to(logits.dtype))
+            of_logits = log_probabilities.exp_().mul_(GRADIENT_SCALE)  # the probabilities, less 1 at the target
+            of_logits[torch.arange(len(part), device=part.device), targets[chunk]] -= GRADIENT_SCALE
+            (scaled,) = torch.autograd.grad(logits, part, of_logits.to(logits.dtype))
             gradient[chunk] = scaled.to(wide) / GRADIENT_SCALE
         ctx.save_for_backward(gradient)
         ctx.dtype = rows.dtype

@@ -36,13 +36,13 @@ class VisualChatOutput(ModelOutput):
     Attributes:
         loss: Mean over the answer tokens; only with labels.
         logits: (B, S, V), or fewer positions by `logits_to_keep`; with labels only the rows that predict a labelled
-            token, (answer tokens, V), in reading order; None with labels in training mode, where they are never made
-            all at once.
+            token, (answer tokens, V), in row-major order; None with labels in training mode, where they are never made
+            in one piece.
         past_key_values: The cache.
         hidden_states: Of each layer of the language model, if asked for.
         attentions: Likewise.
         image_hidden_states: (N, P, E), the projected images.
-        answer_losses: (answer tokens,), what `loss` is the mean of, in reading order, row by row; only with labels.
+        answer_losses: (answer tokens,), what `loss` is the mean of, in row-major order; only with labels.
     """
 
     loss: Tensor | None = None
@@ -206,8 +206,8 @@ class VisualChatForConditionalGeneration(VisualChatModel, VisualChatGenerationMi
             if num_items_in_batch is not None:
                 loss = loss * (len(targets) / num_items_in_batch)
         else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = language_head(self.language_model, out.last_hidden_state[:, kept])
+            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = language_head(self.language_model, out.last_hidden_state[:, positions])
         return VisualChatOutput(
             loss, logits, out.past_key_values, out.hidden_states, out.attentions, out.image_hidden_states, losses
         )

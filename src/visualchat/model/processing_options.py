@@ -61,17 +61,17 @@ class ProcessingOptions:
     images: Mapping[str, Any] = field(default_factory=dict)
 
 
-def processing_options(given: Mapping[str, Any], image_names: Collection[str], call: str) -> ProcessingOptions:
+def processing_options(keywords: Mapping[str, Any], image_names: Collection[str], call: str) -> ProcessingOptions:
     """The options among keywords; None and empty lists of what is not there say nothing.
 
     Raises:
         TypeError: A keyword is unknown.
         ValueError: One cannot be honoured.
     """
-    flat: dict[str, Any] = {name: value for name, value in given.items() if name not in GROUPS}
+    flat: dict[str, Any] = {name: value for name, value in keywords.items() if name not in GROUPS}
     images: dict[str, Any] = {}
     for group in GROUPS:
-        for name, value in (given.get(group) or {}).items():
+        for name, value in (keywords.get(group) or {}).items():
             if name in flat and group != "common_kwargs":
                 raise ValueError(f"{call}: {name} is given twice, by itself and in {group}")
             (images if group == "images_kwargs" else flat)[name] = value
@@ -87,8 +87,8 @@ def processing_options(given: Mapping[str, Any], image_names: Collection[str], c
     for name in ALWAYS:
         if flat.pop(name, True) is False and name != "sanitize_control_tokens":
             raise ValueError(f"{call}: {name}=False cannot be honoured: the model needs it")
-    own = {name: flat.pop(name) for name in ("padding_side", "max_length", "add_special_tokens") if name in flat}
-    padding = _padding(flat.pop("padding", True), own.get("max_length"), call)
+    chosen = {name: flat.pop(name) for name in ("padding_side", "max_length", "add_special_tokens") if name in flat}
+    padding = _padding(flat.pop("padding", True), chosen.get("max_length"), call)
     images |= {name: flat.pop(name) for name in list(flat) if name in image_names}
     if idle := sorted(name for name in flat if name in _GENERATION):
         flat = {name: value for name, value in flat.items() if name not in idle}
@@ -97,9 +97,9 @@ def processing_options(given: Mapping[str, Any], image_names: Collection[str], c
         raise TypeError(f"{call} got unexpected keyword arguments: {', '.join(sorted(flat))}")
     if tensors not in TENSORS:
         raise ValueError(f"{call}: return_tensors={tensors!r}, expected 'pt', 'np' or None")
-    if own.get("padding_side", "left") not in ("left", "right"):
-        raise ValueError(f"{call}: padding_side={own['padding_side']!r}, expected 'left' or 'right'")
-    return ProcessingOptions(tensors, padding, images=images, **own)
+    if chosen.get("padding_side", "left") not in ("left", "right"):
+        raise ValueError(f"{call}: padding_side={chosen['padding_side']!r}, expected 'left' or 'right'")
+    return ProcessingOptions(tensors, padding, images=images, **chosen)
 
 
 def _padding(padding: Any, max_length: int | None, call: str) -> str | None:

@@ -121,9 +121,9 @@ class ProcessingPrompts:
         features = self._inputs(prompts, options, masks=return_assistant_tokens_mask)
         return features if return_dict else features["input_ids"]
 
-    def _options(self, given: Mapping[str, Any], call: str) -> ProcessingOptions:
+    def _options(self, keywords: Mapping[str, Any], call: str) -> ProcessingOptions:
         names = getattr(self.image_processor, "valid_kwargs", None)
-        return processing_options(given, getattr(names, "__annotations__", {}), call)
+        return processing_options(keywords, getattr(names, "__annotations__", {}), call)
 
     @property
     def _end(self) -> str:
@@ -134,7 +134,7 @@ class ProcessingPrompts:
         """The prompt as one text.
 
         Raises:
-            ValueError: Somebody's words spell a mark of the template, so that the text would be read otherwise.
+            ValueError: Words of the dialogue spell a mark of the template, so that the text would be read differently.
         """
         segments = self.render(dialogue)  # type: ignore[attr-defined]
         text = prompt_text(segments, self._end, unfinished)
@@ -145,8 +145,8 @@ class ProcessingPrompts:
             same = False
         if not same:
             raise ValueError(
-                f"{dialogue.id}: as one text it would be read otherwise, because its words spell {SLOT!r} or a heading "
-                "of the template; use tokenize=True"
+                f"{dialogue.id}: as one text it would be read differently, because its words spell {SLOT!r} or a "
+                "heading of the template; use tokenize=True"
             )
         return text
 
@@ -190,8 +190,8 @@ class ProcessingPrompts:
             decode_image(image_input(picture, f"image {number}"), f"image {number}")
             for number, picture in enumerate(pictures, start=1)
         ]
-        found = self.image_processor(images=decoded, return_tensors="pt", **options.images)
-        return {"pixel_values": found["pixel_values"]}
+        prepared = self.image_processor(images=decoded, return_tensors="pt", **options.images)
+        return {"pixel_values": prepared["pixel_values"]}
 
 
 def _check_end(dialogue: Dialogue, add_generation_prompt: bool | None, continues: bool) -> None:
@@ -216,23 +216,23 @@ def _by_text(images: Any, texts: Sequence[str]) -> list[list[Any]]:
     """The images of each text.
 
     Raises:
-        ValueError: Nobody can tell whose they are.
+        ValueError: It is not clear whose they are.
     """
-    given = [] if images is None else _flat(images)
-    if any(not is_image_input(one) for one in given):
-        rows = [[] if one is None else _flat(one) for one in given]
+    entries = [] if images is None else _flat(images)
+    if any(not is_image_input(one) for one in entries):
+        rows = [[] if one is None else _flat(one) for one in entries]
         if len(rows) != len(texts):
             raise ValueError(f"{len(rows)} lists of images are given for {len(texts)} texts")
         return rows
     if len(texts) == 1:
-        return [given]
+        return [entries]
     counts = [text.count(SLOT) for text in texts]
-    if sum(counts) != len(given):
+    if sum(counts) != len(entries):
         raise ValueError(
-            f"{len(texts)} texts say {SLOT} {sum(counts)} times and {len(given)} images are given: give a list of "
+            f"{len(texts)} texts say {SLOT} {sum(counts)} times and {len(entries)} images are given: give a list of "
             f"images for each text, or as many {SLOT} as images"
         )
-    rest = iter(given)
+    rest = iter(entries)
     return [[next(rest) for _ in range(count)] for count in counts]
 
 

@@ -20,13 +20,12 @@ def saved_model(folder: str | None) -> Path:
         if not any((Path(folder) / name).is_file() for name in ("config.json", CARD)):
             raise ValueError(f"folder={folder}: no saved model there (config.json or {CARD} is missing)")
         return Path(folder)
-    found = [*OUTPUTS.glob("**/model/config.json"), *OUTPUTS.glob(f"**/light/{CARD}")]
-    configs = sorted(found, key=lambda path: path.stat().st_mtime)
+    configs = [*OUTPUTS.glob("**/model/config.json"), *OUTPUTS.glob(f"**/light/{CARD}")]
     if not configs:
         raise ValueError(
             f"no saved model under {OUTPUTS}/: train one first (visualchat-train), or name one with folder="
         )
-    return configs[-1].parent
+    return max(configs, key=lambda path: path.stat().st_mtime).parent
 
 
 def load_model(

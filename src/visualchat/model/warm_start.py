@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.fingerprint import base_fingerprint
-from visualchat.model.light import CARD, WEIGHTS, found_base, language_bits
+from visualchat.model.light import CARD, WEIGHTS, language_bits, resolve_base
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
 from visualchat.model.remote_code import load_without_code
 from visualchat.model.sharding import writable
@@ -75,7 +75,7 @@ def start_from(
         _check(folder, [f"a vocabulary of {vocabulary} tokens, too few for the tokenizer (model/template)"])
     fill = partial(_fill, folder=folder, card=card, backbones=build_model.keywords)
     if "whole" in card["base"]:
-        build_model = _whole(Path(found_base(card["base"]["whole"], folder)), build_model, attention)
+        build_model = _whole(Path(resolve_base(card["base"]["whole"], folder)), build_model, attention)
     return build_model, fill
 
 
@@ -85,7 +85,7 @@ def _check(folder: Path, differences: list[str]) -> None:
 
 
 def _differences(saved: VisualChatConfig, build_model: BuildModel, attention: Words) -> list[str]:
-    """What the weights depend on and is configured otherwise."""
+    """What the weights depend on and differs from the configuration."""
     configured = VisualChatConfig(
         **{name: value for name, value in build_model.keywords.items() if name in VisualChatConfig.__annotations__}
     )
@@ -104,8 +104,8 @@ def _differences(saved: VisualChatConfig, build_model: BuildModel, attention: Wo
 
 def _whole(folder: Path, build_model: BuildModel, attention: Words) -> BuildModel:
     """Every weight of the folder, under the configured implementation of attention and precision."""
-    given = build_model.keywords
-    if given.get("language_bits"):
+    keywords = build_model.keywords
+    if keywords.get("language_bits"):
         raise ValueError(
             f"init={folder} is a whole model, which is not quantized while it loads: leave model/quantization=none, or "
             "start from the light folder that a run with save=light or save=both leaves"
@@ -113,19 +113,19 @@ def _whole(folder: Path, build_model: BuildModel, attention: Words) -> BuildMode
     saved = VisualChatConfig.from_pretrained(folder)
     differences = _differences(saved, build_model, attention)
     for part, config, configured in (
-        ("vision", saved.vision_config, vision_config(given["vision"])),
-        ("language", saved.text_config, load_without_code(AutoConfig.from_pretrained, given["language"])),
+        ("vision", saved.vision_config, vision_config(keywords["vision"])),
+        ("language", saved.text_config, load_without_code(AutoConfig.from_pretrained, keywords["language"])),
     ):
         if _sizes(config) != _sizes(configured):
             differences.append(f"{_sizes(config)}; configured is {_sizes(configured)} (model/{part}=...)")
-    if not differences and not _same_tokens(folder, given["language"], given["vocab_size"]):
+    if not differences and not _same_tokens(folder, keywords["language"], keywords["vocab_size"]):
         differences.append("another tokenizer (model/language=..., model/template=...)")
     _check(folder, differences)
     return partial(
         VisualChatForConditionalGeneration.from_pretrained,
         pretrained_model_name_or_path=folder,
-        dtype=given["dtype"],
-        attention_implementation=given["attention_implementation"],
+        dtype=keywords["dtype"],
+        attention_implementation=keywords["attention_implementation"],
     )
 
 
@@ -140,8 +140,8 @@ def _sizes(config: Any) -> str:
 
 def whole_base(build_model: Callable[[], VisualChatForConditionalGeneration]) -> str | Path | None:
     """The whole folder that a model is built from; None for one that is built from two backbones."""
-    found: str | Path | None = getattr(build_model, "keywords", {}).get("pretrained_model_name_or_path")
-    return found
+    folder: str | Path | None = getattr(build_model, "keywords", {}).get("pretrained_model_name_or_path")
+    return folder
 
 
 def _same_tokens(folder: Path, language: str | Path, size: int) -> bool:
@@ -184,28 +184,28 @@ def _fill(
         ValueError: The file does not hold what its card says, the model lacks it, or the base is another one.
     """
     state = load_file(folder / WEIGHTS)
-    own = dict(model.named_parameters())
-    odd = sorted((set(state) ^ set(card["trained"])) | (set(state) - set(own)))
+    parameters = dict(model.named_parameters())
+    odd = sorted((set(state) ^ set(card["trained"])) | (set(state) - set(parameters)))
     if odd:
         raise ValueError(f"init={folder}: {WEIGHTS}, {CARD} and the model differ in {', '.join(odd[:4])}")
     base, dtype = card["base"], model.get_output_embeddings().weight.dtype
     if (base["language_bits"], base["dtype"]) == (language_bits(model), str(dtype).removeprefix("torch.")):
         same = base_fingerprint(model, trained=state) == base["fingerprint"]
-    else:  # the same numbers, rounded otherwise: names are all there is to compare
-        same = all(_same_place(base[part], backbones[part], folder) for part in ("vision", "language"))
+    else:  # the same numbers, rounded to another precision: names are all there is to compare
+        same = all(_same_folder(base[part], backbones[part], folder) for part in ("vision", "language"))
     if not same:
         raise ValueError(
             f"init={folder} belongs to another base: it was trained on vision {base['vision']} and language "
             f"{base['language']}, configured are {backbones['vision']} and {backbones['language']}"
         )
     for name, value in state.items():
-        with torch.no_grad(), writable(own[name]) as weight:
+        with torch.no_grad(), writable(parameters[name]) as weight:
             if weight.shape != value.shape:
                 raise ValueError(f"init={folder}: {name} is {(*value.shape,)}, in the model {(*weight.shape,)}")
             weight.copy_(value)
 
 
-def _same_place(noted: str, configured: str | Path, folder: Path) -> bool:
+def _same_folder(noted: str, configured: str | Path, folder: Path) -> bool:
     """Whether a light folder's note of a backbone names the configured one."""
-    found = found_base(noted, folder)
-    return str(found) == str(configured) or (Path(configured).is_dir() and Path(found) == Path(configured).resolve())
+    base = resolve_base(noted, folder)
+    return str(base) == str(configured) or (Path(configured).is_dir() and Path(base) == Path(configured).resolve())

@@ -103,8 +103,8 @@ def finish(
 
 def manifest(path: Path) -> dict[str, Any]:
     """What the manifest of a sound checkpoint says."""
-    found: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-    return found
+    content: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    return content
 
 
 def damage(path: Path) -> str | None:
@@ -113,16 +113,16 @@ def damage(path: Path) -> str | None:
     All of it is read once.
     """
     if not path.is_dir():
-        return "it is no folder with a manifest, as checkpoints are"
+        return "it is not a folder with a manifest, as checkpoints are"
     try:
         files = manifest(path)["files"]
         noted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
-        return f"it has no {MANIFEST}, which is written last: it was never finished, or is no checkpoint"
+        return f"it has no {MANIFEST}, which is written last: it was never finished, or is not a checkpoint"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    found = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()} - {MANIFEST}
-    if odd := sorted(found ^ noted.keys()):
+    files_there = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()} - {MANIFEST}
+    if odd := sorted(files_there ^ noted.keys()):
         return f"its files are not those of its {MANIFEST}: {', '.join(odd)} missing or surplus"
     for name, (size, digest) in noted.items():
         if (path / name).stat().st_size != size:
@@ -146,9 +146,9 @@ def nothing_but_tensors(*types: type) -> Iterator[None]:
         with torch.serialization.safe_globals([*types]):
             yield
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+        kind = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"the checkpoint holds more than numbers ({found[1] if found else error}) and so could run code: "
+            f"the checkpoint holds more than numbers ({kind[1] if kind else error}) and so could run code: "
             "it is not loaded"
         ) from None
     finally:

@@ -1,6 +1,6 @@
-"""The cache of frozen vision features in training: encodes the pictures that are not in the store, and keeps them.
+"""The cache of frozen vision features in training: encodes the images that are not in the store, and keeps them.
 
-The datamodule's processes look pictures up (`visualchat.images.feature_store`); what they did not find arrives as
+The datamodule's processes look images up (`visualchat.images.feature_store`); what they did not find arrives as
 `pixel_values`.
 """
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 def open_store(
     folder: str | Path, model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, precision: str
 ) -> FeatureStore:
-    """The store for what this model's frozen encoder makes of this processor's pictures.
+    """The store for what this model's frozen encoder makes of this processor's images.
 
     Args:
         folder: Of the cache.
         model: Its encoder makes the features.
-        processor: Prepares the pictures.
+        processor: Prepares the images.
         precision: The trainer's.
 
     Raises:
@@ -66,11 +66,11 @@ def open_store(
 
 
 class FeatureFiller:
-    """Completes batches whose pictures were looked up; writes what it encodes.
+    """Completes batches whose images were looked up; writes what it encodes.
 
     Args:
-        store: Where features are kept. When it cannot be written to (a full disk), that is said once and training goes
-            on.
+        store: Where features are kept. When it cannot be written to (a full disk), that is logged once and training
+            continues.
     """
 
     def __init__(self, store: FeatureStore) -> None:
@@ -78,7 +78,7 @@ class FeatureFiller:
         self.writing = True
 
     def complete(self, model: VisualChatForConditionalGeneration, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with `vision_features` of all its pictures instead of `pixel_values` of the unknown ones."""
+        """The batch with `vision_features` of all its images instead of `pixel_values` of the unknown ones."""
         if "feature_keys" not in batch:
             return batch
         batch = dict(batch)
@@ -87,21 +87,21 @@ class FeatureFiller:
         if pixels is not None:
             model.vision_tower.eval()  # a feature must be the same every time
             with torch.no_grad():
-                made = model.vision_features(pixels)
-            missing = [place for place, key in enumerate(keys) if key]
+                encoded = model.vision_features(pixels)
+            missing = [index for index, key in enumerate(keys) if key]
             if known is None:
-                known = made
+                known = encoded
             else:
-                known = known.to(made.dtype)
-                known[missing] = made
-            self._keep([keys[place] for place in missing], made.cpu())
+                known = known.to(encoded.dtype)
+                known[missing] = encoded
+            self._keep([keys[index] for index in missing], encoded.cpu())
         return {**batch, "vision_features": known}
 
-    def _keep(self, keys: list[str], made: torch.Tensor) -> None:
+    def _keep(self, keys: list[str], encoded: torch.Tensor) -> None:
         if not self.writing:
             return
         try:
-            for key, features in zip(keys, made, strict=True):
+            for key, features in zip(keys, encoded, strict=True):
                 self.store.write(key, features)
         except OSError as error:
             self.writing = False

@@ -30,7 +30,7 @@ def gather_model(module: VisualChatModule, trainer: lightning.Trainer) -> None:
         return
     if split:
         module.model = module.assemble()
-        found = module.model.load_state_dict(trained, strict=False)
-        assert not found.unexpected_keys, found.unexpected_keys
+        unexpected = module.model.load_state_dict(trained, strict=False).unexpected_keys
+        assert not unexpected, unexpected
     elif trainer.strategy.root_device.type != "cpu":
         module.to(trainer.strategy.root_device)  # Lightning leaves the model on the CPU

@@ -1,4 +1,4 @@
-"""Logs of a run that is killed and goes on: the same files, every step once."""
+"""Logs of a run that is killed and resumed: the same files, every step once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class CSVRows:
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSVLogger, which deletes an existing `metrics.csv`, made to go on with it."""
+    """Lightning's CSVLogger, which deletes an existing `metrics.csv`, made to continue it."""
 
     _rows: CSVRows | None = None
 
@@ -94,7 +94,7 @@ class ContinuedCSVLogger(CSVLogger):
 
 @rank_zero_only
 def forget_from(loggers: Sequence[Logger], step: int) -> None:
-    """Drop the logs of this step and later ones, which a run that goes on is about to make again.
+    """Drop the logs of this step and later ones, which a resumed run is about to make again.
 
     TensorBoard's files are only added to: they get the mark by which TensorBoard itself hides what came before it.
     """

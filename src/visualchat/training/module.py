@@ -22,12 +22,13 @@ from visualchat.training.feature_cache import FeatureFiller, open_store
 from visualchat.training.optim import (
     OptimizerSettings,
     build_optimizer,
-    course_of,
-    keep_course,
-    optimizer_steps,
+    group_settings,
+    set_group_settings,
+    training_steps,
     warmup_cosine,
 )
-from visualchat.training.stopping import RunStopped, agreed, of_all_ranks
+from visualchat.training.ranks import largest_of_ranks, of_all_ranks
+from visualchat.training.stopping import RunStopped
 from visualchat.training.strategies.fsdp import Fsdp2Strategy, split_layers
 
 
@@ -36,7 +37,7 @@ class VisualChatModule(lightning.LightningModule):
 
     Args:
         build_model: Makes the model; called in `configure_model`, so that a strategy can shard it at birth.
-        optimizer: How the trained parts move.
+        optimizer: The update rule of what trains.
         trainable: What trains; projector and token embedding if None.
         base: What the frozen backbones are called in error messages.
         gradient_checkpointing: Whether the language model's layers keep only their inputs and compute the rest again
@@ -69,7 +70,7 @@ class VisualChatModule(lightning.LightningModule):
         self.validation_loss = MeanMetric()  # Lightning's own mean over ranks rounds their weights (2.6)
         self._base_fingerprint: str | None = None
         self._wrong: tuple[int, float] | None = None  # a validation batch and its loss, if that is not finite
-        self.features: FeatureFiller | None = None
+        self.feature_filler: FeatureFiller | None = None
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     @property
@@ -101,22 +102,22 @@ class VisualChatModule(lightning.LightningModule):
         self.fingerprint()
         precision = str(self.trainer.precision)
         store = self.data.open_features(lambda folder, processor: open_store(folder, self.model, processor, precision))
-        self.features = None if store is None else FeatureFiller(store)
+        self.feature_filler = None if store is None else FeatureFiller(store)
 
     def on_train_start(self) -> None:
         """Rates and the like are those of the settings, also where a checkpoint has brought those of another time."""
-        keep_course(self.trainer.optimizers[0], self.lr_schedulers(), self._course)  # type: ignore[arg-type]
+        set_group_settings(self.trainer.optimizers[0], self.lr_schedulers(), self._group_settings)  # type: ignore[arg-type]
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What the model takes of a batch, with the vision features that it lacks; how many it brought is logged."""
         batch = {name: value for name, value in batch.items() if name != "stats"}
-        if self.features is None or "feature_keys" not in batch:
+        if self.feature_filler is None or "feature_keys" not in batch:
             return batch
         keys = batch["feature_keys"]
         stage = "train" if self.trainer.training else "validation"
         share = sum(not key for key in keys) / len(keys)
         self.log(f"{stage}/features_read", share, on_step=False, on_epoch=True, batch_size=len(keys))
-        return self.features.complete(self.model, batch)
+        return self.feature_filler.complete(self.model, batch)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The batch's loss: the mean over its answer tokens, those of all ranks together; and each token's own."""
@@ -128,9 +129,9 @@ class VisualChatModule(lightning.LightningModule):
         """What this rank's mean counts in the strategy's mean over all ranks: its share of the answer tokens."""
         if self.trainer.world_size == 1:
             return 1.0
-        own = (labels[:, 1:] != IGNORE_INDEX).sum().float()
-        total = self.trainer.strategy.reduce(own.clone(), reduce_op="sum")
-        return own * self.trainer.world_size / torch.clamp(torch.as_tensor(total), min=1.0)
+        tokens = (labels[:, 1:] != IGNORE_INDEX).sum().float()
+        total = self.trainer.strategy.reduce(tokens.clone(), reduce_op="sum")
+        return tokens * self.trainer.world_size / torch.clamp(torch.as_tensor(total), min=1.0)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Loss and exact match over the answers of all ranks; and each token's loss, each answer's exactness."""
@@ -147,13 +148,13 @@ class VisualChatModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the run at the first loss that is not finite, on whichever rank.
 
-        An overflow of scaled gradients, which fp16 training skips, is none: the loss itself is finite then.
+        An overflow of scaled gradients, which fp16 training skips, does not count: the loss itself is finite then.
         """
         loss = float(outputs["loss"])
-        if agreed(self.trainer, not math.isfinite(loss)):
+        if largest_of_ranks(self.trainer, not math.isfinite(loss)):
             rates = ", ".join(f"{rate:.3g}" for rate in dict.fromkeys(self._rates))
-            place = f"in step {self.trainer.global_step}, learning rate {rates}"
-            raise self._not_finite("training", None if math.isfinite(loss) else (batch_idx, loss), place)
+            when = f"in step {self.trainer.global_step}, learning rate {rates}"
+            raise self._not_finite("training", None if math.isfinite(loss) else (batch_idx, loss), when)
 
     def on_validation_start(self) -> None:
         """No loss has been seen yet."""
@@ -161,17 +162,17 @@ class VisualChatModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """End the run if a loss was not finite: nothing that was made of such weights is worth to be kept."""
-        if agreed(self.trainer, self._wrong is not None):
+        if largest_of_ranks(self.trainer, self._wrong is not None):
             raise self._not_finite("validation", self._wrong, f"after step {self.trainer.global_step}")
 
-    def _not_finite(self, which: str, own: tuple[int, float] | None, place: str) -> RunStopped:
-        """What to raise on all ranks; `own` is this rank's batch and its loss, if it is one of those."""
-        found = None
-        if own is not None:
-            found = own[1], self.data.names(self.trainer.current_epoch, own[0], training=which == "training")
-        value, names = next(told for told in of_all_ranks(found) if told is not None)
+    def _not_finite(self, which: str, here: tuple[int, float] | None, when: str) -> RunStopped:
+        """What to raise on all ranks; `here` is this rank's batch and its loss, if it is one of those."""
+        loss_and_rows = None
+        if here is not None:
+            loss_and_rows = here[1], self.data.names(self.trainer.current_epoch, here[0], training=which == "training")
+        value, names = next(pair for pair in of_all_ranks(loss_and_rows) if pair is not None)
         return RunStopped(
-            f"the {which} loss is {value} {place}, on the rows {', '.join(names)}\n"
+            f"the {which} loss is {value} {when}, on the rows {', '.join(names)}\n"
             "look at these rows; if they are sound, the rate was too high: the line below halves it",
             instead=self._lower_rates(),
         )
@@ -181,12 +182,12 @@ class VisualChatModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set again at every step."""
-        steps = optimizer_steps(self.trainer, self.data.train_batches())
+        steps = training_steps(self.trainer, self.data.train_batches())
         mixed = "mixed" in str(self.trainer.precision)
         masters = not isinstance(self.trainer.strategy, DeepSpeedStrategy)  # it keeps them itself
         optimizer = build_optimizer(self.settings, self.model, mixed, masters)
         schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
-        self._course = course_of(optimizer)
+        self._group_settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -229,7 +230,7 @@ class VisualChatModule(lightning.LightningModule):
                 f"this model stands on {self.base}"
             )
         expected = {f"model.{name}" for name, p in self.model.named_parameters() if p.requires_grad}
-        found = set(checkpoint["trained"])
-        if found != expected:
-            odd = sorted(expected ^ found)
+        trained = set(checkpoint["trained"])
+        if trained != expected:
+            odd = sorted(expected ^ trained)
             raise ValueError(f"the checkpoint does not hold exactly what trains; missing or surplus: {', '.join(odd)}")

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine, as the paper has them (arXiv 2309.14327, section 5.1)."""
+"""AdamW with linear warm-up and cosine decay, as the paper has them (arXiv 2309.14327, section 5.1)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from visualchat.model.parameters import Part, parameters_by_part
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How the trained parts move.
+    """The update rule of what trains: rates, and AdamW's own numbers.
 
     Attributes:
         learning_rate: Peak rate of newly initialised parameters: projector and adapters.
-        embedding_learning_rate: Peak of the token embedding; as `learning_rate` if None.
-        backbone_learning_rate: Peak of a backbone that trains as a whole; as `learning_rate` if None.
+        embedding_learning_rate: Peak rate of the token embedding; as `learning_rate` if None.
+        backbone_learning_rate: Peak rate of a backbone that trains as a whole; as `learning_rate` if None.
         betas: AdamW's; (0.0, 0.95) in the paper.
         weight_decay: AdamW's.
-        warmup_fraction: Share of all steps over which the rate rises from 0 in a line; it falls to 0 by a cosine after
-            that.
+        warmup_fraction: Share of all steps that are linear warm-up from 0; cosine decay to 0 follows.
     """
 
     learning_rate: float = 1e-3
@@ -46,10 +45,10 @@ class OptimizerSettings:
 
 
 class MasterAdamW(AdamW):
-    """AdamW that moves fp32 masters of 16-bit parameters, by fp32 moments, and rounds the masters into the parameters.
+    """AdamW that updates fp32 masters of 16-bit parameters, with fp32 moments, and rounds them into the parameters.
 
     A bf16 number keeps 8 bits: a step smaller than 1/512 of it would round away, step after step. Parameters of more
-    bits move as in torch's AdamW.
+    bits are updated as by torch's AdamW.
     """
 
     @torch.no_grad()
@@ -60,14 +59,14 @@ class MasterAdamW(AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not moving:
+            updated = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not updated:
                 continue
-            states = [self._state_of(parameter) for parameter in moving]
-            masters = [state.get("master", parameter) for parameter, state in zip(moving, states, strict=True)]
+            states = [self._state_of(parameter) for parameter in updated]
+            masters = [state.get("master", parameter) for parameter, state in zip(updated, states, strict=True)]
             adamw(
                 masters,
-                [parameter.grad.to(master.dtype) for parameter, master in zip(moving, masters, strict=True)],
+                [parameter.grad.to(master.dtype) for parameter, master in zip(updated, masters, strict=True)],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
@@ -81,13 +80,13 @@ class MasterAdamW(AdamW):
                 eps=group["eps"],
                 maximize=False,
             )
-            for parameter, master in zip(moving, masters, strict=True):
+            for parameter, master in zip(updated, masters, strict=True):
                 if master is not parameter:
                     parameter.copy_(master)
         return loss
 
     def _state_of(self, parameter: Tensor) -> dict[str, Any]:
-        """The state of a parameter, made when it first moves."""
+        """The state of a parameter, made at its first update."""
         state: dict[str, Any] = self.state[parameter]
         if not state:
             master = parameter
@@ -113,7 +112,7 @@ class MasterAdamW(AdamW):
 
 
 def has_sixteen_bits(parameter: Tensor) -> bool:
-    """Whether a parameter is one that small steps would not move."""
+    """Whether a parameter is one that small updates would not change."""
     return parameter.dtype in (torch.bfloat16, torch.float16)
 
 
@@ -126,7 +125,7 @@ def build_optimizer(
     """AdamW over the parameters that require gradients, in a group each: `new`, `embedding`, `backbone`.
 
     Args:
-        settings: How they move.
+        settings: Their update rule.
         model: Whose they are.
         mixed_precision: Whether the trainer's precision is a mixed one.
         masters: Whether 16-bit parameters get fp32 masters; not where the strategy keeps its own.
@@ -164,7 +163,7 @@ def _group(part: Part) -> str:
 
 
 def warmup_cosine(optimizer: AdamW, steps: int, warmup_fraction: float) -> LambdaLR:
-    """Rate factor after s of `steps` optimizer steps: a line up to 1, then half a cosine down to 0."""
+    """Rate factor after s of `steps` optimizer steps: linear warm-up to 1, then cosine decay to 0."""
     warmup = max(1, round(steps * warmup_fraction))
 
     def factor(step: int) -> float:
@@ -175,24 +174,24 @@ def warmup_cosine(optimizer: AdamW, steps: int, warmup_fraction: float) -> Lambd
     return LambdaLR(optimizer, factor)
 
 
-COURSE = ("initial_lr", "betas", "weight_decay")
-"""What a group of the optimizer is told by the settings, and a checkpoint would set back to what it was then."""
+GROUP_SETTINGS = ("initial_lr", "betas", "weight_decay")
+"""What the settings say of a group of the optimizer, and a checkpoint would set back to what it was then."""
 
 
-def course_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """What the settings say of each group; to be taken once its schedule is made."""
-    return [{name: group[name] for name in COURSE} for group in optimizer.param_groups]
+    return [{name: group[name] for name in GROUP_SETTINGS} for group in optimizer.param_groups]
 
 
-def keep_course(optimizer: Optimizer, schedule: LambdaLR, course: Sequence[Mapping[str, Any]]) -> None:
-    """Let a resumed run move as its own settings say, from the step that the checkpoint has reached."""
-    schedule.base_lrs = [group["initial_lr"] for group in course]
+def set_group_settings(optimizer: Optimizer, schedule: LambdaLR, settings: Sequence[Mapping[str, Any]]) -> None:
+    """Let a resumed run train as its own settings say, from the step that the checkpoint has reached."""
+    schedule.base_lrs = [group["initial_lr"] for group in settings]
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
-    for group, told, factor in zip(optimizer.param_groups, course, factors, strict=True):
-        group.update(told, lr=told["initial_lr"] * factor)
+    for group, wanted, factor in zip(optimizer.param_groups, settings, factors, strict=True):
+        group.update(wanted, lr=wanted["initial_lr"] * factor)
 
 
-def optimizer_steps(trainer: lightning.Trainer, batches: int) -> int:
+def training_steps(trainer: lightning.Trainer, batches: int) -> int:
     """Optimizer steps of the whole run, from the trainer's limits and the batches of an epoch on each rank.
 
     Lightning's own `estimated_stepping_batches` sets up the loaders early and so loses their state on resume (Lightning

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest sound one, whatever a kill or a full disk left of the others.
+"""Which checkpoint a run resumes from: the newest sound one, whatever a kill or a full disk left of the others.
 
 And whether it can: the model must be the same one, and what else was changed since is named.
 """
@@ -18,14 +18,14 @@ FOLDER = "checkpoints"
 """Where a run's folder keeps them."""
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-"""The newest, the one before it, and the one with the best validation; the latter is only gone on from if it is named,
-because a validation may fall between two optimizer steps, where some gradients are already accumulated."""
+"""The newest, the one before it, and the one with the best validation; a run resumes from the latter only if it is
+named, because a validation may fall between two optimizer steps, where some gradients are already accumulated."""
 
 
-MODEL = ("attention", "model", "dtype", "trainer.precision")
+MODEL_SETTINGS = ("attention", "model", "dtype", "trainer.precision")
 """The settings that say what the model is, and compute what it computes: with others it is no longer the same run."""
 
-COURSE = (
+TRAINING_SETTINGS = (
     "attention.implementation",
     "optimizer",
     "seed",
@@ -41,18 +41,22 @@ def settings_of(config: Any) -> dict[str, Any]:
 
     The data speaks for itself (`VisualChatDataModule.load_state_dict`); where files lie does not matter.
     """
-    return {name: value for name, value in _flat(config) if name.startswith((*MODEL, *COURSE)) and ".path" not in name}
+    return {
+        name: value
+        for name, value in _flat(config)
+        if name.startswith((*MODEL_SETTINGS, *TRAINING_SETTINGS)) and ".path" not in name
+    }
 
 
 def require_same_model(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
-    """What has changed of the settings in `COURSE`, in words.
+    """What has changed of the settings in `TRAINING_SETTINGS`, in words.
 
     Args:
         then: What `settings_of` gave when the checkpoint was made; None if it was not kept.
         now: What it gives now.
 
     Raises:
-        ValueError: A setting in `MODEL` has changed.
+        ValueError: A setting in `MODEL_SETTINGS` has changed.
     """
     if not then:
         return []
@@ -61,7 +65,11 @@ def require_same_model(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -
         for name in sorted({*then, *now})
         if then.get(name) != now.get(name)
     }
-    if other := [text for name, text in changed.items() if name.startswith(MODEL) and not name.startswith(COURSE)]:
+    if other := [
+        text
+        for name, text in changed.items()
+        if name.startswith(MODEL_SETTINGS) and not name.startswith(TRAINING_SETTINGS)
+    ]:
         raise ValueError(
             f"the checkpoint is of another model: {'; '.join(other)}; give the old settings again, or train the other "
             "model in a folder of its own (hydra.run.dir=) without resume="
@@ -95,7 +103,7 @@ def find_checkpoint(resume: str | Path | None, run: Path) -> Path | None:
     path = run if automatic else Path(resume)
     if path.is_file() or (path.suffix == ".ckpt" and path.is_dir()):
         if reason := damage(path):
-            raise ValueError(f"resume={resume}: {reason}; name the run's folder to go on from its newest sound one")
+            raise ValueError(f"resume={resume}: {reason}; name the run's folder to resume from its newest sound one")
         return path
     if not path.is_dir() and not automatic:
         raise ValueError(f"resume={resume}: there is no such checkpoint or folder")
@@ -115,11 +123,11 @@ def _newest_sound(candidates: list[Path]) -> Path:
     Raises:
         ValueError: None is.
     """
-    found: list[str] = []
+    unusable: list[str] = []
     for path in candidates:
         if (reason := damage(path)) is None:
-            if found:
-                log.warning("%s: resuming from %s instead", "; ".join(found), path)
+            if unusable:
+                log.warning("%s: resuming from %s instead", "; ".join(unusable), path)
             return path
-        found.append(f"{path} is not usable: {reason}")
-    raise ValueError("; ".join(found))
+        unusable.append(f"{path} is not usable: {reason}")
+    raise ValueError("; ".join(unusable))

@@ -1,4 +1,4 @@
-"""How training ends before its end: asked to by a signal, or because going on makes no sense. On all ranks at once."""
+"""How training ends early, on all ranks together: asked to by a signal, or because continuing makes no sense."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import lightning
-import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from visualchat.training.ranks import is_first_rank
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 """What asks a run to end; SLURM sends the second, or the third if it is told to, before it kills."""
@@ -22,7 +20,7 @@ class RunStopped(Exception):
     Args:
         message: Why, and what is kept.
         code: The exit code of the process.
-        instead: Settings, by name, with which to go on in place of those that led here.
+        instead: Settings, by name, with which to continue in place of those that led here.
     """
 
     def __init__(self, message: str, code: int = 1, instead: Mapping[str, object] | None = None) -> None:
@@ -55,8 +53,8 @@ class Signals:
             return  # Python handles signals in the main thread alone
         self._process = os.getpid()
         for number in SIGNALS:
-            found = signal.signal(number, self._note)
-            self._before.setdefault(number, found)
+            before = signal.signal(number, self._note)
+            self._before.setdefault(number, before)
 
     def give_back(self) -> None:
         """Put back what was before `listen`."""
@@ -79,26 +77,3 @@ class Signals:
         if self.at_once:
             self.at_once()
         os._exit(128 + number)
-
-
-def agreed(trainer: lightning.Trainer, value: float) -> float:
-    """The largest value of all ranks; all of them must ask together."""
-    if trainer.world_size == 1:
-        return value
-    found = torch.tensor(value, device=trainer.strategy.root_device, dtype=torch.float64)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
-    return float(found)
-
-
-def of_all_ranks(value: Any) -> list[Any]:
-    """A value of each rank, in their order; all of them must ask together."""
-    if not torch.distributed.is_initialized():
-        return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the first of all ranks, or the only one; known before a run starts, from the launcher."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0

@@ -251,7 +251,7 @@ def test_a_checkpoint_that_could_run_code_is_not_loaded(make_model, processor, t
 
 def test_a_fresh_run_does_not_write_over_another(make_model, processor, tmp_path):
     fit(make_model, processor, tmp_path)
-    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run: go on with resume=auto"):
+    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run: resume it with resume=auto"):
         fit(make_model, processor, tmp_path)
 
 

@@ -237,5 +237,7 @@ def test_a_zero_checkpoint_that_could_run_code_is_not_loaded(tmp_path):
 
 
 def test_a_folder_that_is_no_zero_checkpoint_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"is no ZeRO checkpoint: expected a folder that holds a folder 'checkpoint'"):
+    with pytest.raises(
+        ValueError, match=r"is not a ZeRO checkpoint: expected a folder that holds a folder 'checkpoint'"
+    ):
         trained_parts(tmp_path)

@@ -2,8 +2,8 @@
 
 A checkpoint is a folder or a Hub name with `transformer.visual.*` among a whole model's weights (one file or shards
 with an index, pickled or safetensors), or one file with the encoder's weights alone, with or without that prefix.
-Nothing in it is executed: pickles are read with `weights_only`. Files are mapped, so weights that nothing needs are
-never read.
+Nothing in it is executed: pickles are read with `weights_only`. Files are memory-mapped, so weights that
+are not needed are never read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LEFT_OUT = frozenset({"proj"})
 
 
 def read_encoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The encoder's weights by name, without prefix, mapped from their files.
+    """The encoder's weights by name, without prefix, memory-mapped from their files.
 
     Args:
         path: A folder, a Hub name, or a file of the encoder's weights alone.
@@ -43,17 +43,17 @@ def read_encoder(path: str | Path, expected: Mapping[str, tuple[int, ...]]) -> d
         ValueError: A file is missing or damaged, or its weights are not exactly those expected; file and weight are
             named.
     """
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for file, promised in weight_files(path).items():
         weights = _encoder_weights(file, promised)
         for name, weight in weights.items():
             if name in expected and tuple(weight.shape) != expected[name]:
                 raise ValueError(f"{file}: {name} has shape {tuple(weight.shape)}, expected {expected[name]}")
-        found |= weights
-    for odd, names in (("lacks", expected.keys() - found), ("holds unknown", found.keys() - expected)):
+        state |= weights
+    for odd, names in (("lacks", expected.keys() - state), ("holds unknown", state.keys() - expected)):
         if names:
             raise ValueError(f"{path}: the Qwen-VL encoder {odd} {_some(names)}")
-    return found
+    return state
 
 
 def weight_files(path: str | Path) -> dict[Path, list[str]]:
@@ -80,7 +80,7 @@ def _shards(path: str | Path, index: Path) -> dict[Path, list[str]]:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         named = [(str(name), str(shard)) for name, shard in places.items() if name.startswith(PREFIX)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights: {error!r}") from error
+        raise ValueError(f"{index} is not an index of weights: {error!r}") from error
     shards: dict[Path, list[str]] = {}
     for name, shard in named:
         if name.removeprefix(PREFIX) in LEFT_OUT:
@@ -92,16 +92,16 @@ def _shards(path: str | Path, index: Path) -> dict[Path, list[str]]:
             raise ValueError(f"{path} lacks {shard}, which {index.name} says holds {name}")
         shards.setdefault(file, []).append(name.removeprefix(PREFIX))
     if not shards:
-        raise ValueError(f"{index} names no {PREFIX}* weight: this is no Qwen-VL checkpoint")
+        raise ValueError(f"{index} names no {PREFIX}* weight: this is not a Qwen-VL checkpoint")
     return shards
 
 
 def _encoder_weights(file: Path, promised: list[str]) -> dict[str, Tensor]:
-    """The encoder's weights in one file, mapped."""
+    """The encoder's weights in one file, memory-mapped."""
     try:
         weights = (_read_safetensors if file.suffix == ".safetensors" else _read_pickle)(file)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read as weights, is it cut short or no such file? {error}") from error
+        raise ValueError(f"{file} cannot be read as weights, is it cut short or no file of them? {error}") from error
     if absent := set(promised) - weights.keys():
         raise ValueError(f"{file} lacks {_some(absent)}, which the index says it holds")
     return weights
@@ -131,8 +131,8 @@ def _resolve(path: str | Path, name: str) -> Path | None:
     if Path(path).is_dir():
         file = Path(path) / name
         return file if file.is_file() else None
-    found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
+    cached = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
+    return None if cached is None else Path(cached)
 
 
 def _some(names: set[str]) -> str:

@@ -57,9 +57,9 @@ class QwenVLVisionConfig(PreTrainedConfig):
             ("width", "num_attention_heads"),
             ("hidden_size", "num_resampler_heads"),
         ):
-            found, divisor = getattr(self, whole), getattr(self, part)
-            if divisor < 1 or found < 1 or found % divisor:
-                raise ValueError(f"{whole} must be a multiple of {part}, found {found} and {divisor}")
+            size, divisor = getattr(self, whole), getattr(self, part)
+            if divisor < 1 or size < 1 or size % divisor:
+                raise ValueError(f"{whole} must be a multiple of {part}, found {size} and {divisor}")
 
     @classmethod
     def from_qwen(cls, visual: Mapping[str, Any]) -> QwenVLVisionConfig:

@@ -47,27 +47,24 @@ def _config(path: str | Path) -> tuple[PreTrainedConfig, bool]:
     return config, False
 
 
-def load_vision_tower(
-    path: str | Path, dtype: torch.dtype, config: QwenVLVisionConfig | None = None
-) -> PreTrainedModel:
+def load_vision_tower(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The encoder at a path with its weights, in evaluation mode.
 
     Args:
         path: As in this module's description.
         dtype: Of all weights.
-        config: Sizes of Qwen-VL's encoder where they are not the published ones and no config.json tells them.
 
     Raises:
         ValueError: There is no vision encoder, or its weights are damaged or not complete.
     """
-    found, is_qwen_layout = (config, True) if config is not None else _config(path)
+    config, is_qwen_layout = _config(path)
     if is_qwen_layout:
-        assert isinstance(found, QwenVLVisionConfig)
-        qwen_vl = assign_weights(found, read_encoder(path, expected_shapes(found)), dtype)
+        assert isinstance(config, QwenVLVisionConfig)
+        qwen_vl = assign_weights(config, read_encoder(path, expected_shapes(config)), dtype)
         qwen_vl.config.name_or_path = str(path)
         return qwen_vl
     tower, report = load_without_code(
-        AutoModel.from_pretrained, path, config=found, dtype=dtype, output_loading_info=True
+        AutoModel.from_pretrained, path, config=config, dtype=dtype, output_loading_info=True
     )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -89,8 +86,8 @@ def load_image_processor(path: str | Path) -> BaseImageProcessor:
     config, is_qwen_layout = _config(path)
     if is_qwen_layout or (isinstance(config, QwenVLVisionConfig) and not _has_image_processor(path)):
         return qwen_vl_image_processor(config)
-    found: BaseImageProcessor = load_without_code(AutoImageProcessor.from_pretrained, path)
-    return found
+    image_processor: BaseImageProcessor = load_without_code(AutoImageProcessor.from_pretrained, path)
+    return image_processor
 
 
 def qwen_vl_image_processor(config: PreTrainedConfig) -> CLIPImageProcessorPil:

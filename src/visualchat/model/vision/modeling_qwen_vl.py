@@ -123,8 +123,8 @@ class QwenVLVisionModel(PreTrainedModel):
         """Tokens (N, Q, E) as `last_hidden_state` from square pictures (N, 3, side, side), of any multiple of a patch.
 
         Raises:
-            ValueError: A picture is not square, its side is no multiple of a patch, or hidden states are asked for,
-                which stand before the resampler and are no tokens of width E.
+            ValueError: An image is not square, its side is not a multiple of a patch, or hidden states are asked for,
+                which stand before the resampler and are not tokens of width E.
         """
         if output_hidden_states:
             raise ValueError("Qwen-VL's encoder gives its resampled tokens only: leave vision_feature_layer null")

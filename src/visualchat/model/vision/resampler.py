@@ -38,11 +38,11 @@ def sincos_positions(side: int, width: int) -> Tensor:
 
 def resize_positions(positions: Tensor, side: int) -> Tensor:
     """Positions of a square grid, (places, E), resized bicubically to (side², E), in float32 or better."""
-    own = square_side(len(positions))
-    assert own is not None, "positions form a square grid"
-    if own == side:
+    size = square_side(len(positions))
+    assert size is not None, "positions form a square grid"
+    if size == side:
         return positions
-    grid = positions.to(torch.promote_types(positions.dtype, torch.float32)).view(1, own, own, -1).permute(0, 3, 1, 2)
+    grid = positions.to(torch.promote_types(positions.dtype, torch.float32)).view(1, size, size, -1).permute(0, 3, 1, 2)
     resized = interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return resized.permute(0, 2, 3, 1).flatten(0, 2).to(positions.dtype)
 

@@ -21,8 +21,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from visualchat.data.datamodule import epoch_is_cut
 from visualchat.training.loggers import forget_from
+from visualchat.training.ranks import largest_of_ranks, of_all_ranks
 from visualchat.training.resume import BEST, LAST, PREVIOUS
-from visualchat.training.stopping import SIGNALS, RunStopped, Signals, agreed, of_all_ranks
+from visualchat.training.stopping import SIGNALS, RunStopped, Signals
 
 
 class Checkpoints(Checkpoint):
@@ -63,7 +64,7 @@ class Checkpoints(Checkpoint):
         return {"best": self.best, "random": of_all_ranks(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best score, if the best checkpoint is here; random numbers follow when training starts."""
+        """Keep the best score, if the best checkpoint is here; random numbers follow when training starts."""
         self.best = state_dict["best"] if (self.folder / BEST).exists() else None
         self._random = state_dict["random"]
 
@@ -79,11 +80,11 @@ class Checkpoints(Checkpoint):
         if trainer.ckpt_path is None and trainer.is_global_zero and (self.folder / LAST).exists():
             raise ValueError(
                 f"{self.folder} holds the checkpoints of an earlier run: "
-                "go on with resume=auto, or choose another folder"
+                "resume it with resume=auto, or choose another folder"
             )
         if len(self._random) == trainer.world_size:
             set_random_state(self._random[trainer.global_rank])
-        # Lightning's count of logged steps is this one, but for what its loop is about to add where it goes on
+        # Lightning's count of logged steps is this one, but for what its loop is about to add where it resumes
         loop = trainer.fit_loop.epoch_loop
         validates = loop.val_loop.restarted_mid_evaluation
         added = loop.restarting and not loop._should_accumulate() and (validates or not loop.restarted_on_last)
@@ -98,7 +99,7 @@ class Checkpoints(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End the run if a signal asked for that: the run that goes on validates from the first batch on.
+        """End the run if a signal asked for that: the resumed run validates from the first batch on.
 
         Between two optimizer steps, where gradients are partly accumulated, nothing can be saved; there a signal waits.
         """
@@ -146,14 +147,14 @@ class Checkpoints(Checkpoint):
 
     def _asked_to_stop(self, trainer: lightning.Trainer) -> int:
         """The signal that any rank has got; 0 for none."""
-        return int(agreed(trainer, self.signals.received))
+        return int(largest_of_ranks(trainer, self.signals.received))
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """An epoch that `max_steps` cut short is not over: a run that is given more steps goes on in it.
+        """An epoch that `max_steps` cut short is not over: a run that is given more steps continues it.
 
-        Nor is a validation that a signal ends: Lightning is told of a stop in its first batch, and does all of it anew.
+        Nor is a validation that a signal ends: Lightning is told of a stop in its first batch, and does it again.
         """
         if trainer.validating:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
@@ -196,8 +197,8 @@ class Checkpoints(Checkpoint):
                 action()
             except OSError as error:
                 failure = error
-            if found := [str(error) for error in of_all_ranks(failure) if error is not None]:
-                raise RunStopped(f"step {trainer.global_step} could not be saved in {self.folder}: {found[0]}")
+            if errors := [str(error) for error in of_all_ranks(failure) if error is not None]:
+                raise RunStopped(f"step {trainer.global_step} could not be saved in {self.folder}: {errors[0]}")
 
 
 def _stopped(trainer: lightning.Trainer, signal: int) -> RunStopped:

@@ -41,16 +41,16 @@ class _Sums:
         Every rank must call this at the same time.
         """
         counts = torch.tensor([*self.tokens, *self.exact, *self.answers, *more], device=self.losses.device)
-        own = torch.cat([self.losses, counts.to(self.losses.dtype)])
-        found = trainer.strategy.all_gather(own).reshape(-1, len(own)).cpu().double()
+        values = torch.cat([self.losses, counts.to(self.losses.dtype)])
+        by_rank = trainer.strategy.all_gather(values).reshape(-1, len(values)).cpu().double()
         split = 4 * len(self.tokens)
-        return found[:, :split].sum(0).reshape(4, -1), found[:, split:]
+        return by_rank[:, :split].sum(0).reshape(4, -1), by_rank[:, split:]
 
 
 def _by_source(name: str, names: Sequence[str], above: Tensor, below: Tensor) -> dict[str, float]:
     """`above / below` of each named source that has anything below; nothing where sources have no names."""
-    found = zip(names, above, below, strict=True) if names else ()
-    return {f"{name}/{source}": float(a / b) for source, a, b in found if b > 0}
+    named = zip(names, above, below, strict=True) if names else ()
+    return {f"{name}/{source}": float(a / b) for source, a, b in named if b > 0}
 
 
 class RunMetrics(lightning.Callback):
@@ -108,31 +108,31 @@ class RunMetrics(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, extra: Mapping[str, float]
     ) -> None:
         counts = (self._tokens, self._positions, self._images)
-        sums, ranks = self._sums.over_ranks(trainer, *counts, *memory(pl_module.device).values())
+        sums, ranks = self._sums.over_ranks(trainer, *counts, *peak_memory(pl_module.device).values())
         seconds = max(time.perf_counter() - self._since, 1e-9)  # after the gathering, which waits for the device
         losses, answer_tokens = sums[0], sums[1]
         tokens, positions, images = ranks[:, :3].sum(0).tolist()
-        found: dict[str, float] = {**extra}
+        metrics: dict[str, float] = {**extra}
         if answer_tokens.sum() > 0:
-            found["train/loss"] = float(losses.sum() / answer_tokens.sum())
-        found |= _by_source("train/loss", self._names, losses, answer_tokens)
-        found |= {
+            metrics["train/loss"] = float(losses.sum() / answer_tokens.sum())
+        metrics |= _by_source("train/loss", self._names, losses, answer_tokens)
+        metrics |= {
             "speed/tokens_per_second": tokens / seconds,
             "speed/images_per_second": images / seconds,
             "data/padding": 1.0 - tokens / positions,
             "data/answer_tokens": float(answer_tokens.sum()) / max(tokens, 1.0),
         }
-        found |= dict(zip(memory(pl_module.device), ranks[:, 3:].amax(0).tolist(), strict=True))
-        self._record(trainer, found)
+        metrics |= dict(zip(peak_memory(pl_module.device), ranks[:, 3:].amax(0).tolist(), strict=True))
+        self._record(trainer, metrics)
         self._logged = trainer.global_step
         self._open(pl_module.device)
 
     @staticmethod
-    def _record(trainer: lightning.Trainer, found: Mapping[str, float]) -> None:
+    def _record(trainer: lightning.Trainer, metrics: Mapping[str, float]) -> None:
         """To every logger, under the number of the last step, from 0; and for progress bar and checkpoints."""
         for logger in trainer.loggers:
-            logger.log_metrics({**found, "epoch": trainer.current_epoch}, step=max(0, trainer.global_step - 1))
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in found.items()})
+            logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=max(0, trainer.global_step - 1))
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stop the training's clock."""
@@ -158,12 +158,12 @@ class RunMetrics(lightning.Callback):
         if not (self._counts(trainer) and self._validation_names):
             return
         (losses, tokens, exact, answers), _ = self._checked.over_ranks(trainer)
-        found = _by_source("validation/loss", self._validation_names, losses, tokens)
-        found |= _by_source("validation/exact_match", self._validation_names, exact, answers)
-        self._record(trainer, found)
+        metrics = _by_source("validation/loss", self._validation_names, losses, tokens)
+        metrics |= _by_source("validation/exact_match", self._validation_names, exact, answers)
+        self._record(trainer, metrics)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Let the training's clock go on."""
+        """Start the training's clock again."""
         if self._counts(trainer):
             self._since += time.perf_counter() - self._pause
 
@@ -192,10 +192,10 @@ def gradient_norm(module: nn.Module) -> Tensor | None:
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
 
 
-def memory(device: torch.device) -> dict[str, float]:
+def peak_memory(device: torch.device) -> dict[str, float]:
     """The most memory that this process took so far, in GB (1e9 bytes): in main memory, and on a GPU allocated."""
     unit = 1 if sys.platform == "darwin" else 1024
-    found = {"memory/main_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGABYTE}
+    used = {"memory/main_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIGABYTE}
     if device.type == "cuda":
-        found["memory/gpu_gb"] = torch.cuda.max_memory_allocated(device) / GIGABYTE
-    return found
+        used["memory/gpu_gb"] = torch.cuda.max_memory_allocated(device) / GIGABYTE
+    return used

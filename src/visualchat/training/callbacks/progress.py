@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from rich import get_console
 from rich.progress import ProgressColumn
 
-from visualchat.training.optim import optimizer_steps
+from visualchat.training.optim import training_steps
 
 PLAIN_SECONDS = 10.0
-"""Where there is no terminal, how far apart lines of progress are at least."""
+"""Without a terminal: how far apart lines of progress are at least."""
 
 
 class ProgressBar(RichProgressBar):
@@ -51,8 +51,8 @@ class ProgressBar(RichProgressBar):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clocks."""
         super().on_train_start(trainer, pl_module)
-        self._steps = optimizer_steps(trainer, trainer.datamodule.train_batches())  # type: ignore[attr-defined]
-        self._began = self._last = self._said = time.perf_counter()
+        self._steps = training_steps(trainer, trainer.datamodule.train_batches())  # type: ignore[attr-defined]
+        self._began = self._last = self._printed = time.perf_counter()
         self._percent = 100 * trainer.global_step // max(1, self._steps)
         self._batches = 0
         self._rate: float | None = None
@@ -68,22 +68,22 @@ class ProgressBar(RichProgressBar):
         self._batches += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._lines:
-            self._say(trainer, pl_module, now)
+            self._print_line(trainer, pl_module, now)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validation is no training: the next batch's rate begins here."""
+        """Validation does not count: the next batch's rate begins here."""
         super().on_validation_end(trainer, pl_module)
         self._last = time.perf_counter()
 
-    def _say(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, now: float) -> None:
+    def _print_line(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, now: float) -> None:
         step, percent = trainer.global_step, 100 * trainer.global_step // max(1, self._steps)
         last = step == self._steps
-        if percent == self._percent or (now - self._said < PLAIN_SECONDS and not last):
+        if percent == self._percent or (now - self._printed < PLAIN_SECONDS and not last):
             return
-        self._percent, self._said = percent, now
-        found = trainer.callback_metrics
+        self._percent, self._printed = percent, now
+        metrics = trainer.callback_metrics
         names = {"train/loss": "loss", "validation/loss": "val loss", "validation/exact_match": "val exact"}
-        words = [f"{short} {float(found[name]):.3f}" for name, short in names.items() if name in found]
+        words = [f"{short} {float(metrics[name]):.3f}" for name, short in names.items() if name in metrics]
         words += [f"tokens/s {self._rate:.0f}", f"run left {_clock(self.seconds_left(trainer))}"]
         print(f"{percent:3} %  step {step}/{self._steps}  {'  '.join(words)}", flush=True)
 
@@ -96,16 +96,16 @@ class ProgressBar(RichProgressBar):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands beside the bar: at most 51 characters."""
-        found = trainer.callback_metrics
-        shown: dict[str, Any] = {}
-        if "train/loss" in found:
-            shown["loss"] = float(found["train/loss"])
-        if "validation/exact_match" in found:
-            shown["exact"] = f"{float(found['validation/exact_match']):.0%}"
+        metrics = trainer.callback_metrics
+        beside_bar: dict[str, Any] = {}
+        if "train/loss" in metrics:
+            beside_bar["loss"] = float(metrics["train/loss"])
+        if "validation/exact_match" in metrics:
+            beside_bar["exact"] = f"{float(metrics['validation/exact_match']):.0%}"
         if getattr(self, "_batches", 0) and self._rate is not None:
             rate = f"{self._rate:.0f}" if self._rate < 10_000 else f"{self._rate / 1000:.0f}k"
-            shown |= {"tok/s": rate, "left": _clock(self.seconds_left(trainer))}
-        return shown
+            beside_bar |= {"tok/s": rate, "left": _clock(self.seconds_left(trainer))}
+        return beside_bar
 
 
 def _clock(seconds: float) -> str:

@@ -50,7 +50,7 @@ class SampleDialogues(lightning.Callback):
 
     As a table in W&B, as text and pictures in TensorBoard, and as a page `samples/step_<step>.html` in the run's
     folder. Every rank generates the same answers, because sharded weights need all of them; the first one logs. Greedy,
-    so training goes on with the very random numbers that it would have had.
+    so training continues with the very random numbers that it would have had.
 
     Args:
         folder: The run's.
@@ -108,8 +108,8 @@ def sample_rows(step: int, dialogues: Sequence[Dialogue], answers: Sequence[Sequ
             answer,
             answer == turn.answer,
         )
-        for dialogue, given in zip(dialogues, answers, strict=True)
-        for number, (turn, answer) in enumerate(zip(dialogue.turns, given, strict=True), start=1)
+        for dialogue, of_dialogue in zip(dialogues, answers, strict=True)
+        for number, (turn, answer) in enumerate(zip(dialogue.turns, of_dialogue, strict=True), start=1)
     ]
 
 

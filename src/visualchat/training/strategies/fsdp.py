@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_map
 class Fsdp2Strategy(ModelParallelStrategy):
     """Lightning's, with all processes data-parallel.
 
-    Lightning's own checkpoints would gather the frozen backbones, and fail on an optimizer that moves only a part.
+    Lightning's own checkpoints would gather the frozen backbones, and fail on an optimizer that has only some of the
+    parameters.
 
     Args:
         **settings: `timeout` and `process_group_backend` of Lightning's strategy.

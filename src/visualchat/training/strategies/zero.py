@@ -25,7 +25,7 @@ from torch import Tensor
 
 from visualchat.model.sharding import is_split
 from visualchat.training.checkpoint_io import begin, damage, finish, nothing_but_tensors, remove, write
-from visualchat.training.stopping import of_all_ranks
+from visualchat.training.ranks import of_all_ranks
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """DeepSpeed's sections on precision, and what weights are under them; fp32 without."""
@@ -166,10 +166,10 @@ class ZeroStrategy(DeepSpeedStrategy):
                 failures.append(error)
 
         def settle() -> None:
-            if found := [error for errors in of_all_ranks(failures) for error in errors]:
+            if errors := [error for errors in of_all_ranks(failures) for error in errors]:
                 if self.is_global_zero:
                     remove(part)
-                raise found[0]
+                raise errors[0]
 
         def write_all() -> None:
             try:
@@ -228,12 +228,12 @@ def trained_parts(checkpoint: str | Path) -> dict[str, Tensor]:
         checkpoint: The folder that a run under `ZeroStrategy` saved, of any stage and number of ranks.
 
     Raises:
-        ValueError: It is no such folder, or damaged.
+        ValueError: It is not such a folder, or damaged.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if not (Path(checkpoint) / _TAG).is_dir():
-        raise ValueError(f"{checkpoint} is no ZeRO checkpoint: expected a folder that holds a folder '{_TAG}'")
+        raise ValueError(f"{checkpoint} is not a ZeRO checkpoint: expected a folder that holds a folder '{_TAG}'")
     if reason := damage(Path(checkpoint)):
         raise ValueError(f"{checkpoint} is not usable: {reason}")
     with nothing_but_tensors(*_zero_types()):
