@@ -44,7 +44,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from visualchat.attention import Modality, implementation_name
 from visualchat.dialogue.encoding import IGNORE_INDEX, NO_UNIT
-from visualchat.images.feature_store import FeatureStore, picture_key
+from visualchat.images.feature_store import FeatureStore, image_key
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.trainable import set_trainable
 from visualchat.training.feature_cache import open_store
@@ -218,7 +218,7 @@ class Bench:
         with torch.no_grad():
             made = self.model.vision_features(self.pixel_values)
         for picture, features in zip(self.pictures, made, strict=True):
-            store.write(picture_key(picture), features)
+            store.write(image_key(picture), features)
         return store
 
     def batch(self, case: str) -> dict[str, Tensor]:
@@ -234,7 +234,7 @@ class Bench:
             self.model.language_model.set_attn_implementation(implementation_name(kind))
         inputs = dict(self.batch(case))
         if how == "cached":
-            features = self.store.lookup([picture_key(picture) for picture in self.pictures]).features
+            features = self.store.lookup([image_key(picture) for picture in self.pictures]).features
             assert features is not None
             inputs["vision_features"] = features.to(self.device)
         else:

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch.utilities.data import _update_dataloader
 from PIL import Image
 
-from visualchat.data.batching import pictures
+from visualchat.data.batching import images
 from visualchat.data.batching.collate import Collator
 from visualchat.data.blend.compose import Join
 from visualchat.data.blend.mixture import Blend
@@ -104,7 +104,7 @@ def test_each_step_is_taken_once(processor, tmp_path, monkeypatch, packing):
 
     counted(processor, "encode")
     counted(processor, "scale")
-    counted(pictures, "decode_image")
+    counted(images, "decode_image")
     counted(Dialogue, "require_answers")
     data = VisualChatDataModule(processor, told, told, batch_size=4, max_length=500, packing=packing)
     for epoch in range(1, 3):

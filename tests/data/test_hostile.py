@@ -7,7 +7,7 @@ import pytest
 from hostile_cases import LIMIT
 
 from visualchat.data.batching.collate import BatchMaker, Collator
-from visualchat.data.batching.pictures import with_pictures
+from visualchat.data.batching.images import with_decoded_images
 from visualchat.data.batching.sampler import BatchSpec
 from visualchat.data.inspection.survey import look
 
@@ -49,7 +49,7 @@ def test_the_outcome_is_the_documented_one(processor, tmp_path, name):
         batch = BatchMaker(source, Collator(processor, LIMIT))[BatchSpec(((0,),))]
         assert (batch["labels"] >= 0).any()
         if case.verify is not None:
-            dialogue = with_pictures(source[0])
+            dialogue = with_decoded_images(source[0])
             case.verify(dialogue, processor, list(dialogue.images))
 
 

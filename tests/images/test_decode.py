@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visualchat.images import StoredImage
+from visualchat.images import ArchivedImage
 from visualchat.images.decode import MAX_PIXELS, decode_image
 
 ORIENTATION = 0x0112
@@ -270,11 +270,11 @@ class Shelf:
 
 def test_a_picture_in_a_store_is_read_when_it_is_decoded():
     store = Shelf(red=encoded(Image.new("RGB", (2, 2), RED)), broken=b"no picture")
-    assert decode_image(StoredImage(store, "red")).getpixel((0, 0)) == RED
+    assert decode_image(ArchivedImage(store, "red")).getpixel((0, 0)) == RED
     with pytest.raises(ValueError, match=r"^row 7, image 2 cannot be read as a picture"):
-        decode_image(StoredImage(store, "broken"), "row 7, image 2")
+        decode_image(ArchivedImage(store, "broken"), "row 7, image 2")
     with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: 'gone'"):
-        decode_image(StoredImage(store, "gone"), "row 7")
+        decode_image(ArchivedImage(store, "gone"), "row 7")
 
 
 @pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "PCX"])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from visualchat.images.feature_store import FeatureStore, picture_key
+from visualchat.images.feature_store import FeatureStore, image_key
 
 
 def picture(number: int = 0) -> Image.Image:
@@ -25,7 +25,7 @@ def features(number: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_bits_are_kept(tmp_path, dtype):
-    key, made = picture_key(picture()), features().to(dtype)
+    key, made = image_key(picture()), features().to(dtype)
     store(tmp_path).write(key, made)
     found = store(tmp_path).read(key)
     assert found.dtype == dtype
@@ -37,24 +37,24 @@ def test_a_key_tells_pictures_apart_that_have_the_same_bytes():
     data = bytes(range(12))
     images = [Image.frombytes("RGB", (2, 2), data), Image.frombytes("RGB", (4, 1), data)]
     images += [Image.frombytes(mode, (4, 3), data) for mode in ("L", "P")] + [Image.frombytes("L", (3, 4), data)]
-    assert len({picture_key(image) for image in images}) == len(images)
-    assert picture_key(images[0]) == picture_key(images[0].copy())
+    assert len({image_key(image) for image in images}) == len(images)
+    assert image_key(images[0]) == image_key(images[0].copy())
 
 
 def test_what_is_known_and_what_is_not_stand_in_the_pictures_order(tmp_path):
     pictures = [picture(n) for n in range(4)]
     for number in (3, 1):
-        store(tmp_path).write(picture_key(pictures[number]), features(number))
-    found = store(tmp_path).lookup([picture_key(image) for image in pictures])
-    assert found.keys == [picture_key(pictures[0]), "", picture_key(pictures[2]), ""]
+        store(tmp_path).write(image_key(pictures[number]), features(number))
+    found = store(tmp_path).lookup([image_key(image) for image in pictures])
+    assert found.keys == [image_key(pictures[0]), "", image_key(pictures[2]), ""]
     nothing = torch.zeros(5, 8)
     assert torch.equal(found.features, torch.stack([nothing, features(1), nothing, features(3)]))
     assert found.damaged == 0
-    assert store(tmp_path).lookup([picture_key(pictures[0])]).features is None
+    assert store(tmp_path).lookup([image_key(pictures[0])]).features is None
 
 
 def test_another_encoder_knows_nothing(tmp_path):
-    key = picture_key(picture())
+    key = image_key(picture())
     store(tmp_path).write(key, features())
     assert store(tmp_path, layer="-2").read(key) is None
     assert store(tmp_path, encoder="B").read(key) is None
@@ -92,7 +92,7 @@ def damage(name: str, path, other) -> None:
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_file_is_never_used(tmp_path, name, caplog):
     some, pictures = store(tmp_path), [picture(0), picture(1)]
-    keys = [picture_key(image) for image in pictures]
+    keys = [image_key(image) for image in pictures]
     for number, key in enumerate(keys):
         some.write(key, features(number))
     damage(name, some.path(keys[0]), some.path(keys[1]))
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_never_used(tmp_path, name, caplog):
 
 
 def test_a_file_moved_from_another_encoder_is_never_used(tmp_path):
-    key, one, other = picture_key(picture()), store(tmp_path), store(tmp_path, encoder="B")
+    key, one, other = image_key(picture()), store(tmp_path), store(tmp_path, encoder="B")
     one.write(key, features())
     other.path(key).parent.mkdir(parents=True)
     shutil.copy(one.path(key), other.path(key))
@@ -115,7 +115,7 @@ def test_a_file_moved_from_another_encoder_is_never_used(tmp_path):
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_nothing_behind_that_counts(tmp_path, monkeypatch):
-    key, some = picture_key(picture()), store(tmp_path)
+    key, some = image_key(picture()), store(tmp_path)
     some.write(key, features(0))
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -130,17 +130,17 @@ def test_a_kill_in_the_middle_of_a_write_leaves_nothing_behind_that_counts(tmp_p
 
 def test_a_full_disk_leaves_no_litter(tmp_path, monkeypatch):
     some = store(tmp_path)
-    some.write(picture_key(picture(0)), features())
+    some.write(image_key(picture(0)), features())
     monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
     with pytest.raises(OSError, match="No space left"):
-        some.write(picture_key(picture(0)), features())
+        some.write(image_key(picture(0)), features())
     assert not [*tmp_path.rglob(".*")]
 
 
 def write_all(folder) -> None:
     for _ in range(20):
         for number in range(5):
-            store(folder).write(picture_key(picture(number)), features(number))
+            store(folder).write(image_key(picture(number)), features(number))
 
 
 def test_several_processes_share_a_folder(tmp_path):
@@ -150,9 +150,9 @@ def test_several_processes_share_a_folder(tmp_path):
         process.start()
     while any(process.is_alive() for process in processes):
         for number in range(5):
-            found = store(tmp_path).read(picture_key(picture(number)))
+            found = store(tmp_path).read(image_key(picture(number)))
             assert found is None or torch.equal(found, features(number))
     assert [process.exitcode for process in processes] == [0, 0]
-    found = store(tmp_path).lookup([picture_key(picture(number)) for number in range(5)])
+    found = store(tmp_path).lookup([image_key(picture(number)) for number in range(5)])
     assert torch.equal(found.features, torch.stack([features(number) for number in range(5)]))
     assert not [*tmp_path.rglob("*.tmp")]

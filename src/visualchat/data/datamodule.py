@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 
 from visualchat.data.batching.collate import Batch, BatchingProcessor, BatchMaker, Collator
 from visualchat.data.batching.held_out import spread
+from visualchat.data.batching.images import with_decoded_images
 from visualchat.data.batching.lengths import token_lengths
 from visualchat.data.batching.packing import Packing
-from visualchat.data.batching.pictures import with_pictures
 from visualchat.data.batching.sampler import ResumableBatchSampler, RowsOfEpoch, batches_of_rank, in_order, rows_of
 from visualchat.data.batching.truncation import TrimReport, bad_rows_policy
 from visualchat.data.blend.mixture import Blend, Mixture
@@ -113,7 +113,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
 
     @classmethod
     def from_blend(cls, processor: BatchingProcessor, blend: Blend, **settings: Any) -> VisualChatDataModule:
-        """Both sides of a blend of corpora; `settings` are the other arguments."""
+        """Both splits of a blend of corpora; `settings` are the other arguments."""
         return cls(processor, blend.train, blend.validation, **settings)
 
     @classmethod
@@ -125,7 +125,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         split_by: SplitBy = "row",
         **settings: Any,
     ) -> VisualChatDataModule:
-        """Both sides of one corpus, as `OwnData` splits it; `settings` are the other arguments."""
+        """Both splits of one corpus, as `OwnData` splits it; `settings` are the other arguments."""
         own = OwnData(source, validation, split_by, settings.get("seed", 0))
         return cls(processor, own.train, own.validation, **settings)
 
@@ -179,8 +179,9 @@ class VisualChatDataModule(lightning.LightningDataModule):
         Raises:
             ValueError: One of them is bad and the policy is `error`; with `skip` the next good one takes its place.
         """
-        limit, skip = self.collate.max_length, self.bad_rows == "skip"
-        return [with_pictures(chosen) for chosen in spread(self.validation, count, self.processor, limit, skip=skip)]
+        skip = self.bad_rows == "skip"
+        chosen = spread(self.validation, count, self.processor, self.collate.max_length, skip=skip)
+        return [with_decoded_images(dialogue) for dialogue in chosen]
 
     def pack(self) -> Packing:
         """Which training dialogues share a row; made once.

@@ -48,17 +48,17 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> Template:
         raise _unfit(tokenizer, f"its second round stands between {later}, its first between {[asked, answered]}")
     if not asked.startswith(prompt):
         raise _unfit(tokenizer, f"it asks for an answer by {prompt!r} and writes one after {asked!r}")
-    lead = asked[len(prompt) :]
-    if lead.strip():  # a header that the template leaves out of the prompt, or an empty thought
-        prompt, lead = asked, ""
+    answer_prefix = asked[len(prompt) :]
+    if answer_prefix.strip():  # a header that the template leaves out of the prompt, or an empty thought
+        prompt, answer_prefix = asked, ""
     ends = [answered.find(token) + len(token) for token in _special_tokens(tokenizer) if token in answered]
     if not ends:
         raise _unfit(tokenizer, f"no special token of the tokenizer ends an answer, found {answered!r} after it")
     end = min(ends)
     opening, after_system = _round_system(tokenizer, rounds) or (bare, "\n\n")
-    joins = encode_text(tokenizer, "a b") == encode_text(tokenizer, "a") + encode_text(tokenizer, "b")
-    if not lead and prompt.endswith(" "):  # the blank before a word belongs to the word
-        prompt, lead = prompt[:-1], " "
+    prefixes_space = encode_text(tokenizer, "a b") == encode_text(tokenizer, "a") + encode_text(tokenizer, "b")
+    if not answer_prefix and prompt.endswith(" "):  # the space before a word belongs to the word
+        prompt, answer_prefix = prompt[:-1], " "
     return Template(
         special=True,
         opening=opening,
@@ -67,11 +67,11 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> Template:
         turn=answered[end:],
         question="",
         answer=prompt,
-        lead=lead.removesuffix(" ") if joins else lead,
+        answer_prefix=answer_prefix.removesuffix(" ") if prefixes_space else answer_prefix,
         end=answered[:end],
-        begins=False,
+        add_bos=False,
         strip=_strips(tokenizer),
-        joins=joins,
+        prefixes_space=prefixes_space,
     )
 
 

@@ -63,7 +63,7 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: Template = PAPER
     """
     if template.end is not None:
         word = encode_text(tokenizer, "a")
-        whole = encode_text(tokenizer, f"a{template.end}", special=True)  # a tokenizer may begin any text with a blank
+        whole = encode_text(tokenizer, f"a{template.end}", special=True)  # a tokenizer may begin any text with a space
         return whole[len(word) :] if whole[: len(word)] == word else encode_text(tokenizer, template.end, special=True)
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -102,8 +102,8 @@ def encode_segments(
         ValueError: The tokenizer has no end-of-sequence token, and the template no end of its own.
     """
     end, filler = end_token_ids(tokenizer, template), filler_token_id(tokenizer)
-    begins = start and template.begins and tokenizer.bos_token_id is not None
-    input_ids: list[int] = [tokenizer.bos_token_id] if begins else []
+    add_bos = start and template.add_bos and tokenizer.bos_token_id is not None
+    input_ids: list[int] = [tokenizer.bos_token_id] if add_bos else []
     labels: list[int] = [IGNORE_INDEX] * len(input_ids)
     modality: list[int] = [Modality.TEXT] * len(input_ids)
     units: list[int] = [NO_UNIT] * len(input_ids)

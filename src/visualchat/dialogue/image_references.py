@@ -9,21 +9,21 @@ from dataclasses import replace
 from visualchat.dialogue import Content, Dialogue, Turn
 from visualchat.images import ImageInput
 
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 _CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _THING = r"(?:image|picture|photo|photograph)"
 _REFERENCE = re.compile(
-    rf"\b(?P<ordinal>{'|'.join(_ORDINALS)})(?P<space>\s+)(?={_THING}\b)"
+    rf"\b(?P<ordinal>{'|'.join(ORDINALS)})(?P<space>\s+)(?={_THING}\b)"
     rf"|\b(?P<thing>{_THING}\s+#?)(?P<number>\d+|{'|'.join(_CARDINALS)})\b",
     re.IGNORECASE,
 )
 _UNCLEAR = re.compile(
-    rf"\b(?:{'|'.join((*_ORDINALS, *_CARDINALS))}|\d+|both|last|latter|former|previous|next|other|another|left|right|"
+    rf"\b(?:{'|'.join((*ORDINALS, *_CARDINALS))}|\d+|both|last|latter|former|previous|next|other|another|left|right|"
     r"pair|between|each|all|every|they|them|their|theirs|these|those|differ\w*|alike|common|"
     r"together|either|neither|any|images|pictures|photos|photographs)\b",
     re.IGNORECASE,
 )
-"""What may refer to an image by its place without saying so; a text that holds one is left alone."""
+"""What may refer to an image by its position without a number; a text that holds one is left alone."""
 
 
 def renumber(text: str, number: Callable[[int], int]) -> str | None:
@@ -40,7 +40,7 @@ def renumber(text: str, number: Callable[[int], int]) -> str | None:
     def change(match: re.Match[str]) -> str:
         nonlocal fits
         old = match["ordinal"] or match["number"]
-        words = _ORDINALS if match["ordinal"] else _CARDINALS
+        words = ORDINALS if match["ordinal"] else _CARDINALS
         new = number(int(old) if old.isdigit() else words.index(old.lower()) + 1)
         if old.isdigit():
             return f"{match['thing']}{new}"

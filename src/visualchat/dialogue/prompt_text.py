@@ -83,7 +83,7 @@ def _check_count(slots: int, images: int, name: str) -> None:
 
 def _mark(fixed: str, template: Template) -> str:
     """A fixed text as it stands in a prompt: some tokenizers bring the blanks around it themselves."""
-    return fixed.strip(" ") if template.joins else fixed
+    return fixed.strip(" ") if template.prefixes_space else fixed
 
 
 def _openings(text: str, template: Template, system: str) -> Iterator[tuple[str | None, str]]:
@@ -118,7 +118,7 @@ def _dialogue(
             return None
         if last:
             unfinished = bool(answer) and not answer.endswith(end)
-        given = answer.removesuffix(end).removeprefix(template.lead) if answer else None
+        given = answer.removesuffix(end).removeprefix(template.answer_prefix) if answer else None
         content = tuple(_content(asked, images, template, 1 + sum(len(turn.images) for turn in turns)))
         if not content:
             return None

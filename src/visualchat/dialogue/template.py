@@ -37,8 +37,8 @@ class TextSegment:
     Attributes:
         text: As it stands.
         supervised: Whether it is an answer, which is trained and followed by the end of an answer.
-        special: Whether special tokens of the tokenizer spelled in it count: it is the template's own text, nobody's
-            words.
+        special: Whether special tokens of the tokenizer spelled in it count: it is the template's own text, not user
+            text.
         label: The number (from 1) of the image that it names, if it is the label before an image's slot.
     """
 
@@ -64,7 +64,7 @@ class Template:
     """The fixed texts of a prompt. The defaults are figure 3's: plain strings, no new special tokens (section 4.3).
 
     Attributes:
-        special: Whether special tokens count in the fixed texts; never in anybody's words.
+        special: Whether special tokens count in the fixed texts; never in user text.
         tokens: Strings that the tokenizer must know as special tokens.
         opening: Stands before the system text; `bare_opening` where there is no system text.
         after_system: Follows the system text.
@@ -72,12 +72,12 @@ class Template:
         turn: Opens every turn but the first, before its images.
         question: Stands before the first word of a turn, after the images above it.
         answer: Stands before an answer.
-        lead: Belongs to an answer, before its first word.
+        answer_prefix: Belongs to an answer, before its first word.
         end: Ends an answer, trained with it; None for the tokenizer's end token.
-        begins: Whether the tokenizer's beginning-of-sequence token, where it has one, opens the dialogue.
-        strip: Whether blanks round a turn's words and round an answer are left out.
-        joins: Whether the tokenizer itself begins any text with a blank (as LLaMA 2's does), so that a blank between
-            fixed text and words is left out; elsewhere the blank before a word belongs to the word.
+        add_bos: Whether the tokenizer's beginning-of-sequence token, where it has one, opens the dialogue.
+        strip: Whether whitespace around a turn's words and around an answer is left out.
+        prefixes_space: Whether the tokenizer itself begins any text with a space (as LLaMA 2's does), so that a space
+            between fixed text and words is left out; elsewhere the space before a word belongs to the word.
     """
 
     special: bool = False
@@ -88,11 +88,11 @@ class Template:
     turn: str = ""
     question: str = "### Question:\n"
     answer: str = "\n\n### Answer:\n"
-    lead: str = ""
+    answer_prefix: str = ""
     end: str | None = None
-    begins: bool = True
+    add_bos: bool = True
     strip: bool = False
-    joins: bool = False
+    prefixes_space: bool = False
 
 
 PAPER = Template()
@@ -110,7 +110,7 @@ class _Writer:
 
     def __init__(self, template: Template) -> None:
         self.segments: list[Segment] = []
-        self._special, self._joins = template.special, template.joins
+        self._special, self._prefixes_space = template.special, template.prefixes_space
         self._text, self._counts = "", False
 
     def fixed(self, text: str) -> None:
@@ -121,12 +121,12 @@ class _Writer:
         """Somebody's words."""
         if self._special and self._counts and self._text.endswith(" "):
             self._text = self._text[:-1]
-            text = text if self._joins else f" {text}"
+            text = text if self._prefixes_space else f" {text}"
         self._add(text, False)
 
     def _add(self, text: str, special: bool) -> None:
         if text and special != self._counts:
-            if self._joins and self._text:
+            if self._prefixes_space and self._text:
                 text = text.removeprefix(" ")
             self._close()
             self._counts = special
@@ -139,7 +139,7 @@ class _Writer:
 
     def image(self, index: int, number: int) -> None:
         """An image under its label, which is a segment of its own: the same tokens whatever stands before it."""
-        if self._joins:
+        if self._prefixes_space:
             self._text = self._text.removesuffix(" ")
         self.segment(TextSegment(label_text(number), special=self._special, label=number))
         self.segment(ImageSegment(index, number))
@@ -198,7 +198,7 @@ def render(dialogue: Dialogue, system: str = PAPER_SYSTEM, template: Template = 
         out.fixed(template.answer)
         if turn.answer is not None:
             answer = turn.answer.strip() if template.strip else turn.answer
-            out.segment(TextSegment(template.lead + answer, supervised=True))
+            out.segment(TextSegment(template.answer_prefix + answer, supervised=True))
     return out.close()
 
 

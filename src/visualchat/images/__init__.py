@@ -1,5 +1,5 @@
 """Images before the model: what may stand for one, decoding, and the store of their vision features."""
 
-from visualchat.images.types import ImageInput, ImageStore, StoredImage
+from visualchat.images.types import ArchivedImage, ImageArchive, ImageInput
 
-__all__ = ["ImageInput", "ImageStore", "StoredImage"]
+__all__ = ["ArchivedImage", "ImageArchive", "ImageInput"]

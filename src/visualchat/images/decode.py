@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from visualchat.images import ImageInput, StoredImage
+from visualchat.images import ArchivedImage, ImageInput
 
 MAX_PIXELS = 64_000_000
 """Pictures that would open to more pixels than this are refused before they are decoded."""
@@ -40,8 +40,8 @@ _NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as it waits for its batch.
+class ScaledImage:
+    """An image as it waits for its batch.
 
     Attributes:
         pixels: (3, height, width), at the encoder's size.
@@ -56,7 +56,7 @@ def decode_image(source: ImageInput, name: str = "image") -> Image.Image:
     """The picture as RGB: first frame, turned as its EXIF says, transparency on white, 16 bits scaled to 8.
 
     Args:
-        source: A picture in memory, a file's path, an encoded file's bytes, or a place in a store.
+        source: A picture in memory, a file's path, an encoded file's bytes, or an entry of an archive.
         name: What error messages call it; a path names itself.
 
     Raises:
@@ -69,7 +69,7 @@ def decode_image(source: ImageInput, name: str = "image") -> Image.Image:
             return _upright_rgb(source)
         if isinstance(source, Path) and not source.is_file():
             raise ValueError("it does not exist or is not a file")
-        if isinstance(source, StoredImage):
+        if isinstance(source, ArchivedImage):
             source = source.read()
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
             return _upright_rgb(image)

@@ -25,7 +25,7 @@ from visualchat.files import whole_file
 log = logging.getLogger(__name__)
 
 
-def picture_key(image: Image.Image) -> str:
+def image_key(image: Image.Image) -> str:
     """A name (hex) for a decoded picture: equal exactly where mode, size and every pixel are."""
     header = f"{image.mode} {image.width}x{image.height}\n"
     return hashlib.sha256(header.encode() + image.tobytes()).hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from visualchat.images import ImageInput, StoredImage
+from visualchat.images import ArchivedImage, ImageInput
 
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 """How encoded pictures begin, to know raw base64 from a path."""
@@ -21,7 +21,7 @@ def is_image_input(value: Any) -> bool:
     """Whether a value is one picture, not several."""
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.ndim < 4
-    return isinstance(value, Image.Image | Path | bytes | StoredImage | str)
+    return isinstance(value, Image.Image | Path | bytes | ArchivedImage | str)
 
 
 def image_input(value: Any, name: str) -> ImageInput:
@@ -36,7 +36,7 @@ def image_input(value: Any, name: str) -> ImageInput:
     Raises:
         ValueError: It is none of these.
     """
-    if isinstance(value, Image.Image | Path | bytes | StoredImage):
+    if isinstance(value, Image.Image | Path | bytes | ArchivedImage):
         return value
     if isinstance(value, str):
         return _from_text(value, name)

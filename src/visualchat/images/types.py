@@ -9,25 +9,25 @@ from typing import Protocol
 from PIL import Image
 
 
-class ImageStore(Protocol):
-    """Many encoded pictures behind one name, such as a base64 file of gigabytes."""
+class ImageArchive(Protocol):
+    """Many encoded images behind one name, such as a base64 file of gigabytes."""
 
     def read(self, key: str) -> bytes:
-        """The encoded picture of that key."""
+        """The encoded image of that key."""
 
 
 @dataclass(frozen=True)
-class StoredImage:
-    """A picture in a store, read only when it is decoded."""
+class ArchivedImage:
+    """An image in an archive, read only when it is decoded."""
 
-    store: ImageStore
+    archive: ImageArchive
     key: str
 
     def read(self) -> bytes:
         """The encoded file's bytes."""
-        return self.store.read(self.key)
+        return self.archive.read(self.key)
 
 
-ImageInput = Image.Image | Path | bytes | StoredImage
-"""A picture in memory, a file, an encoded file's bytes or a place in a store: all that
+ImageInput = Image.Image | Path | bytes | ArchivedImage
+"""A picture in memory, a file, an encoded file's bytes or an entry of an archive: all that
 `visualchat.images.decode.decode_image` reads."""

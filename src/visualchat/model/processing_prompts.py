@@ -179,7 +179,7 @@ class ProcessingPrompts:
     def _encoded(self, dialogue: Dialogue, unfinished: bool, options: ProcessingOptions) -> Encoding:
         encoding: Encoding = self.encode(dialogue)  # type: ignore[attr-defined]
         start = 0
-        if not options.add_special_tokens and self._texts.begins and self.tokenizer.bos_token_id is not None:
+        if not options.add_special_tokens and self._texts.add_bos and self.tokenizer.bos_token_id is not None:
             start = 1
         stop = len(encoding) - (len(end_token_ids(self.tokenizer, self._texts)) if unfinished else 0)
         return _slice(encoding, start, stop)

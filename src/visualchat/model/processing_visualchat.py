@@ -154,20 +154,20 @@ class VisualChatProcessor(ProcessingPrompts, ProcessorMixin):  # type: ignore[mi
         waiting = map(self.encode, dialogues)
         encodings = [[next(waiting) for _ in range(count)] for count in counts]
         inputs: dict[str, Any] = self.pad(encodings, packed=rows is not None, padding_side=padding_side)
-        pictures = [  # one after the other: decoded pictures may be huge
+        images = [  # one after the other: decoded ones may be huge
             self.scale(decode_image(image, f"{dialogue.id}, image {number}"))
             for dialogue in dialogues
             for number, image in enumerate(dialogue.images, start=1)
         ]
-        return BatchFeature(inputs | ({"pixel_values": self.normalise(pictures)} if pictures else {}))
+        return BatchFeature(inputs | ({"pixel_values": self.normalise(images)} if images else {}))
 
     def scale(self, image: Image.Image) -> Tensor:
-        """A decoded RGB picture at the encoder's size, to be normalised with the others of its batch."""
+        """A decoded RGB image at the encoder's size, to be normalised with the others of its batch."""
         return scaled(self.image_processor, image)
 
-    def normalise(self, pictures: Sequence[Tensor]) -> Tensor:
+    def normalise(self, images: Sequence[Tensor]) -> Tensor:
         """`pixel_values` (N, 3, height, width) of what `scale` gave, at least one."""
-        return normalised(self.image_processor, pictures)
+        return normalised(self.image_processor, images)
 
     def pad(
         self, rows: Sequence[Sequence[Encoding]], *, packed: bool = False, padding_side: str = "right", length: int = 0

@@ -232,7 +232,7 @@ def test_a_row_over_the_limit_is_refused_with_its_dialogues(processor, collated)
 
 def test_lengths_are_those_of_the_batch_and_no_image_is_decoded(processor, monkeypatch):
     expected = {index: len(processor.encode(dialogue)) for index, dialogue in enumerate(dialogues())}
-    monkeypatch.setattr("visualchat.data.batching.pictures.decode_image", lambda *a: pytest.fail("decoded"))
+    monkeypatch.setattr("visualchat.data.batching.images.decode_image", lambda *a: pytest.fail("decoded"))
     for workers in (0, 2):
         assert token_lengths(dialogues(), processor, None, num_workers=workers) == (expected, {})
 

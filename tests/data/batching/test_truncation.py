@@ -117,7 +117,7 @@ def test_a_file_is_decoded_once_a_batch(processor, tmp_path, monkeypatch):
     dialogues = [Dialogue((Turn.ask("?", [tmp_path / "red.png"] * 2, "a"),), id=f"d{n}") for n in range(3)]
     seen = []
     decode = __import__("visualchat.images.decode", fromlist=["x"]).decode_image
-    monkeypatch.setattr("visualchat.data.batching.pictures.decode_image", lambda *a: seen.append(a) or decode(*a))
+    monkeypatch.setattr("visualchat.data.batching.images.decode_image", lambda *a: seen.append(a) or decode(*a))
     batch = BatchMaker(dialogues, Collator(processor))[BatchSpec(((0,), (1,), (2,)))]
     assert len(seen) == 1
     assert batch["pixel_values"].shape[0] == 1

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from visualchat.data.blend.compose import (
-    Blended,
-    Composed,
+    ComposedDialogues,
+    InsertionRecipe,
     Join,
     LlavaOtter,
+    LlavaOtterRecipe,
     ShuffledNumbers,
-    Widened,
     concatenate,
     group,
 )
@@ -53,12 +53,12 @@ def pair(id, one, two, rounds=2):
     return Dialogue((first, *(Turn((f"{id}: how {n}?",), f"{id}: so {n}.") for n in range(1, rounds))), id)
 
 
-def plan(part, *sources, seed=0, sides=None):
+def plan(part, *sources, seed=0, splits=None):
     corpora = {source.name: source for source in sources}
     entries = {name: source.entries for name, source in corpora.items()}
-    sides = sides or {name: list(range(len(source))) for name, source in corpora.items()}
-    recipes = part.plan(entries, sides, random.Random(seed))
-    return recipes, Composed(corpora, recipes)
+    splits = splits or {name: list(range(len(source))) for name, source in corpora.items()}
+    recipes = part.recipes(entries, splits, random.Random(seed))
+    return recipes, ComposedDialogues(corpora, recipes)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 3), (1, 2), (2, 2), (1, 1)])
@@ -66,11 +66,11 @@ def test_joining_loses_no_row_and_repeats_none(low, high):
     source = Fake("llava", [about(f"d{n}", f"{n}.jpg") for n in range(100)])
     for seed in range(5):
         recipes, made = plan(Join("llava", low, high), source, seed=seed)
-        used = Counter(place for recipe in recipes for _, place in recipe.places)
+        used = Counter(place for recipe in recipes for _, place in recipe.source_rows)
         assert used == dict.fromkeys(range(100), 1)
-        sizes = Counter(len(recipe.places) for recipe in recipes)
+        sizes = Counter(len(recipe.source_rows) for recipe in recipes)
         assert set(sizes) <= set(range(1 if sum(sizes.values()) > 1 else low, high + 1))
-        assert all(size >= low for size in [len(recipe.places) for recipe in recipes[:-1]])
+        assert all(size >= low for size in [len(recipe.source_rows) for recipe in recipes[:-1]])
         assert sum(len(dialogue.turns) for dialogue in made) == 100
         assert sum(len(dialogue.images) for dialogue in made) == 100
 
@@ -105,8 +105,8 @@ SINGLE = Fake("llava", [about("l1", "1.jpg"), about("l2", "2.jpg"), about("l1b",
 DIAL = Fake("llava_dial", [about("d1", "1.jpg", 3), about("d2", "2.jpg", 2)])
 
 
-def blend(pairs, seed=0, sides=None):
-    return plan(LlavaOtter(["llava", "llava_dial"], "cgd"), SINGLE, DIAL, Fake("cgd", pairs), seed=seed, sides=sides)
+def blend(pairs, seed=0, splits=None):
+    return plan(LlavaOtter(["llava", "llava_dial"], "cgd"), SINGLE, DIAL, Fake("cgd", pairs), seed=seed, splits=splits)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -124,8 +124,8 @@ def test_a_blend_talks_about_each_image_then_about_all(seed):
         first = kind not in kinds[:asked_before]
         expected = {"1": (Path("1.jpg"),), "2": (Path("2.jpg"),), "p": () if "2" in kinds else (Path("2.jpg"),)}[kind]
         assert turn.images == (expected if first else ())
-    assert len(set(recipe.places)) == len(recipe.places)
-    for name, place in recipe.places[:-1]:  # every drawn dialogue is there with all of its rounds
+    assert len(set(recipe.source_rows)) == len(recipe.source_rows)
+    for name, place in recipe.source_rows[:-1]:  # every drawn dialogue is there with all of its rounds
         drawn = {"llava": SINGLE, "llava_dial": DIAL}[name][place]
         assert [t.question for t in drawn.turns] == [
             t.question for t in dialogue.turns if t.question.startswith(f"{drawn.id}:")
@@ -152,12 +152,12 @@ def test_only_the_last_image_may_be_without_a_dialogue():
 
 
 def test_a_blend_draws_from_its_side_only():
-    sides = {"llava": [1, 3], "llava_dial": [0], "cgd": [0, 2]}
+    splits = {"llava": [1, 3], "llava_dial": [0], "cgd": [0, 2]}
     pairs = [pair("a", "1.jpg", "2.jpg"), pair("b", "1.jpg", "2.jpg"), pair("c", "9.jpg", "2.jpg")]
-    recipes, _ = blend(pairs, sides=sides)
+    recipes, _ = blend(pairs, splits=splits)
     assert [recipe.id for recipe in recipes] == ["blend of a", "blend of c"]
     for recipe in recipes:
-        assert all(place in sides[name] for name, place in recipe.places)
+        assert all(place in splits[name] for name, place in recipe.source_rows)
 
 
 def test_an_image_twice_in_a_pair_is_shown_twice():
@@ -227,18 +227,18 @@ def test_shuffled_numbers_as_a_composition():
     vague = Dialogue((Turn((Path("1.jpg"), Path("2.jpg"), "Do both differ?"), "Yes."),), "vague")
     part = ShuffledNumbers(Join("cgd"), "llava", share=1.0)
     recipes, made = plan(part, SINGLE, Fake("cgd", [clear, vague]), seed=3)
-    assert all(isinstance(recipe, Widened) for recipe in recipes)
+    assert all(isinstance(recipe, InsertionRecipe) for recipe in recipes)
     assert made[1] == vague
     assert len(made[0].images) == 3
     assert made[0].images[0] == Path("1.jpg")
     assert made[0].images[1] == Path("9.jpg")  # never an image that the dialogue shows itself
     assert made[0].turns[0].question == "Is image 3 dark?"
     none, _ = plan(ShuffledNumbers(Join("cgd"), "llava", share=0.0), SINGLE, Fake("cgd", [clear]))
-    assert not any(isinstance(recipe, Widened) for recipe in none)
+    assert not any(isinstance(recipe, InsertionRecipe) for recipe in none)
 
 
 def test_a_composed_sequence_slices():
     made = plan(Join("llava"), SINGLE)[1]
     assert made[1:3] == [SINGLE[1], SINGLE[2]]
     assert made[-1] == SINGLE[3]
-    assert isinstance(blend([pair("p", "1.jpg", "2.jpg")])[0][0], Blended)
+    assert isinstance(blend([pair("p", "1.jpg", "2.jpg")])[0][0], LlavaOtterRecipe)

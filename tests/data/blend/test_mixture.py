@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from visualchat.data.batching.sampler import batches_of_rank
 from visualchat.data.blend.compose import Join, LlavaOtter
-from visualchat.data.blend.mixture import Blend, Mixture, share, turn_through
+from visualchat.data.blend.mixture import Blend, Mixture, turn_through
 from visualchat.data.sources.base import Source
 from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
@@ -100,11 +101,10 @@ def test_turning_through_is_one_endless_list(size, count):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_ranks_share_an_epoch_without_overlap(ranks):
     order = Mixture({"a": dialogues("a", 21)}).order(5, 2)
-    parts = [share(order, rank, ranks) for rank in range(ranks)]
-    assert sorted(place for part in parts for place in part) == list(range(21))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    with pytest.raises(ValueError, match=f"expected a rank below {ranks}, found {ranks}"):
-        share(order, ranks, ranks)
+    rows = [(index,) for index in order]
+    shares = [[row for spec in batches_of_rank(rows, 1, rank, ranks) for row in spec.rows] for rank in range(ranks)]
+    assert sorted(row for share in shares for row in share) == sorted(rows)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def blend(**options):
@@ -133,7 +133,7 @@ def test_no_source_row_is_on_both_sides_after_composition(seed):
     assert len(train) + len(validation) == 120 + 80 + 200
     assert all(len(part) for mixture in (made.train, made.validation) for part in mixture.parts.values())
     planned = {
-        side: {place for part in mixture.parts.values() for recipe in part.recipes for place in recipe.places}
+        side: {place for part in mixture.parts.values() for recipe in part.recipes for place in recipe.source_rows}
         for side, mixture in (("train", made.train), ("validation", made.validation))
     }
     assert planned["train"].isdisjoint(planned["validation"])

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from visualchat.data.blend.split import image_groups, side, split_sources
+from visualchat.data.blend.split import image_groups, split_of, split_sources
 from visualchat.data.sources.base import image_identity
 from visualchat.data.sources.root import DataRoot
 from visualchat.data.sources.rows import Entry
@@ -16,25 +16,25 @@ def entries(*images, name="s"):
 def test_sides_are_fixed_for_all_time():
     """Written down once: a change here would move people's rows from training to validation."""
     names = [f"llava/detail_23k.json:{n:012d}" for n in range(40)]
-    held = [n for n, name in enumerate(names) if side(name) == "validation"]
+    held = [n for n, name in enumerate(names) if split_of(name) == "validation"]
     assert held == [11, 20, 33]
-    assert side("a", 0) == side("a", 0.0) == "train"
-    assert side("a", 1) == side("a", 1.0) == "validation"
+    assert split_of("a", 0) == split_of("a", 0.0) == "train"
+    assert split_of("a", 1) == split_of("a", 1.0) == "validation"
 
 
 def test_the_share_is_met_and_grows_monotonically():
     names = [f"row {n}" for n in range(20_000)]
-    tenth = {name for name in names if side(name) == "validation"}
+    tenth = {name for name in names if split_of(name) == "validation"}
     assert len(tenth) == pytest.approx(2000, abs=4 * (20_000 * 0.1 * 0.9) ** 0.5)  # four standard deviations
-    assert tenth < {name for name in names if side(name, 0.2) == "validation"}
-    other = {name for name in names if side(name, salt="7") == "validation"}
+    assert tenth < {name for name in names if split_of(name, 0.2) == "validation"}
+    other = {name for name in names if split_of(name, salt="7") == "validation"}
     assert len(tenth & other) == pytest.approx(200, abs=4 * 200**0.5)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
 def test_a_share_that_is_none(share):
     with pytest.raises(ValueError, match=f"must lie between 0 and 1, found {share}"):
-        side("a", share)
+        split_of("a", share)
 
 
 def test_a_row_stays_when_others_come_and_go():
@@ -47,21 +47,21 @@ def test_a_row_stays_when_others_come_and_go():
 
 def test_rows_of_one_group_are_on_one_side():
     rows = [Entry(f"{n % 20}#{n}", f"{n % 20}", (f"{n}",), (), (n,)) for n in range(100)]
-    sides = split_sources({"a": rows}, 0.5)["a"]
-    assert {n % 20 for n in sides["train"]}.isdisjoint({n % 20 for n in sides["validation"]})
-    assert sides["train"]
-    assert sides["validation"]
+    splits = split_sources({"a": rows}, 0.5)["a"]
+    assert {n % 20 for n in splits["train"]}.isdisjoint({n % 20 for n in splits["validation"]})
+    assert splits["train"]
+    assert splits["validation"]
 
 
 def test_by_image_no_picture_is_on_both_sides():
     first = entries(*[(f"i{n % 90}",) for n in range(200)])
     pairs = entries(*[(f"i{n}", f"j{n}") for n in range(0, 90, 7)], *[()] * 5, name="p")
-    sides = split_sources({"a": first, "p": pairs}, 0.3, "image")
+    splits = split_sources({"a": first, "p": pairs}, 0.3, "image")
     shown = {
         kind: {
             image
             for name, rows in (("a", first), ("p", pairs))
-            for place in sides[name][kind]
+            for place in splits[name][kind]
             for image in rows[place].images
         }
         for kind in ("train", "validation")
@@ -69,7 +69,7 @@ def test_by_image_no_picture_is_on_both_sides():
     assert shown["train"]
     assert shown["validation"]
     assert shown["train"].isdisjoint(shown["validation"])
-    assert sorted(sides["p"]["train"] + sides["p"]["validation"]) == list(range(len(pairs)))
+    assert sorted(splits["p"]["train"] + splits["p"]["validation"]) == list(range(len(pairs)))
 
 
 def test_image_groups_join_chains():

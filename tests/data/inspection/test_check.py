@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from visualchat.data.batching import pictures
+from visualchat.data.batching import images as batch_images
 from visualchat.data.batching.collate import BatchMaker, Collator
 from visualchat.data.batching.sampler import BatchSpec
 from visualchat.data.batching.truncation import TrimReport
@@ -68,7 +68,7 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
     """However many and however large they are, one at most is held at full size."""
     held: list[weakref.ref[Image.Image]] = []
     most = 0
-    decode = pictures.decode_image
+    decode = batch_images.decode_image
 
     def watched(source, name):
         nonlocal most
@@ -77,7 +77,7 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
         most = max(most, sum(reference() is not None for reference in held))
         return picture
 
-    monkeypatch.setattr(pictures, "decode_image", watched)
+    monkeypatch.setattr(batch_images, "decode_image", watched)
     images = []
     for n in range(6):
         Image.new("RGB", (300, 200), (n, 0, 0)).save(tmp_path / f"{n}.png")
@@ -88,7 +88,7 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
     batch = BatchMaker(source, Collator(processor))[BatchSpec(((0,),))]
     assert len(batch["pixel_values"]) == len(held) == 6
     assert most <= 2  # one is replaced by the next
-    monkeypatch.setattr(pictures, "MAX_ROW_PIXELS", 299_999)
+    monkeypatch.setattr(batch_images, "MAX_ROW_PIXELS", 299_999)
     with pytest.raises(ValueError, match=r"image 5 of 6: the images up to it have 300000 pixels, at most 299999"):
         BatchMaker(source, Collator(processor))[BatchSpec(((0,),))]
 
@@ -96,9 +96,9 @@ def test_pictures_of_a_batch_are_scaled_one_by_one(tmp_path, processor, monkeypa
 def test_a_dialogue_is_encoded_once_and_a_picture_decoded_once(corpus, processor, monkeypatch):
     """Also where it is cut: the first rounds of an encoding are the encoding of the first rounds."""
     encoded, decoded = [], []
-    encode, decode = type(processor).encode, pictures.decode_image
+    encode, decode = type(processor).encode, batch_images.decode_image
     monkeypatch.setattr(type(processor), "encode", lambda self, d: (encoded.append(d.id), encode(self, d))[1])
-    monkeypatch.setattr(pictures, "decode_image", lambda s, name: (decoded.append(s), decode(s, name))[1])
+    monkeypatch.setattr(batch_images, "decode_image", lambda s, name: (decoded.append(s), decode(s, name))[1])
     BatchMaker(corpus, Collator(processor))[BatchSpec(((0,), (1,), (2,)))]
     assert len(encoded) == 3
     assert len(decoded) == 1

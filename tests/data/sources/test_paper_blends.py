@@ -48,7 +48,7 @@ def test_the_papers_sets(published, name, parts, tokenizer):
     answers = [{turn.answer for dialogue in side for turn in dialogue.turns} for side in (train, validation)]
     assert answers[0].isdisjoint(answers[1])  # every source row has answers of its own
     members = [
-        {place for part in side.parts.values() for recipe in part.recipes for place in recipe.places}
+        {place for part in side.parts.values() for recipe in part.recipes for place in recipe.source_rows}
         for side in (train, validation)
     ]
     assert members[0].isdisjoint(members[1])
@@ -98,7 +98,7 @@ def test_a_blend_travels_to_workers(published):
 def test_joined_dialogues_have_the_papers_sizes(published):
     blend = made("single_image", "blend.validation=0")
     for part, high in (("llava", 3), ("llava_dial", 2)):
-        sizes = Counter(len(recipe.places) for recipe in blend.train.parts[part].recipes)
+        sizes = Counter(len(recipe.source_rows) for recipe in blend.train.parts[part].recipes)
         assert set(sizes) == set(range(1, high + 1))
     assert {len(d.turns) for d in blend.train.parts["llava"]} == {1, 2, 3}
     assert {len(d.turns) for d in blend.train.parts["llava_dial"]} == {3, 6}

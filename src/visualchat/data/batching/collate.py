@@ -1,4 +1,4 @@
-"""Dialogues -> one training batch: encoded once and cut to the limit, pictures decoded once, padded or packed."""
+"""Dialogues -> one training batch: encoded once and cut to the limit, images decoded once, padded or packed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from visualchat.data.batching.pictures import decoded_images
+from visualchat.data.batching.images import decoded_images
 from visualchat.data.batching.sampler import BatchSpec
 from visualchat.data.batching.stats import BatchStats, batch_stats
 from visualchat.data.batching.truncation import BadRows, Trimmed, trim
@@ -21,8 +21,8 @@ from visualchat.data.blend.origin import place_of, rows_in
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
 from visualchat.images import ImageInput
-from visualchat.images.decode import Picture
-from visualchat.images.feature_store import FeatureStore, picture_key
+from visualchat.images.decode import ScaledImage
+from visualchat.images.feature_store import FeatureStore, image_key
 
 
 class BatchingProcessor(Protocol):
@@ -35,10 +35,10 @@ class BatchingProcessor(Protocol):
         """Rows of one encoding each, or of several with `packed`, as tensors (B, S)."""
 
     def scale(self, image: Image.Image) -> Tensor:
-        """A decoded picture at the encoder's size."""
+        """A decoded image at the encoder's size."""
 
-    def normalise(self, pictures: Sequence[Tensor]) -> Tensor:
-        """`pixel_values` of scaled pictures."""
+    def normalise(self, images: Sequence[Tensor]) -> Tensor:
+        """`pixel_values` of scaled images."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Example:
         dialogue: Cut to the limit.
         encoding: Of it.
         trimmed: What was cut; None for nothing.
-        pictures: Its images in order; none before they are decoded.
+        images: In order; none before they are decoded.
     """
 
     dialogue: Dialogue
     encoding: Encoding
     trimmed: Trimmed | None
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ScaledImage, ...] = ()
 
 
 def encode_example(dialogue: Dialogue, processor: BatchingProcessor, max_length: int | None) -> Example:
@@ -74,33 +74,33 @@ class Collator:
     Attributes:
         processor: Encodes and pads.
         max_length: The most tokens a row may have.
-        store: Vision features by picture; None for none. Pictures that are in it are not encoded again.
+        store: Vision features by image; None for none. Images that are in it are not encoded again.
     """
 
     processor: BatchingProcessor
     max_length: int | None = None
     store: FeatureStore | None = None
 
-    def read(self, dialogue: Dialogue, known: dict[ImageInput, Picture]) -> Example:
+    def read(self, dialogue: Dialogue, known: dict[ImageInput, ScaledImage]) -> Example:
         """The dialogue encoded and cut, its images decoded and scaled; files and bytes that are `known` are not again.
 
         Raises:
             ValueError: A turn lacks its answer, not even the first turn fits, or an image cannot be read.
         """
         example = encode_example(dialogue, self.processor, self.max_length)
-        return replace(example, pictures=tuple(self._pictures(example.dialogue, known)))
+        return replace(example, images=tuple(self._scaled_images(example.dialogue, known)))
 
-    def _pictures(self, dialogue: Dialogue, known: dict[ImageInput, Picture]) -> Iterator[Picture]:
-        """The dialogue's pictures: each is scaled before the next is decoded, because decoded ones may be huge."""
-        for item, image in decoded_images(dialogue, known):
-            if image is None:
+    def _scaled_images(self, dialogue: Dialogue, known: dict[ImageInput, ScaledImage]) -> Iterator[ScaledImage]:
+        """The dialogue's images: each is scaled before the next is decoded, because decoded ones may be huge."""
+        for item, decoded in decoded_images(dialogue, known):
+            if decoded is None:
                 yield known[item]
                 continue
-            pixels = self.processor.scale(image)
-            picture = Picture(pixels, _pixels_key(pixels) if self.store is None else picture_key(image))
+            pixels = self.processor.scale(decoded)
+            image = ScaledImage(pixels, _pixels_key(pixels) if self.store is None else image_key(decoded))
             if not isinstance(item, Image.Image):
-                known[item] = picture
-            yield picture
+                known[item] = image
+            yield image
 
     def __call__(self, rows: Sequence[Sequence[Example]], *, packed: bool = False) -> dict[str, Any]:
         """The model's inputs.
@@ -111,8 +111,8 @@ class Collator:
 
         Returns:
             What `VisualChatProcessor.pad` gives, and, where there is an image, `pixel_values` (N, 3, height, width):
-            pictures that are equal stand there once, and `image_index` (slots,) then tells the entry that fills each
-            slot. With a store `pixel_values` hold the pictures that it lacks, `vision_features` (N, P, D) what it
+            equal images stand there once, and `image_index` (slots,) then tells the entry that fills each
+            slot. With a store `pixel_values` hold the images that it lacks, `vision_features` (N, P, D) what it
             knows, 0 at the others, `feature_keys` a key for each of the others and "" for those that are known, and
             `features_damaged` says how many files were damaged.
 
@@ -121,7 +121,7 @@ class Collator:
         """
         self._check_lengths(rows)
         inputs: dict[str, Any] = self.processor.pad([[one.encoding for one in row] for row in rows], packed=packed)
-        return inputs | self._images([picture for row in rows for one in row for picture in one.pictures])
+        return inputs | self._inputs_of([image for row in rows for one in row for image in one.images])
 
     def idle(self, packed: bool) -> dict[str, Any]:
         """A batch that trains nothing: a few tokens of text, none of them labelled."""
@@ -130,24 +130,24 @@ class Collator:
         inputs["labels"] = torch.full_like(inputs["labels"], IGNORE_INDEX)
         return inputs
 
-    def _images(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+    def _inputs_of(self, images: Sequence[ScaledImage]) -> dict[str, Any]:
         """The inputs that come of the images, in order."""
-        if not pictures:
+        if not images:
             return {}
         inputs: dict[str, Any] = {}
-        distinct = {picture.key: picture for picture in pictures}
-        if len(distinct) < len(pictures):
+        distinct = {image.key: image for image in images}
+        if len(distinct) < len(images):
             index = {key: n for n, key in enumerate(distinct)}
-            inputs["image_index"] = torch.tensor([index[picture.key] for picture in pictures])
+            inputs["image_index"] = torch.tensor([index[image.key] for image in images])
         to_encode = [*distinct.values()]
         if self.store is not None:
             known = self.store.lookup([*distinct])
-            to_encode = [picture for picture, key in zip(to_encode, known.keys, strict=True) if key]
+            to_encode = [image for image, key in zip(to_encode, known.keys, strict=True) if key]
             inputs |= {"feature_keys": known.keys, "features_damaged": known.damaged}
             if known.features is not None:
                 inputs["vision_features"] = known.features
         if to_encode:
-            inputs["pixel_values"] = self.processor.normalise([picture.pixels for picture in to_encode])
+            inputs["pixel_values"] = self.processor.normalise([image.pixels for image in to_encode])
         return inputs
 
     def _check_lengths(self, rows: Sequence[Sequence[Example]]) -> None:
@@ -164,7 +164,7 @@ class Collator:
 
 
 def _pixels_key(pixels: Tensor) -> str:
-    """A name for a scaled picture: equal where every pixel is."""
+    """A name for a scaled image: equal where every pixel is."""
     as_stored = pixels.permute(1, 2, 0).contiguous().numpy()  # as PIL has them: no copy
     return hashlib.sha256(as_stored.data).hexdigest()
 
@@ -218,7 +218,7 @@ class BatchMaker(Dataset[Batch]):
             ValueError: A row is bad and the policy is `error`; the message says where and why.
         """
         trimmed: dict[int, Trimmed] = {}
-        known: dict[ImageInput, Picture] = {}
+        known: dict[ImageInput, ScaledImage] = {}
         rows: list[list[tuple[Example, int]]] = []
         for row in spec.rows:
             read = [(self._read(index, trimmed, known), self.dialogues.source_of(index)) for index in row]
@@ -229,7 +229,7 @@ class BatchMaker(Dataset[Batch]):
         shown = [[(example.dialogue, source) for example, source in row] for row in rows]
         return Batch(inputs, trimmed, batch_stats(inputs, shown, len(self.dialogues.parts)))
 
-    def _read(self, index: int, trimmed: dict[int, Trimmed], known: dict[ImageInput, Picture]) -> Example | None:
+    def _read(self, index: int, trimmed: dict[int, Trimmed], known: dict[ImageInput, ScaledImage]) -> Example | None:
         """Dialogue `index`, cut and with its images prepared; None if it is bad and the policy is to skip it."""
         try:
             example = self.collate.read(self.dialogues[index], known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visualchat.data.batching.collate import BatchingProcessor, encode_example
-from visualchat.data.batching.pictures import check_pictures
+from visualchat.data.batching.images import check_images
 from visualchat.data.blend.mixture import Mixture
 from visualchat.dialogue import Dialogue
 
@@ -39,7 +39,7 @@ def spread(
                 continue
             try:
                 dialogue = encode_example(dialogues[index], processor, max_length).dialogue
-                check_pictures(dialogue)
+                check_images(dialogue)
             except ValueError:
                 if not skip:
                     raise

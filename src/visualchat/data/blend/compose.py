@@ -1,6 +1,6 @@
 """Longer dialogues out of rows (paper, section 5.1): joining, the LLaVA-Otter blend, and shuffled image numbers.
 
-A composition is planned from identities and a seed alone, out of rows of one side of the split; the dialogue itself is
+The recipes of a composition depend on identities and a seed alone, out of rows of one split; the dialogue itself is
 put together when it is asked for. Joining loses no row.
 """
 
@@ -10,9 +10,10 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, overload
+from typing import Protocol, TypeVar
 
-from visualchat.data.blend.origin import Origin, digest_of, joint_digest, place_of
+from visualchat.data.blend.origin import Origin, SourceRow, digest_of, joint_digest, place_of
+from visualchat.data.sources.lazy import LazySequence
 from visualchat.data.sources.rows import Entry
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.dialogue.image_references import insert_image
@@ -24,9 +25,6 @@ _TRIES = 8  # draws of an image that the dialogue does not show itself
 Corpora = Mapping[str, Sequence[Dialogue]]
 """Each source's dialogues by the source's name."""
 
-Place = tuple[str, int]
-"""A source's name and the place of a dialogue in it."""
-
 
 class Recipe(Protocol):
     """How one dialogue is made of source dialogues."""
@@ -36,7 +34,7 @@ class Recipe(Protocol):
         """Names the dialogue."""
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def source_rows(self) -> tuple[SourceRow, ...]:
         """Everything that it takes from."""
 
     def build(self, corpora: Corpora) -> Dialogue:
@@ -44,20 +42,20 @@ class Recipe(Protocol):
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinRecipe:
     """Rows one after the other; images are numbered through."""
 
     id: str
-    places: tuple[Place, ...]
+    source_rows: tuple[SourceRow, ...]
 
     def build(self, corpora: Corpora) -> Dialogue:
         """The dialogue."""
-        dialogues = [corpora[name][place] for name, place in self.places]
+        dialogues = [corpora[name][index] for name, index in self.source_rows]
         return dialogues[0] if len(dialogues) == 1 else concatenate(dialogues, self.id)
 
 
 @dataclass(frozen=True)
-class Blended:
+class LlavaOtterRecipe:
     """Dialogues about each image of a pair, then questions about the pair.
 
     Attributes:
@@ -68,35 +66,35 @@ class Blended:
     """
 
     id: str
-    about: tuple[tuple[Place, ...], ...]
-    pair: Place
+    about: tuple[tuple[SourceRow, ...], ...]
+    pair: SourceRow
     rounds: tuple[int, ...]
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        return (*(place for places in self.about for place in places), self.pair)
+    def source_rows(self) -> tuple[SourceRow, ...]:
+        return (*(row for rows in self.about for row in rows), self.pair)
 
     def build(self, corpora: Corpora) -> Dialogue:
         """The dialogue."""
-        made: list[Turn] = []
-        for places in self.about:
-            for number, (name, place) in enumerate(places):
-                dialogue = corpora[name][place]
-                made += dialogue.turns if number == 0 else dialogue.without_images().turns
+        turns: list[Turn] = []
+        for rows in self.about:
+            for n, (name, index) in enumerate(rows):
+                dialogue = corpora[name][index]
+                turns += dialogue.turns if n == 0 else dialogue.without_images().turns
         pair = corpora[self.pair[0]][self.pair[1]]
         words = pair.without_images().turns
-        asked = [words[number] for number in self.rounds]
-        left = pair.images[len(self.about) :]
-        made += [replace(asked[0], content=(*left, *asked[0].content)), *asked[1:]]
-        return Dialogue(tuple(made), self.id, pair.system)
+        asked = [words[index] for index in self.rounds]
+        not_shown = pair.images[len(self.about) :]
+        turns += [replace(asked[0], content=(*not_shown, *asked[0].content)), *asked[1:]]
+        return Dialogue(tuple(turns), self.id, pair.system)
 
 
 @dataclass(frozen=True)
-class Widened:
+class InsertionRecipe:
     """Another recipe's dialogue with an unrelated image inserted before image `at`, if its words allow it."""
 
     base: Recipe
-    donor: Place
+    donor: SourceRow
     at: int
 
     @property
@@ -104,8 +102,8 @@ class Widened:
         return f"{self.base.id} widened"
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        return (*self.base.places, self.donor)
+    def source_rows(self) -> tuple[SourceRow, ...]:
+        return (*self.base.source_rows, self.donor)
 
     def build(self, corpora: Corpora) -> Dialogue:
         """The dialogue."""
@@ -119,14 +117,14 @@ class Composition(ABC):
     """A way to make a part of a blend from sources."""
 
     @abstractmethod
-    def plan(
-        self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
+    def recipes(
+        self, entries: Mapping[str, Sequence[Entry]], split: Mapping[str, Sequence[int]], rng: random.Random
     ) -> Sequence[Recipe]:
-        """The recipes of one side.
+        """The recipes of one split.
 
         Args:
             entries: Every source's dialogues.
-            side: The places that may be used.
+            split: The indexes that may be used.
             rng: Seeded.
 
         Raises:
@@ -146,16 +144,16 @@ class Join(Composition):
         if not 1 <= self.low <= self.high:
             raise ValueError(f"{self.source}: expected 1 <= low <= high rows to join, found {self.low} and {self.high}")
 
-    def plan(
-        self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
+    def recipes(
+        self, entries: Mapping[str, Sequence[Entry]], split: Mapping[str, Sequence[int]], rng: random.Random
     ) -> Sequence[Recipe]:
         """One recipe a group; every row is in exactly one."""
-        named, rows = entries[self.source], side[self.source]
+        named, rows = entries[self.source], split[self.source]
         groups = None if self.high == 1 else group(len(rows), self.low, self.high, rng)
-        return _Joins(self.source, named, rows, groups)
+        return _JoinRecipes(self.source, named, rows, groups)
 
 
-class _Joins(Sequence[Recipe]):
+class _JoinRecipes(LazySequence[Recipe]):
     """The recipes of `Join`, each made when it is asked for: there may be a million."""
 
     def __init__(
@@ -166,17 +164,11 @@ class _Joins(Sequence[Recipe]):
     def __len__(self) -> int:
         return len(self.rows if self.groups is None else self.groups)
 
-    @overload
-    def __getitem__(self, index: int) -> Recipe: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Recipe]: ...
-    def __getitem__(self, index: int | slice) -> Recipe | list[Recipe]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        numbers = [index] if self.groups is None else self.groups[index]
-        places = [self.rows[number] for number in numbers]
-        names = " + ".join(self.named[place].id for place in places)
-        return Joined(names, tuple((self.source, place) for place in places))
+    def item(self, index: int) -> Recipe:
+        """The recipe of group `index`."""
+        rows = [self.rows[n] for n in ([index] if self.groups is None else self.groups[index])]
+        names = " + ".join(self.named[row].id for row in rows)
+        return JoinRecipe(names, tuple((self.source, row) for row in rows))
 
 
 @dataclass(frozen=True)
@@ -194,19 +186,19 @@ class LlavaOtter(Composition):
     single: Sequence[str]
     pairs: str
 
-    def plan(
-        self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
+    def recipes(
+        self, entries: Mapping[str, Sequence[Entry]], split: Mapping[str, Sequence[int]], rng: random.Random
     ) -> Sequence[Recipe]:
         """One recipe for each dialogue about several images that can be served."""
         self._check(entries)
-        about: dict[str, list[Place]] = {}
+        about: dict[str, list[SourceRow]] = {}
         for name in self.single:
-            for place in side[name]:
-                if len(images := entries[name][place].images) == 1:
-                    about.setdefault(images[0], []).append((name, place))
+            for index in split[name]:
+                if len(images := entries[name][index].images) == 1:
+                    about.setdefault(images[0], []).append((name, index))
         recipes: list[Recipe] = []
-        for place in side[self.pairs]:
-            entry = entries[self.pairs][place]
+        for index in split[self.pairs]:
+            entry = entries[self.pairs][index]
             if not entry.images or any(image not in about for image in entry.images[:-1]):
                 continue  # the images would come in another order than the questions about them expect
             drawn = [
@@ -214,8 +206,8 @@ class LlavaOtter(Composition):
                 for number, image in enumerate(entry.images, start=1)
             ]
             rounds = _draw(range(len(entry.members)), 1, rng)
-            served = tuple(places for places in drawn if places)
-            recipes.append(Blended(f"blend of {entry.id}", served, (self.pairs, place), rounds))
+            served = tuple(rows for rows in drawn if rows)
+            recipes.append(LlavaOtterRecipe(f"blend of {entry.id}", served, (self.pairs, index), rounds))
         return recipes
 
     def _check(self, entries: Mapping[str, Sequence[Entry]]) -> None:
@@ -245,26 +237,28 @@ class ShuffledNumbers(Composition):
     donors: str
     share: float = 0.5
 
-    def plan(
-        self, entries: Mapping[str, Sequence[Entry]], side: Mapping[str, Sequence[int]], rng: random.Random
+    def recipes(
+        self, entries: Mapping[str, Sequence[Entry]], split: Mapping[str, Sequence[int]], rng: random.Random
     ) -> Sequence[Recipe]:
         """The recipes of the other composition, some of them widened."""
-        donors = [(self.donors, place) for place in side[self.donors] if entries[self.donors][place].images]
-        recipes = self.of.plan(entries, side, rng)
+        donors = [(self.donors, index) for index in split[self.donors] if entries[self.donors][index].images]
+        recipes = self.of.recipes(entries, split, rng)
         if not donors:
             return recipes
-        made: list[Recipe] = []
+        changed: list[Recipe] = []
         for recipe in recipes:
-            own = {image for name, place in recipe.places for image in entries[name][place].images}
+            shown = {image for name, index in recipe.source_rows for image in entries[name][index].images}
             chosen = rng.random() < self.share
             drawn = rng.choices(donors, k=_TRIES)
-            foreign = next((d for d in drawn if own.isdisjoint(entries[d[0]][d[1]].images)), None)
-            wanted = chosen and foreign is not None and len(own) > 1
-            made.append(Widened(recipe, foreign, rng.randrange(1, len(own))) if wanted and foreign else recipe)
-        return made
+            unrelated = next((d for d in drawn if shown.isdisjoint(entries[d[0]][d[1]].images)), None)
+            if chosen and unrelated is not None and len(shown) > 1:
+                changed.append(InsertionRecipe(recipe, unrelated, rng.randrange(1, len(shown))))
+            else:
+                changed.append(recipe)
+        return changed
 
 
-class Composed(Sequence[Dialogue]):
+class ComposedDialogues(LazySequence[Dialogue]):
     """The dialogues of recipes, each made when it is asked for.
 
     Args:
@@ -278,11 +272,11 @@ class Composed(Sequence[Dialogue]):
 
     def place(self, index: int) -> str:
         """Where the rows of dialogue `index` lie, in words."""
-        return " + ".join(place_of(source, number) for source, number in self.rows_in(index))
+        return " + ".join(place_of(source, row) for source, row in self.rows_in(index))
 
     def rows_in(self, index: int) -> tuple[Origin, ...]:
         """The dialogues of sources that dialogue `index` is made of."""
-        return tuple((self.corpora[name], number) for name, number in dict.fromkeys(self.recipes[index].places))
+        return tuple((self.corpora[name], row) for name, row in dict.fromkeys(self.recipes[index].source_rows))
 
     def digest(self) -> str:
         """A hash (hex) of the corpora and of how they are composed."""
@@ -291,18 +285,13 @@ class Composed(Sequence[Dialogue]):
     def __len__(self) -> int:
         return len(self.recipes)
 
-    @overload
-    def __getitem__(self, index: int) -> Dialogue: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Dialogue]: ...
-    def __getitem__(self, index: int | slice) -> Dialogue | list[Dialogue]:
-        if isinstance(index, slice):
-            return [recipe.build(self.corpora) for recipe in self.recipes[index]]
+    def item(self, index: int) -> Dialogue:
+        """Dialogue `index`."""
         return self.recipes[index].build(self.corpora)
 
 
 def group(count: int, low: int, high: int, rng: random.Random) -> list[list[int]]:
-    """The numbers below `count` in random order, in groups of random size; the last may be smaller."""
+    """The indexes below `count` in random order, in groups of random size; the last may be smaller."""
     order = list(range(count))
     rng.shuffle(order)
     groups: list[list[int]] = []

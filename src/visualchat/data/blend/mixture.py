@@ -8,19 +8,19 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import overload
 
 import torch
 
-from visualchat.data.blend.compose import Composed, Composition
+from visualchat.data.blend.compose import ComposedDialogues, Composition
 from visualchat.data.blend.origin import Origin, digest_of, joint_digest, place_of, rows_in
-from visualchat.data.blend.split import Side, SplitBy, split_sources
+from visualchat.data.blend.split import Split, SplitBy, split_sources
 from visualchat.data.sources.base import Source
+from visualchat.data.sources.lazy import LazySequence
 from visualchat.data.sources.rows import Report
 from visualchat.dialogue import Dialogue
 
 
-class Mixture(Sequence[Dialogue]):
+class Mixture(LazySequence[Dialogue]):
     """Several sets of dialogues as one, with how much of each an epoch takes.
 
     Args:
@@ -123,13 +123,8 @@ class Mixture(Sequence[Dialogue]):
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, index: int) -> Dialogue: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Dialogue]: ...
-    def __getitem__(self, index: int | slice) -> Dialogue | list[Dialogue]:
-        if isinstance(index, slice):
-            return [self[n] for n in range(*index.indices(self._size))]
+    def item(self, index: int) -> Dialogue:
+        """Dialogue `index`."""
         name, inner = self.locate(index if index >= 0 else index + self._size)
         return self.parts[name][inner]
 
@@ -159,7 +154,7 @@ class Blend:
         sources: The corpora by name.
         parts: What is made of them, by name.
         validation: The share of source rows that validate.
-        split_by: `row`, or `image` where dialogues that share an image must be on one side.
+        split_by: `row`, or `image` where dialogues that share an image must be in one split.
         seed: Of the split and of all draws.
         weights: Of parts in a training epoch, as in `Mixture`.
         counts: Of parts in a training epoch, as in `Mixture`.
@@ -201,23 +196,23 @@ class Blend:
         return [source.prepare() for source in self.sources.values()]
 
     @cached_property
-    def _sides(self) -> dict[str, dict[Side, list[int]]]:
+    def _splits(self) -> dict[str, dict[Split, list[int]]]:
         entries = {name: source.entries for name, source in self.sources.items()}
         return split_sources(entries, self.share, self.split_by, str(self.seed))
 
-    def _composed(self, side: Side) -> dict[str, Composed]:
+    def _composed(self, split: Split) -> dict[str, ComposedDialogues]:
         entries = {name: source.entries for name, source in self.sources.items()}
-        places = {name: sides[side] for name, sides in self._sides.items()}
-        made: dict[str, Composed] = {}
+        indexes = {name: splits[split] for name, splits in self._splits.items()}
+        composed: dict[str, ComposedDialogues] = {}
         for name, part in self.parts.items():
             try:
-                recipes = part.plan(entries, places, random.Random(f"{self.seed} {side} {name}"))
+                recipes = part.recipes(entries, indexes, random.Random(f"{self.seed} {split} {name}"))
             except KeyError as error:
                 known = ", ".join(self.sources)
                 raise ValueError(f"part {name} needs the source {error}; the sources are {known}") from error
-            settings = repr((part, side, self.share, self.split_by, self.seed))
-            made[name] = Composed(self.sources, recipes, settings)
-        return made
+            settings = repr((part, split, self.share, self.split_by, self.seed))
+            composed[name] = ComposedDialogues(self.sources, recipes, settings)
+        return composed
 
 
 def permutation(count: int, seed: int, epoch: int) -> list[int]:
@@ -237,14 +232,3 @@ def turn_through(size: int, count: int, epoch: int, seed: str) -> list[int]:
         taken += part
         at += len(part)
     return taken
-
-
-def share(order: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """A rank's part of an epoch; those of all ranks are disjoint and together the whole.
-
-    Raises:
-        ValueError: There is no such rank.
-    """
-    if not 0 <= rank < ranks:
-        raise ValueError(f"expected a rank below {ranks}, found {rank}")
-    return list(order[rank::ranks])

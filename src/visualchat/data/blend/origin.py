@@ -13,10 +13,13 @@ from visualchat.data.progress import watched
 from visualchat.dialogue import Caption, Dialogue
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
-from visualchat.images.feature_store import picture_key
+from visualchat.images.feature_store import image_key
+
+SourceRow = tuple[str, int]
+"""A source's name and the index of a dialogue in it."""
 
 Origin = tuple[Sequence[Dialogue], int]
-"""A source and the number of a dialogue in it."""
+"""A source itself and the index of a dialogue in it."""
 
 
 @runtime_checkable
@@ -74,7 +77,7 @@ def _told(dialogue: Dialogue) -> list[object]:
 
 def _key(image: ImageInput) -> str:
     try:
-        return picture_key(decode_image(image))
+        return image_key(decode_image(image))
     except ValueError:
         return "a damaged picture"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from visualchat.data.blend.compose import Join
 from visualchat.data.blend.mixture import Blend, Mixture
-from visualchat.data.blend.split import Side, SplitBy
+from visualchat.data.blend.split import Split, SplitBy
 from visualchat.data.sources import Source
 from visualchat.data.sources.root import names
 
@@ -24,12 +24,12 @@ class OwnData:
         source: The corpus.
         validation: A share of its rows, which are held out by a hash of their identity; or the name of a file of the
             same form (or a list of names), all of which validates.
-        split_by: `row`, or `image` where dialogues that share an image must be on one side of a share.
+        split_by: `row`, or `image` where dialogues that share an image must be in one split.
         seed: Of the split by a share.
 
     Raises:
         ValueError: There is no source, or a file is to train and to validate; on first use also where the rows cannot
-            be read or a side would be empty.
+            be read or a split would be empty.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class OwnData:
             ValueError: There is none.
         """
         held_out = self.sources.get("validation")
-        found = self._split.validation if self._split else Mixture({NAME: held_out} if held_out is not None else {})
-        return self._needed("validation", found)
+        dialogues = self._split.validation if self._split else Mixture({NAME: held_out} if held_out is not None else {})
+        return self._needed("validation", dialogues)
 
-    def _needed(self, side: Side, found: Mixture) -> Mixture:
-        if len(found):
-            return found
+    def _needed(self, split: Split, dialogues: Mixture) -> Mixture:
+        if len(dialogues):
+            return dialogues
         how = "the file of data.validation" if self._split is None else f"data.validation={self._split.share:g}"
         raise ValueError(
-            f"{side} holds no dialogue: the source has {len(self.sources[NAME])}, split by {how}; one at least must "
+            f"{split} holds no dialogue: the source has {len(self.sources[NAME])}, split by {how}; one at least must "
             "train, one validate. Give a share between 0 and 1, or name a file of other dialogues: data.validation=FILE"
         )
 

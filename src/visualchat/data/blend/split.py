@@ -1,7 +1,7 @@
 """Training or validation: decided for each source row by its identity alone, before anything is joined or blended.
 
-So a row is on the same side in every run, on every machine, in every blend that draws from it, and adding rows moves no
-other row.
+So a row is in the same split in every run, on every machine, in every blend that draws from it, and adding rows moves
+no other row.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
+from visualchat.data.sources.disjoint_sets import DisjointSets
 from visualchat.data.sources.rows import Entry, encoded, groups
 
-Side = Literal["train", "validation"]
+Split = Literal["train", "validation"]
 SplitBy = Literal["row", "image"]
 _LARGEST_SHARE = 0.25  # of all dialogues that images may chain together
 
 
-def side(identity: str, validation: float = 0.1, salt: str = "") -> Side:
-    """The side of a row.
+def split_of(identity: str, validation: float = 0.1, salt: str = "") -> Split:
+    """The split that a row is in.
 
     Args:
         identity: What stays the same about it in every run.
@@ -57,16 +58,16 @@ def _draw(identity: str, salt: str) -> int:
 
 def split_sources(
     sources: Mapping[str, Sequence[Entry]], validation: float = 0.1, by: SplitBy = "row", salt: str = ""
-) -> dict[str, dict[Side, list[int]]]:
-    """The places of each source's dialogues on each side.
+) -> dict[str, dict[Split, list[int]]]:
+    """The indexes of each source's dialogues in each split.
 
-    A share between 0 and 1 leaves no side empty where there are two identities: of a few rows, of which the hash would
+    A share between 0 and 1 leaves no split empty where there are two identities: of a few rows, of which the hash would
     hold out none, the one that comes nearest is held out.
 
     Args:
         sources: The entries of each source.
         validation: The share that validates.
-        by: `row`, or `image`: then dialogues that share an image, in whatever sources, are on one side.
+        by: `row`, or `image`: then dialogues that share an image, in whatever sources, are in one split.
         salt: Another one gives another split.
 
     Raises:
@@ -79,37 +80,37 @@ def split_sources(
     def identity(entry: Entry) -> str:
         return entry.group if names is None or not entry.images else names[entry.images[0]]
 
-    found: dict[str, dict[Side, list[int]]] = {}
+    indexes: dict[str, dict[Split, list[int]]] = {}
     for source, entries in sources.items():
         if names is None:
             validate = _validate(groups(entries), validation, salt)
         else:
             validate = _validate((encoded(identity(entry)) for entry in entries), validation, salt)
-        found[source] = {
-            "train": [place for place, chosen in enumerate(validate) if not chosen],
-            "validation": [place for place, chosen in enumerate(validate) if chosen],
+        indexes[source] = {
+            "train": [index for index, chosen in enumerate(validate) if not chosen],
+            "validation": [index for index, chosen in enumerate(validate) if chosen],
         }
     if 0 < validation < 1:
-        empty = [name for name in get_args(Side) if not any(sides[name] for sides in found.values())]
+        empty = [name for name in get_args(Split) if not any(splits[name] for splits in indexes.values())]
         identities = {identity(entry) for entry in _all(sources)} if len(empty) == 1 else set()
         if len(identities) > 1:
             nearest = {"validation": min, "train": max}[empty[0]]
-            _move(nearest(identities, key=lambda name: (_draw(name, salt), name)), empty[0], sources, found, identity)
-    return found
+            _move(nearest(identities, key=lambda name: (_draw(name, salt), name)), empty[0], sources, indexes, identity)
+    return indexes
 
 
 def _move(
     chosen: str,
-    to: Side,
+    to: Split,
     sources: Mapping[str, Sequence[Entry]],
-    found: Mapping[str, dict[Side, list[int]]],
+    indexes: Mapping[str, dict[Split, list[int]]],
     identity: Callable[[Entry], str],
 ) -> None:
-    """Bring the dialogues of one identity to a side that has none."""
-    other: Side = "train" if to == "validation" else "validation"
-    for source, sides in found.items():
-        sides[to] = [place for place in sides[other] if identity(sources[source][place]) == chosen]
-        sides[other] = [place for place in sides[other] if identity(sources[source][place]) != chosen]
+    """Bring the dialogues of one identity to a split that has none."""
+    other: Split = "train" if to == "validation" else "validation"
+    for source, splits in indexes.items():
+        splits[to] = [index for index in splits[other] if identity(sources[source][index]) == chosen]
+        splits[other] = [index for index in splits[other] if identity(sources[source][index]) != chosen]
 
 
 def image_groups(sources: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
@@ -118,27 +119,18 @@ def image_groups(sources: Mapping[str, Sequence[Entry]]) -> dict[str, str]:
     Raises:
         ValueError: One group holds so many dialogues that a split by it would be none.
     """
-    parent: dict[str, str] = {}
-
-    def top(image: str) -> str:
-        parent.setdefault(image, image)
-        while parent[image] != image:
-            parent[image] = parent[parent[image]]
-            image = parent[image]
-        return image
-
+    connected = DisjointSets()
     for entry in _all(sources):
         for image in entry.images:
-            low, high = sorted((top(entry.images[0]), top(image)))
-            parent[high] = low  # the smallest stays on top
-    sizes = Counter(top(entry.images[0]) for entry in _all(sources) if entry.images)
+            connected.join(entry.images[0], image)
+    sizes = Counter(connected.smallest(entry.images[0]) for entry in _all(sources) if entry.images)
     total, largest = sum(sizes.values()), max(sizes.values(), default=0)
     if largest > max(1, _LARGEST_SHARE * total) and len(sizes) > 1:
         raise ValueError(
             f"{largest} of {total} dialogues are connected by shared images; a corpus of this kind (such as "
             "pairs of COCO images) cannot be split by image: use split_by=row"
         )
-    return {image: top(image) for image in parent}
+    return {image: connected.smallest(image) for image in connected.members()}
 
 
 def _all(sources: Mapping[str, Sequence[Entry]]) -> Iterable[Entry]:

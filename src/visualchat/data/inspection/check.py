@@ -9,16 +9,13 @@ from functools import cached_property, partial
 from typing import Any
 
 from visualchat.data.batching.collate import BatchingProcessor
-from visualchat.data.batching.pictures import check_pictures
-from visualchat.data.blend.origin import digest_of, place_of, rows_in
+from visualchat.data.batching.images import check_images
+from visualchat.data.blend.origin import SourceRow, digest_of, place_of, rows_in
 from visualchat.data.inspection.survey import Finding, survey, totals
 from visualchat.data.progress import watched
 from visualchat.data.sources import Reason, Report, RowError, Source
 from visualchat.data.workers import map_in_workers
 from visualchat.dialogue import Dialogue
-
-SourceRow = tuple[str, int]
-"""A source's name and the index of a dialogue in it."""
 
 
 @dataclass
@@ -128,7 +125,7 @@ def _damage(sources: Mapping[str, Source], row: SourceRow) -> str:
     """Why the images of a source's dialogue cannot be decoded; empty where they can."""
     name, index = row
     try:
-        check_pictures(sources[name][index])
+        check_images(sources[name][index])
     except ValueError as error:
         return str(error)
     return ""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from visualchat.dialogue import Caption, Content, Dialogue
 from visualchat.files import whole_file
-from visualchat.images import ImageInput, StoredImage
+from visualchat.images import ArchivedImage, ImageInput
 
 
 def message_row(dialogue: Dialogue) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _item(item: Content, name: str) -> dict[str, Any]:
 def _encoded(image: ImageInput, name: str) -> bytes:
     if isinstance(image, bytes):
         return image
-    if isinstance(image, StoredImage):
+    if isinstance(image, ArchivedImage):
         return image.read()
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()

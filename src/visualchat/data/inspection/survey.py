@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from visualchat.data.batching.collate import BatchingProcessor, encode_example, placed
-from visualchat.data.batching.pictures import check_pictures
+from visualchat.data.batching.images import check_images
 from visualchat.data.blend.mixture import Mixture
 from visualchat.data.workers import map_in_workers
 from visualchat.dialogue import Dialogue
@@ -55,7 +55,7 @@ def look(
         dialogue = dialogues[row]
         example = encode_example(dialogue, processor, max_length)
         if decode:
-            check_pictures(dialogue)
+            check_images(dialogue)
     except ValueError as error:
         return Finding(row, source, dialogue.id if dialogue else "", placed(error, dialogues, row))
     return Finding(

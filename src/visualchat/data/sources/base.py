@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,16 +19,17 @@ from dataclasses import fields
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 from visualchat.data.progress import bar
+from visualchat.data.sources.lazy import LazySequence
 from visualchat.data.sources.root import DataRoot
 from visualchat.data.sources.row_index import RowIndex
 from visualchat.data.sources.rows import Entries, Entry, Reason, RejectedRowError, Report, RowError, Tally, printable
 from visualchat.data.sources.tables import Table
 from visualchat.dialogue import Dialogue
-from visualchat.images import ImageInput, StoredImage
-from visualchat.images.feature_store import picture_key
+from visualchat.images import ArchivedImage, ImageInput
+from visualchat.images.feature_store import image_key
 
 Policy = Literal["error", "skip"]
 _SHOWN = 5  # bad rows that one error message names
@@ -38,7 +39,7 @@ _MALFORMED = (TypeError, KeyError, IndexError, AttributeError, OverflowError, Re
 _STEP = 1000  # rows between two steps of the bar
 
 
-class Source(Sequence[Dialogue], ABC):
+class Source(LazySequence[Dialogue]):
     """A corpus as dialogues; subclasses are frozen dataclasses with at least these two fields.
 
     Attributes:
@@ -139,13 +140,8 @@ class Source(Sequence[Dialogue], ABC):
     def __len__(self) -> int:
         return len(self.entries)
 
-    @overload
-    def __getitem__(self, index: int) -> Dialogue: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Dialogue]: ...
-    def __getitem__(self, index: int | slice) -> Dialogue | list[Dialogue]:
-        if isinstance(index, slice):
-            return [self._build(entry) for entry in self.entries[index]]
+    def item(self, index: int) -> Dialogue:
+        """Dialogue `index`."""
         return self._build(self.entries[index])
 
     def __iter__(self) -> Iterator[Dialogue]:
@@ -294,12 +290,12 @@ def image_identity(image: ImageInput, root: DataRoot) -> str:
     """A name of the picture that is the same in every run, and for sources that share it."""
     if isinstance(image, Path):
         return root.identity(image)
-    if isinstance(image, StoredImage):
-        return f"{getattr(image.store, 'name', 'store')}:{image.key}"
+    if isinstance(image, ArchivedImage):
+        return f"{getattr(image.archive, 'name', 'store')}:{image.key}"
     if isinstance(image, bytes):
         return f"sha256:{hashlib.sha256(image).hexdigest()}"
     return (
-        f"pixels:{picture_key(image.convert('RGBA') if image.mode == 'P' else image)}"  # P: a palette tells the colours
+        f"pixels:{image_key(image.convert('RGBA') if image.mode == 'P' else image)}"  # P: a palette tells the colours
     )
 
 

@@ -34,7 +34,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ImageMap:
-    """Pictures by id, out of one JSON map or one or more Parquet tables (an `ImageStore`).
+    """Pictures by id, out of one JSON map or one or more Parquet tables (an `ImageArchive`).
 
     Attributes:
         files: The JSON file, or the Parquet files.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from visualchat.data.sources.base import Policy, Source, checked, image_identity
+from visualchat.data.sources.disjoint_sets import DisjointSets
 from visualchat.data.sources.fields import as_mapping, get_list, get_text, turns
 from visualchat.data.sources.image_map import ImageMap
 from visualchat.data.sources.json_text import Pairs, load_json
@@ -26,7 +27,7 @@ from visualchat.data.sources.row_index import FOLDER
 from visualchat.data.sources.rows import Entry, LeftOutError, Reason, RejectedRowError, Report, Tally
 from visualchat.data.sources.tables import parquet_rows, row_bytes
 from visualchat.dialogue import Dialogue
-from visualchat.images import ImageInput, StoredImage
+from visualchat.images import ArchivedImage, ImageInput
 
 _MISSING_RELATED = "related ids that do not exist"
 _OTHER_IMAGES = "related rows that show other images"
@@ -126,14 +127,7 @@ class MimicIt(Source):
         self, sound: Mapping[str, tuple[int, tuple[str, ...]]], ids: set[str], tally: Tally
     ) -> list[list[str]]:
         """The rows of each dialogue, in the file's order; `sound` gives each row's number and images."""
-        parent = {id: id for id in sound}
-
-        def top(id: str) -> str:
-            while parent[id] != id:
-                parent[id] = parent[parent[id]]
-                id = parent[id]
-            return id
-
+        related = DisjointSets()
         for id, (number, images) in sound.items():
             for other in self._rows[number][1].get("rel_ins_ids") or ():
                 if other not in ids:
@@ -141,10 +135,10 @@ class MimicIt(Source):
                 elif other in sound and sound[other][1] != images:
                     tally.notes[_OTHER_IMAGES] += 1
                 elif other in sound:
-                    parent[top(other)] = top(id)
+                    related.join(other, id)
         groups: dict[str, list[str]] = {}
         for id in sound:
-            groups.setdefault(top(id), []).append(id)
+            groups.setdefault(related.smallest(id), []).append(id)
         return list(groups.values())
 
     def _read_images(self, row: Any) -> list[ImageInput]:
@@ -163,7 +157,7 @@ class MimicIt(Source):
             return self._root.file(f"{self.coco_folder}/{coco_number(key):012d}.jpg")
         for candidate in spellings(key):
             if candidate in self._images:
-                return StoredImage(self._images, candidate)
+                return ArchivedImage(self._images, candidate)
         raise RejectedRowError(
             Reason.UNKNOWN_IMAGE, f"{key!r} is not among the {len(self._images)} images of {self._images.name}"
         )

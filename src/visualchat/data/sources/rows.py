@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from visualchat.data.sources.lazy import LazySequence
 
 
 class Reason(StrEnum):
@@ -91,7 +93,7 @@ class Entry:
     rows: tuple[int, ...]
 
 
-class Texts(Sequence[str]):
+class Texts(LazySequence[str]):
     """Many short texts as one stretch of bytes."""
 
     def __init__(self) -> None:
@@ -106,13 +108,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+    def item(self, index: int) -> str:
+        """Text `index`."""
         start = self.ends[index - 1] if index else 0
         return self.bytes[start : self.ends[index]].decode("utf-8", "surrogatepass")
 
@@ -124,7 +121,7 @@ class Texts(Sequence[str]):
             start = end
 
 
-class Entries(Sequence[Entry]):
+class Entries(LazySequence[Entry]):
     """Entries of one row each, kept as columns, because a million objects would take far more memory.
 
     Attributes:
@@ -170,13 +167,8 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Entry: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Entry]: ...
-    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+    def item(self, index: int) -> Entry:
+        """Entry `index`."""
         index = range(len(self))[index]
         group, again = self.groups[index], self.again[index]
         id = group if again == 1 else f"{group}#{again}"

@@ -21,6 +21,7 @@ from visualchat.data.sources.fields import arrange, as_mapping, choose, get_id, 
 from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.data.sources.tables import Table, json_list
 from visualchat.dialogue import Content, Dialogue
+from visualchat.dialogue.image_references import ORDINALS
 
 Style = Literal["small letter", "capital letter", "ordinal"]
 STYLES: tuple[Style, ...] = get_args(Style)
@@ -29,7 +30,6 @@ _TAG = "<Img><ImageHere></Img>"
 _TAGGED = re.compile(rf"\bIMAGE#(\w+)\s*{_TAG}")
 _SENTENCE_STARTS = re.compile(r"(?:^|[.!?:]\s+|\n\s*)$")
 _REFERENCE = re.compile(r"\bIMAGE#")
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def in_order_of_tags(text: str, keys: list[str]) -> list[str]:
 def image_name(number: int, style: Style) -> str:
     """What words call image `number` (from 1)."""
     if style == "ordinal":
-        return f"the {_ORDINALS[number - 1]} image" if number <= len(_ORDINALS) else f"image number {number}"
+        return f"the {ORDINALS[number - 1]} image" if number <= len(ORDINALS) else f"image number {number}"
     letters = ""
     while number:
         number, letter = divmod(number - 1, 26)
@@ -139,8 +139,8 @@ def rename(text: str, names: dict[str, str]) -> str:
 
         def name(match: re.Match[str]) -> str:
             words = names[match[1]]
-            begins = _SENTENCE_STARTS.search(match.string[: match.start()].replace("\0", ""))
-            return words[0].upper() + words[1:] if begins else words
+            at_start = _SENTENCE_STARTS.search(match.string[: match.start()].replace("\0", ""))
+            return words[0].upper() + words[1:] if at_start else words
 
         text = pattern.sub(name, text)
     if left := _REFERENCE.search(text):

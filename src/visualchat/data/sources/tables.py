@@ -145,11 +145,9 @@ class JsonList(SpanTable):
         try:
             yield from self._entries(stream)
         except (ValueError, RecursionError) as error:
-            found = load_json(self.path)  # names the place
-            if not isinstance(found, list):
-                raise ValueError(
-                    f"file {self.path.name}: expected a list of rows, found {type(found).__name__}"
-                ) from None
+            content = load_json(self.path)  # names the position
+            if not isinstance(content, list):
+                raise _no_list(self.path, content) from None
             raise ValueError(f"file {self.path.name} is not valid JSON: {error}") from error
 
     def _entries(self, stream: BinaryIO) -> Iterator[tuple[int, int, int, bytes, Any]]:
@@ -267,8 +265,12 @@ def json_list(path: Path) -> Table:
             return JsonList(path)
     rows = load_json(path)
     if not isinstance(rows, list):
-        raise ValueError(f"file {path.name}: expected a list of rows, found {type(rows).__name__}")
+        raise _no_list(path, rows)
     return HeldTable(path, rows)
+
+
+def _no_list(path: Path, content: Any) -> ValueError:
+    return ValueError(f"file {path.name}: expected a list of rows, found {type(content).__name__}")
 
 
 def row_bytes(row: Any) -> bytes:

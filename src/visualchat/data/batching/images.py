@@ -1,4 +1,4 @@
-"""The pictures of a dialogue decoded one after the other: each once, and none too large for memory."""
+"""The images of a dialogue decoded one after the other: each once, and none too large for memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visualchat.images.decode import MAX_ROW_PIXELS, decode_image
 
 
 def decoded_images(dialogue: Dialogue, known: Container[ImageInput]) -> Iterator[tuple[ImageInput, Image.Image | None]]:
-    """Each image of a dialogue and its picture, decoded when it is asked for; None for those that are known.
+    """Each image of a dialogue and its pixels, decoded when it is asked for; None for those that are known.
 
     Raises:
         ValueError: An image cannot be read, or all together are too large; dialogue and image are named.
@@ -34,7 +34,7 @@ def decoded_images(dialogue: Dialogue, known: Container[ImageInput]) -> Iterator
         yield item, image
 
 
-def check_pictures(dialogue: Dialogue) -> None:
+def check_images(dialogue: Dialogue) -> None:
     """Decode every image of a dialogue, one after the other.
 
     Raises:
@@ -44,19 +44,19 @@ def check_pictures(dialogue: Dialogue) -> None:
         pass
 
 
-def with_pictures(dialogue: Dialogue) -> Dialogue:
+def with_decoded_images(dialogue: Dialogue) -> Dialogue:
     """The dialogue with every image decoded, equal files and bytes once.
 
     Raises:
         ValueError: An image cannot be read; dialogue and image are named.
     """
     decoded: dict[ImageInput, Image.Image] = {}
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for item, image in decoded_images(dialogue, decoded):
         if image is not None and not isinstance(item, Image.Image):
             decoded[item] = image
-        pictures.append(decoded[item] if image is None else image)
-    waiting = iter(pictures)
+        images.append(decoded[item] if image is None else image)
+    waiting = iter(images)
     turns = []
     for turn in dialogue.turns:
         content: list[Content] = [item if isinstance(item, str | Caption) else next(waiting) for item in turn.content]
