@@ -5,7 +5,8 @@
 
 Every form is timed beside causal attention, one after the other, again and again: what counts is the median of their
 ratios, so that what else the machine does falls on both. The least and the largest ratio stand beside it. Prints a
-table; writes `attention-DEVICE.json` and `.png` to the results folder.
+table; writes `attention-DEVICE.json` and `.png` to the results folder (with other than two threads on a CPU, their
+number behind the name).
 """
 
 from __future__ import annotations
@@ -442,7 +443,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     show(result)
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"attention-{options.device}.json"
+    threads = "" if cuda or options.threads == 2 else f"-{options.threads}"
+    path = options.output / f"attention-{options.device}{threads}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(result, path.with_suffix(".png"))
     if options.document is not None:

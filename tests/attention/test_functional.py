@@ -252,3 +252,16 @@ def test_a_joint_kind_computes_no_pair_of_an_image_query():
     (row,) = plan.views
     assert [(p.stop - p.start, p.last - p.first) for p in row] == [(40, 0), (40, 400), (40, 800), (40, 1200)]
     assert not sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32).merged
+
+
+@pytest.mark.parametrize("kind", ["unit", "unit_split", "label"])
+def test_a_label_whose_image_is_not_there_sees_itself_alone(kind):
+    """Every token is text, and yet a group attends among itself."""
+    tokens = without_images(random_tokens("mixed", 2))
+    tokens.unit_ids[:, 3:6] = 0
+    tested = [t.requires_grad_() for t in random_qkv(tokens)]
+    oracle = [t.detach().requires_grad_() for t in tested]
+    found, expected = attend(tested, tokens, kind, "sdpa"), attend(oracle, tokens, kind, "eager")
+    torch.testing.assert_close(found, expected)
+    for got, wanted in zip(gradients(tested, found), gradients(oracle, expected), strict=True):
+        torch.testing.assert_close(got, wanted)

@@ -29,12 +29,12 @@ def test_it_measures_every_layout_and_form(benchmark, tmp_path):
     options = ["--threads", "1", "--repeats", "1", "--image-tokens", "16", "--document", str(page)]
     benchmark.main([*options, "--output", str(tmp_path)])
     torch.set_num_threads(threads)
-    result = json.loads((tmp_path / "attention-cpu.json").read_text())
+    result = json.loads((tmp_path / "attention-cpu-1.json").read_text())
     assert {r["layout"] for r in result["layouts"]} == set(benchmark.LAYOUTS)
     assert {"causal", "mmca/sdpa", "unit/sdpa", "textbook"} <= {r["form"] for r in result["layouts"]}
     assert all(r["forward_ms"] > 0 and r["extra_bytes"] > 0 for r in result["layouts"])
     assert str(tmp_path) not in json.dumps(result)
-    assert (tmp_path / "attention-cpu.png").stat().st_size > 0
+    assert (tmp_path / "attention-cpu-1.png").stat().st_size > 0
     text = page.read_text()
     assert text.startswith("before <!-- measured -->")
     assert text.endswith("<!-- end of measured --> after")

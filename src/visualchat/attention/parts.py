@@ -70,7 +70,7 @@ class _Parts(torch.autograd.Function):
         q, k, v = (take(tensor, plan.text) for tensor in (query, key, value))
         kept = [q, k, v]
         side, mass = _forward((q, k, v), plan.segments, scale, causal=True)
-        done, values = [side, mass], None
+        done = [side, mass]
         if plan.images is not None:
             keys, values = (take(tensor, plan.images) for tensor in (key, value))
             kept += [keys, values]
@@ -82,7 +82,14 @@ class _Parts(torch.autograd.Function):
                 done = [side, total]
             else:
                 side, done = side + other, [side, mass, other, other_mass]
-        out = _placed(side, values, plan, query.shape)
+        if not plan.all_count:
+            side = side.masked_fill(~plan.result[:, None, :, None], 0.0)
+        parts = [(side, plan.text)]
+        if plan.own_values and plan.images is not None:
+            groups = query.shape[1] // value.shape[1]
+            values = values if groups == 1 else values.repeat_interleave(groups, dim=1)
+            parts.append((_without_surplus(values, plan.images), plan.images))
+        out = _placed(query.shape, *parts)
         inside: list[Tensor] = []
         if plan.groups is not None:
             inside = _forward_groups(out, (query, key, value), plan.groups, scale)
@@ -100,18 +107,23 @@ class _Parts(torch.autograd.Function):
             grad = grad.masked_fill(~plan.result[:, None, :, None], 0.0)
         done = saved if plan.images is None else saved[2:]
         grad_q, text_k, text_v = _backward(grad, (q, k, v), (done[0], done[1]), plan.segments, scale, causal=True)
-        grad_k, grad_v = (_scattered(found, plan.text, ctx.shapes[1]) for found in (text_k, text_v))
+        of_keys, of_values = [(text_k, plan.text)], [(text_v, plan.text)]
         if plan.images is not None:
             ends, other = (q, saved[0], saved[1]), (done[-2], done[-1])
             more, image_k, image_v = _backward(grad, ends, other, plan.views, scale, mask=plan.view_mask)
-            grad_q = grad_q + more
+            grad_q = grad_q.add_(more)
             if plan.own_values:
                 own = take(upstream, plan.images)
                 own = own.unflatten(1, (image_v.shape[1], -1)).sum(2) if own.shape[1] > image_v.shape[1] else own
-                image_v = image_v + _without_surplus(own, plan.images)
-            add_at(grad_k, plan.images.flat, image_k)
-            add_at(grad_v, plan.images.flat, image_v)
-        found = (_scattered(grad_q, plan.text, ctx.shapes[0]), grad_k, grad_v)
+                image_v = image_v.add_(_without_surplus(own, plan.images))
+            of_keys.append((image_k, plan.images))
+            of_values.append((image_v, plan.images))
+        shape, key_shape = ctx.shapes
+        found = (
+            _placed(shape, (grad_q, plan.text)),
+            _placed(key_shape, *of_keys),
+            _placed(key_shape, *of_values),
+        )
         if plan.groups is not None:
             _backward_groups(found, upstream, ctx.saved_tensors[ctx.text :], plan.groups, scale)
         return (*(each.transpose(1, 2) for each in found), None, None)
@@ -249,22 +261,19 @@ def _without_surplus(tensor: Tensor, chosen: Compact) -> Tensor:
     return tensor if chosen.full else tensor.masked_fill(~chosen.valid[:, None, :, None], 0.0)
 
 
-def _scattered(found: Tensor, chosen: Compact, shape: torch.Size) -> Tensor:
-    """`found` (B, H, C, D) at the chosen tokens of (B, S, H, D), 0 elsewhere; `shape` is (B, H, S, D)."""
+def _placed(shape: torch.Size, *parts: tuple[Tensor, Compact]) -> Tensor:
+    """Each part (B, H, C, D) at its chosen tokens of (B, S, H, D), 0 elsewhere; `shape` is (B, H, S, D).
+
+    What a part has at the surplus of its tokens is 0.
+    """
+    first, chosen = parts[0]
     if chosen.everything:
-        return found.transpose(1, 2)
-    total = found.new_zeros(shape[0], shape[2], shape[1], shape[3])
-    total.flatten(0, 1).index_copy_(0, chosen.flat, found.transpose(1, 2).flatten(0, 1))
+        return first.transpose(1, 2).contiguous()
+    whole = all(tokens.full for _, tokens in parts) and sum(tokens.length for _, tokens in parts) == shape[2]
+    total = (first.new_empty if whole else first.new_zeros)(shape[0], shape[2], shape[1], shape[3])
+    for found, tokens in parts:
+        if whole or found is first:
+            total.flatten(0, 1).index_copy_(0, tokens.flat, found.transpose(1, 2).flatten(0, 1))
+        else:
+            add_at(total, tokens.flat, found)
     return total
-
-
-def _placed(side: Tensor, values: Tensor | None, plan: Plan, shape: torch.Size) -> Tensor:
-    """The results of text that count in their places, (B, S, Hq, D), and beside them images' own values."""
-    if not plan.all_count:
-        side = side.masked_fill(~plan.result[:, None, :, None], 0.0)
-    out = _scattered(side, plan.text, shape)
-    if plan.own_values and values is not None:
-        assert plan.images is not None
-        values = values.repeat_interleave(shape[1] // values.shape[1], dim=1) if shape[1] > values.shape[1] else values
-        add_at(out, plan.images.flat, _without_surplus(values, plan.images))
-    return out
