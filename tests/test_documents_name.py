@@ -85,7 +85,7 @@ def test_what_does_not_exist_is_found():
 `src/visualchat/nowhere.py`, `tests/images/test_decode.py::test_nothing`, `tests/images/test_decode.py::test_palette`,
 `test_no_such`,
 `visualchat.nowhere`, `visualchat.attention.nothing`, `visualchat.attention.enable`, `conf/data`, `model/nothing.py`,
-`model/loss.py`, `training.optim.none_such`, `model.Nothing`, `data.batch_size`, `training.optim.optimizer_steps`
+`model/loss.py`, `training.optim.none_such`, `model.Nothing`, `data.batch_size`, `training.optim.training_steps`
 """
     assert missing(text) == [
         "src/visualchat/nowhere.py",
