@@ -13,7 +13,7 @@ import os
 import platform
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from visualchat.tiny import BACKBONES
+from visualchat.tiny.pretraining import OnStep
 from visualchat.tiny.pretraining.card import card
 from visualchat.tiny.pretraining.language import RECIPES, score_language, train_language
 from visualchat.tiny.pretraining.tokenizer import train_tokenizer
 from visualchat.tiny.pretraining.vision import VisionRecipe, image_processor, train_vision
 
-Report = Callable[[int, int, float], None]
 LANGUAGES = ("language_causal", "language_mixed")
 TRAINED = ("vision", *LANGUAGES)
 PARTS = ("tokenizer", "vision", "language-causal", "language-mixed", "card")
@@ -44,19 +44,19 @@ def make_tokenizer(out: Path) -> None:
         tokenizer.save_pretrained(out / name)
 
 
-def make_vision(out: Path, seed: int, report: Report) -> dict[str, Any]:
+def make_vision(out: Path, seed: int, on_step: OnStep) -> dict[str, Any]:
     """Train and save the vision tower with its image processor; returns its scores."""
-    tower, scores = train_vision(VisionRecipe(), seed, report)
+    tower, scores = train_vision(VisionRecipe(), seed, on_step)
     save_half(tower, out / "vision")
     image_processor().save_pretrained(out / "vision")
     return {"parameters": sum(p.numel() for p in tower.parameters()), "scores": scores}
 
 
-def make_language(name: str, out: Path, seed: int, report: Report) -> dict[str, Any]:
+def make_language(name: str, out: Path, seed: int, on_step: OnStep) -> dict[str, Any]:
     """Train, untie and save one language model beside its tokenizer; returns its scores on (folded) captions."""
     tokenizer = AutoTokenizer.from_pretrained(out / name)
     recipe = RECIPES[name]
-    model = untied(train_language(recipe, tokenizer, seed, report))
+    model = untied(train_language(recipe, tokenizer, seed, on_step))
     save_half(model, out / name)
     model = LlamaForCausalLM.from_pretrained(
         out / name, dtype=torch.float32
@@ -91,14 +91,14 @@ def _train_part(name: str, out: Path, seed: int, messages: Any) -> dict[str, Any
     transformers.utils.logging.disable_progress_bar()
     last = 0.0
 
-    def report(done: int, total: int, loss: float) -> None:
+    def on_step(done: int, total: int, loss: float) -> None:
         nonlocal last
         if done == total or time.monotonic() - last > 1:
             last = time.monotonic()
             messages.put((name, done, total, loss))
 
     start = time.monotonic()
-    result = make_vision(out, seed, report) if name == "vision" else make_language(name, out, seed, report)
+    result = make_vision(out, seed, on_step) if name == "vision" else make_language(name, out, seed, on_step)
     return {**result, "seed": seed, "seconds": round(time.monotonic() - start)}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from visualchat.attention import implementation_name
 from visualchat.dialogue.encoding import IGNORE_INDEX, Modality
 from visualchat.evaluation.exact_match import correct_answers
 from visualchat.tiny.dialogues import Split, sketch_dialogue
+from visualchat.tiny.pretraining import OnStep
 from visualchat.tiny.pretraining.hints import Hint, hint_loss
 from visualchat.tiny.pretraining.language_data import (
     Form,
@@ -44,7 +45,6 @@ MIXED_COURSE: Course = (
     ("folded", "causal"),
 )
 POOL = 8  # batches' worth of dialogues that are sorted by length together
-Report = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def train_language(
     recipe: LanguageRecipe,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    report: Report = lambda done, total, loss: None,
+    on_step: OnStep = lambda done, total, loss: None,
 ) -> LlamaForCausalLM:
     """Train a language model from nothing: strings to copy first, then dialogues over all compositions.
 
@@ -159,7 +159,7 @@ def train_language(
         recipe: Steps, rates and course.
         tokenizer: The tiny world's tokenizer.
         seed: Decides weights and data.
-        report: Called after each step with steps done, steps in all and the loss.
+        on_step: Called after each step with steps done, steps in all and the loss.
 
     Returns:
         The model in evaluation mode, embedding and head still tied.
@@ -172,7 +172,7 @@ def train_language(
         logits, hint = forward_hinted(model, model.model.embed_tokens(ids), None, hints)
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.step(loss + recipe.hint_weight * hint)
-        report(step, total, loss.item())
+        on_step(step, total, loss.item())
     optimizer = _Optimizer(model, recipe.learning_rate, recipe.steps)
     for step, (batch, kind) in enumerate(_dialogue_batches(recipe, tokenizer, seed), start=1):
         hints = [item.hints for item in batch.items]
@@ -183,7 +183,7 @@ def train_language(
             logits, hint = forward(model, embeds, batch, kind), torch.zeros(())
         loss = _dialogue_loss(logits, batch, recipe.other_weight)
         optimizer.step(loss + recipe.hint_weight * hint)
-        report(recipe.copy_steps + step, total, loss.item())
+        on_step(recipe.copy_steps + step, total, loss.item())
     return model.eval()
 
 

@@ -7,7 +7,6 @@ things; they are thrown away. Each of the 2x2 patches of a filled cell is labell
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
+from visualchat.tiny.pretraining import OnStep
 from visualchat.tiny.scenes import (
     CELL_OF_PATCH,
     CELLS,
@@ -113,14 +113,14 @@ def pixels_of(scenes: list[Scene]) -> Tensor:
 
 
 def train_vision(
-    recipe: VisionRecipe, seed: int, report: Callable[[int, int, float], None] = lambda done, total, loss: None
+    recipe: VisionRecipe, seed: int, on_step: OnStep = lambda done, total, loss: None
 ) -> tuple[SiglipVisionModel, dict[str, float]]:
     """Train the tower from nothing on scenes of all compositions.
 
     Args:
         recipe: Steps, batch size and rates.
         seed: Decides weights and pictures.
-        report: Called after each step with steps done, steps in all and the loss.
+        on_step: Called after each step with steps done, steps in all and the loss.
 
     Returns:
         The tower in evaluation mode, and what its heads score on 2000 new pictures.
@@ -142,7 +142,7 @@ def train_vision(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        report(step + 1, recipe.steps, loss.item())
+        on_step(step + 1, recipe.steps, loss.item())
     tower.eval()
     return tower, score_vision(tower, reader, random.Random(f"vision test {seed}"))
 
