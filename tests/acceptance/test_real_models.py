@@ -6,8 +6,7 @@ from hydra import compose, initialize_config_dir
 from lines import all_lines
 
 from visualchat.cli.config import CONF
-from visualchat.cli.plan import make_plan
-from visualchat.plan.report import verdict
+from visualchat.cli.plan import make_plan, verdict
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,11 @@ def test_text_is_streamed_word_by_word(session, model, processor):
 
 
 @pytest.mark.parametrize("ending", ["cut", "own"])
-def test_each_image_and_each_token_is_computed_once(session, model, processor, ending):
+@pytest.mark.parametrize("kind", ["causal", "mmca"])
+def test_each_image_and_each_token_is_computed_once(make_model, processor, kind, ending):
+    """Images together with the text around them, or each alone where its states are its own."""
+    model = make_model(attention_kind=kind)
+    session = ChatSession(model, processor, max_new_tokens=MOST)
     if ending == "own":
         end_where(model, processor.tokenizer.eos_token_id, recompute(model, processor, ROUNDS[:1], cached=True)[0][5])
     answers = recompute(model, processor, ROUNDS, cached=True)
@@ -203,13 +207,15 @@ def test_each_image_and_each_token_is_computed_once(session, model, processor, e
     model.language_model.base_model.register_forward_hook(
         lambda module, args, kwargs, out: passes.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
-    for k, expected_rows in enumerate(([2], [2], [2, 1])):
+    for k, (_, images) in enumerate(ROUNDS):
         cached = session.cache.get_seq_length()
-        done = len(passes)
+        done, encoded = len(passes), len(rows)
         list(session.ask(*ROUNDS[k]))
-        assert rows == expected_rows
-        prefill, *steps = passes[done:]
-        assert prefill == len(prompt_of(processor, ROUNDS[: k + 1], answers[:k])[0]) - cached
+        alone = [processor.image_seq_length] * len(images) if kind == "mmca" else []
+        assert rows[encoded:] == ([1] * len(alone) or [len(images)] * bool(images))
+        assert passes[done : done + len(alone)] == alone
+        prefill, *steps = passes[done + len(alone) :]
+        assert prefill + sum(alone) == len(prompt_of(processor, ROUNDS[: k + 1], answers[:k])[0]) - cached
         assert steps == [1] * (min(len(answers[k]), MOST) - 1)
     assert sum(passes) == session.cache.get_seq_length()
     assert len(session.ids) - sum(passes) in (1, 2)  # the last token said, and the end token after a cut

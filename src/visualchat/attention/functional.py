@@ -28,6 +28,7 @@ def multimodal_attention(
     unit_ids: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
+    key_order: Tensor | None = None,
     implementation: str = "auto",
     scale: float | None = None,
 ) -> Tensor:
@@ -50,6 +51,9 @@ def multimodal_attention(
             finite and means nothing.
         segment_ids: (B, K) int, which packed dialogue a token belongs to; nothing attends across, and the tokens of one
             stand together. None where a row is one dialogue.
+        key_order: (B, K) int, where in the conversation each key stands, for a cache that holds images before the text
+            that they follow; its queries are text. None where keys stand in the order of the conversation. `flex` has
+            no such form.
         implementation: `eager` (the oracle), `sdpa` (fast, memory linear in length), `flex` (FlexAttention, for GPUs:
             no backward on CPU), or `auto`.
         scale: Factor on the scores; D ** -0.5 if None.
@@ -70,6 +74,7 @@ def multimodal_attention(
         ("unit_ids", unit_ids, k_length),
         ("key_padding_mask", key_padding_mask, k_length),
         ("segment_ids", segment_ids, k_length),
+        ("key_order", key_order, k_length),
     ):
         if found is not None and found.shape != (batch, length):
             raise ValueError(f"{name} must have shape {(batch, length)}, found {tuple(found.shape)}")
@@ -79,8 +84,13 @@ def multimodal_attention(
         raise ValueError(f"image context {point.image_context!r} needs unit_ids (B, K), found None")
     if key_padding_mask is not None:
         key_padding_mask = key_padding_mask.bool()
-    layout = Layout(q_length, key_modality, key_padding_mask, image_ids, unit_ids, segment_ids)
-    attend = IMPLEMENTATIONS[resolve_implementation(implementation)]
+    layout = Layout(q_length, key_modality, key_padding_mask, image_ids, unit_ids, segment_ids, key_order)
+    name = resolve_implementation(implementation)
+    if key_order is not None and name == "flex":
+        raise ValueError(
+            "implementation 'flex' takes keys in the order of the conversation, found key_order; use 'sdpa'"
+        )
+    attend = IMPLEMENTATIONS[name]
     return attend(
         query, key, value, kind=point, layout=layout, scale=query.shape[-1] ** -0.5 if scale is None else scale
     )

@@ -35,6 +35,7 @@ class Layout:
         image_ids: (B, K), which image a token belongs to, negative for none; None if unused.
         unit_ids: (B, K), which label and image belong together, negative for neither; None if unused.
         segment_ids: (B, K), which packed dialogue a token belongs to; None where a row is one dialogue.
+        key_order: (B, K), where in the conversation each token stands; None where keys stand in that order.
     """
 
     queries: int
@@ -43,10 +44,11 @@ class Layout:
     image_ids: Tensor | None = None
     unit_ids: Tensor | None = None
     segment_ids: Tensor | None = None
+    key_order: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.modality, self.padding, self.image_ids, self.unit_ids, self.segment_ids
+        return self.modality, self.padding, self.image_ids, self.unit_ids, self.segment_ids, self.key_order
 
     @property
     def offset(self) -> int:
@@ -71,9 +73,11 @@ class Layout:
 def visible(kind: AttentionKind, layout: Layout) -> Tensor:
     """Which keys each query sees, (B, Q, K) bool."""
     query = slice(layout.offset, None)
-    position = torch.arange(layout.modality.shape[1], device=layout.modality.device)
-    before = (position[None, :] <= position[query, None])[None]
-    itself = (position[None, :] == position[query, None])[None]
+    position = layout.key_order
+    if position is None:
+        position = torch.arange(layout.modality.shape[1], device=layout.modality.device)[None]
+    before = position[:, None, :] <= position[:, query, None]
+    itself = position[:, None, :] == position[:, query, None]
     text_key = (layout.modality == Modality.TEXT)[:, None, :]
 
     def same(ids: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 NAME = "attention_kind"
 """Of what `enable` changes on a model."""
 
-IDS = ("image_ids", "unit_ids", "segment_ids")
+IDS = ("image_ids", "unit_ids", "segment_ids", "key_order")
 
 
 def implementation_name(kind: str, implementation: str = "auto") -> str:

@@ -1,34 +1,88 @@
 """A conversation with a model: any number of rounds, each with any number of images, answers streamed.
 
-The key-value cache is kept between rounds, so a round encodes and prefills only what is new: its own images and text.
+The key-value cache is kept between rounds, so a round computes only what is new: its own text, and its images unless an
+`ImageStore` knows them, from this conversation or any other. Whatever is taken back, edited, forked, saved or loaded,
+the answers are those of a new session that is given the same conversation.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
+import time
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from PIL import Image
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers.cache_utils import DynamicLayer
 
 from visualchat.attention import Modality
+from visualchat.chat.answering import Answerer, Tokens
+from visualchat.chat.image_store import ImageStore
+from visualchat.chat.saving import Saved, load_conversation, save_conversation
+from visualchat.chat.stopping import before, until
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.dialogue.encoding import NO_UNIT
+from visualchat.dialogue.encoding import NO_UNIT, encode_text
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-from visualchat.model.images_first import new_cache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a session keeps of an answered round.
+
+    Attributes:
+        said: The answer's tokens, with what ends it.
+        end: Tokens of the conversation after it.
+        held: How many of them the cache held then, if it was computed round by round.
+    """
+
+    said: list[int]
+    end: int
+    held: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the last answer took.
+
+    Attributes:
+        first_token: Seconds until its first token.
+        tokens: How many it has.
+        seconds: In all.
+    """
+
+    first_token: float
+    tokens: int
+    seconds: float
 
 
 class ChatSession:
-    """One conversation; not for use from several threads at once.
+    """One conversation; not for use from several threads at once, but sessions in several threads may share a store.
 
     Args:
         model: Answers.
         processor: Of the same model.
         max_new_tokens: The most tokens of an answer.
         temperature: 0 for greedy answers, else the temperature of sampling.
+        store: Where images' states are kept; one of its own if None. Where the kind of attention does not allow it,
+            only what precedes is reused, and a given store says so in the log.
+        stop: An answer ends before the first of these texts.
+        seed: Of sampling; None to draw from torch's global generator.
+        drop_oldest: Whether the oldest rounds are forgotten where the conversation would outgrow the model, which the
+            log tells; the others are then computed again, and their images numbered from 1.
+
+    Attributes:
+        turns: The rounds so far.
+        timing: Of the last answer; None before the first.
     """
 
     def __init__(
@@ -38,15 +92,32 @@ class ChatSession:
         *,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
+        store: ImageStore | None = None,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        drop_oldest: bool = False,
     ) -> None:
         self.model, self.processor = model.eval(), processor
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
+        self.stop, self.seed, self.drop_oldest = tuple(stop), seed, drop_oldest
+        if "" in self.stop:
+            raise ValueError("a stop text must not be empty")
+        self.store = ImageStore() if store is None else store
+        self._answerer = Answerer(model, processor, self.store)
+        if store is not None and self.why_not_stored is not None:
+            store.say_once(f"images are not reused but as part of what precedes them: {self.why_not_stored}")
         self._open: Generator[str, None, None] | None = None
+        self.timing: Timing | None = None
         self.turns: tuple[Turn, ...] = ()
         self._forget()
 
+    @property
+    def why_not_stored(self) -> str | None:
+        """Why this model's images cannot come from a store; None where they can."""
+        return self._answerer.why_not_stored
+
     def reset(self) -> None:
-        """Start again; an answer that is still streaming is cut short."""
+        """Start a new conversation; an answer that is still streaming is cut short."""
         self._close()
         self._forget()
 
@@ -57,18 +128,36 @@ class ChatSession:
             self._open = None
 
     def _forget(self) -> None:
+        self.generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        self._restart((), [])
+
+    def _restart(self, turns: tuple[Turn, ...], said: list[list[int]]) -> None:
+        """Make these rounds the conversation, answers by their own tokens; nothing of it is computed."""
         self.turns = ()
-        self.cached = 0  # rounds that the cache holds: none after `undo`
-        self.ends: list[int] = []  # tokens of the conversation after each round
+        self.rounds: list[Round] = []
         self.ids: list[int] = []
         self.modality: list[int] = []
         self.units: list[int] = []
-        self.cache = new_cache(self.model.config)
+        self.cached = 0  # rounds that the cache holds
+        self.cache: DynamicCache = self._answerer.new_cache()
+        for turn, answer in zip(turns, said, strict=True):
+            tokens, _ = self._encode(Turn(turn.content))
+            self._append(turn, tokens, answer)
+
+    def _append(self, turn: Turn, tokens: Tokens, said: list[int], held: int | None = None) -> None:
+        """Take an answered round into the conversation."""
+        self.ids = tokens.ids + said
+        self.modality = tokens.modality + [int(Modality.TEXT)] * len(said)
+        self.units = tokens.units + [NO_UNIT] * len(said)
+        self.turns, self.rounds = (*self.turns, turn), [*self.rounds, Round(said, len(self.ids), held or len(self.ids))]
+
+    @property
+    def images(self) -> int:
+        """Images sent so far; the next is image `images + 1`."""
+        return sum(len(turn.images) for turn in self.turns)
 
     def undo(self) -> None:
         """Take the last round back; an answer that is still streaming is cut short first.
-
-        The next round is computed from the beginning.
 
         Raises:
             ValueError: There is no round.
@@ -76,15 +165,103 @@ class ChatSession:
         self._close()
         if not self.turns:
             raise ValueError("there is no round to take back")
-        turns, end = self.turns[:-1], self.ends[-2] if len(self.ends) > 1 else 0
-        ids, modality, units, ends = self.ids[:end], self.modality[:end], self.units[:end], self.ends[:-1]
-        self._forget()
-        self.turns, self.ids, self.modality, self.units, self.ends = turns, ids, modality, units, ends
+        self._keep(len(self.turns) - 1)
 
-    @property
-    def images(self) -> int:
-        """Images sent so far; the next is image `images + 1`."""
-        return sum(len(turn.images) for turn in self.turns)
+    def _keep(self, count: int) -> None:
+        """Take back all but the first rounds; what is computed of those stays, where a cache can be cut."""
+        turns, rounds = self.turns[:count], self.rounds[:count]
+        outside = self.model.config.images_outside  # the cache holds them apart from its tokens
+        if not count or self.cached < count or outside or not self._crop(rounds[-1].held):
+            self._restart(turns, [round.said for round in rounds])
+            return
+        end = rounds[-1].end
+        self.ids, self.modality, self.units = self.ids[:end], self.modality[:end], self.units[:end]
+        self.turns, self.rounds, self.cached = turns, rounds, count
+
+    def _crop(self, length: int) -> bool:
+        """Cut the cache to the first tokens of the conversation; False where it has layers that cannot be cut."""
+        if not all(type(layer) is DynamicLayer for layer in self.cache.layers):
+            return False
+        self.cache.crop(length - self.cache.get_seq_length())
+        return True
+
+    def edit(self, number: int, question: str) -> Generator[str, None, None]:
+        """Ask another question in place of that of a round, with the same images; it and what follows is taken back.
+
+        Args:
+            number: The round, counted from 1.
+            question: The new one.
+
+        Returns:
+            The answer, as from `ask`.
+
+        Raises:
+            ValueError: There is no such round, or as `ask`; the conversation is as before then.
+        """
+        self._close()
+        if not 1 <= number <= len(self.turns):
+            raise ValueError(f"there is no round {number} to edit: the conversation has {len(self.turns)}")
+        images = self.turns[number - 1].images
+        Dialogue((Turn.ask(question, images),))  # refused before anything is taken back
+        self._keep(number - 1)
+        return self.ask(question, images)
+
+    def fork(self) -> ChatSession:
+        """Another session that continues from here on its own; no state is computed or copied for it.
+
+        An answer that is still streaming is cut short first.
+        """
+        self._close()
+        twin = copy.copy(self)
+        twin.cache = copy.copy(self.cache)
+        twin.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        if self.generator is not None:
+            twin.generator = torch.Generator()
+            twin.generator.set_state(self.generator.get_state())
+        return twin
+
+    def save(self, folder: str | Path) -> None:
+        """Keep the conversation, its images and its settings in a folder, for `load`.
+
+        Its `dialogue.jsonl` is data as `data/source=messages` reads it.
+        An answer that is still streaming is cut short first.
+
+        Raises:
+            ValueError: There is no round, or the folder is not empty.
+        """
+        self._close()
+        settings = {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "stop": list(self.stop),
+            "seed": self.seed,
+            "drop_oldest": self.drop_oldest,
+        }
+        drawn = None if self.generator is None else self.generator.get_state()
+        save_conversation(Saved(self.turns, [round.said for round in self.rounds], settings, drawn), Path(folder))
+
+    def load(self, folder: str | Path) -> None:
+        """Continue a saved conversation, with its settings, in place of this one; it is computed with the next round.
+
+        Answers keep their tokens where this tokenizer reads them as the same text.
+
+        Raises:
+            ValueError: The folder holds no conversation, or it cannot be read; this one is as before then.
+        """
+        self._close()
+        saved = load_conversation(Path(folder))
+        tokenizer, end = self.processor.tokenizer, self.processor.end_token_ids
+        said = []
+        for turn, answer in zip(saved.turns, saved.said, strict=True):
+            assert turn.answer is not None
+            same = answer[-len(end) :] == end and tokenizer.decode(answer, skip_special_tokens=True) == turn.answer
+            said.append(answer if same else [*encode_text(tokenizer, turn.answer), *end])
+        for name, value in saved.settings.items():
+            setattr(self, name, tuple(value) if name == "stop" else value)
+        self._forget()
+        if self.generator is not None and saved.drawn is not None:
+            self.generator.set_state(saved.drawn)
+        self._restart(saved.turns, said)
 
     def ask(self, question: str, images: Sequence[ImageInput] = ()) -> Generator[str, None, None]:
         """Send a round and stream the answer in pieces; the round counts once the stream is read to its end or closed.
@@ -97,51 +274,68 @@ class ChatSession:
         """
         self._close()
         turn = Turn.ask(question, [decode_image(image, f"image {n}") for n, image in enumerate(images, start=1)])
-        ids, modality, units, pixel_values = self._encode(turn)
-        limit = self.model.config.text_config.max_position_embeddings
-        if len(ids) + self.max_new_tokens > limit:
-            raise ValueError(
-                f"the conversation has {len(ids)} tokens and {self.max_new_tokens} are kept for the answer: more than "
-                f"the {limit} that the model can hold; start a new one"
-            )
-        self._open = self._stream(turn, ids, modality, units, pixel_values)
+        tokens, shown = self._fitting(turn)
+        self._open = self._stream(turn, tokens, shown)
         return self._open
 
-    def _encode(self, turn: Turn) -> tuple[list[int], list[int], list[int], torch.Tensor | None]:
-        """Token ids, modality and units of the whole conversation with this turn open, and the new images."""
-        encoding = self.processor.encode(Dialogue((*self.turns, turn)), done=len(self.turns))
-        images = [image for new in (*self.turns[self.cached :], turn) for image in new.images]
-        pixel_values = None
-        if images:
-            pixel_values = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        modality, units = self.modality + encoding.mm_token_type_ids, self.units + encoding.unit_ids
-        return self.ids + encoding.input_ids, modality, units, pixel_values
+    def _fitting(self, turn: Turn) -> tuple[Tokens, list[Image.Image]]:
+        """As `_encode`, of as many rounds as the model can hold, if the oldest may be dropped."""
+        limit = self.model.config.text_config.max_position_embeddings
+        tokens, shown = self._encode(turn)
+        length = len(tokens.ids)
+        if length + self.max_new_tokens <= limit:
+            return tokens, shown
+        if self.drop_oldest:
+            shorter = copy.copy(self)
+            for count in range(1, len(self.turns) + 1):
+                shorter._restart(self.turns[count:], [round.said for round in self.rounds[count:]])
+                tokens, shown = shorter._encode(turn)
+                if len(tokens.ids) + self.max_new_tokens <= limit:
+                    self._restart(shorter.turns, [round.said for round in shorter.rounds])
+                    log.warning("the conversation is full: the oldest %d of its rounds are dropped", count)
+                    return tokens, shown
+        raise ValueError(
+            f"the conversation has {length} tokens and {self.max_new_tokens} are kept for the answer: more than "
+            f"the {limit} that the model can hold; start a new one"
+        )
 
-    def _stream(
-        self, turn: Turn, ids: list[int], modality: list[int], units: list[int], pixel_values: torch.Tensor | None
-    ) -> Generator[str, None, None]:
+    def _encode(self, turn: Turn) -> tuple[Tokens, list[Image.Image]]:
+        """The whole conversation with this turn open, and the images that the cache does not hold."""
+        encoding = self.processor.encode(Dialogue((*self.turns, turn)), done=len(self.turns))
+        images: list[Any] = [image for new in (*self.turns[self.cached :], turn) for image in new.images]
+        tokens = Tokens(
+            self.ids + encoding.input_ids,
+            self.modality + encoding.mm_token_type_ids,
+            self.units + encoding.unit_ids,
+        )
+        return tokens, images
+
+    def _stream(self, turn: Turn, tokens: Tokens, images: list[Image.Image]) -> Generator[str, None, None]:
         """Generate in a thread of its own and hand the text on as it comes."""
-        tokenizer = self.processor.tokenizer
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = threading.Event()
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
+        cut = threading.Event()
         result: dict[str, Any] = {}
 
         def generate() -> None:
             try:
-                result["ids"] = self._generate(ids, modality, units, pixel_values, streamer, stop)
+                result["ids"] = self._generate(tokens, images, streamer, cut, result)
             except Exception as error:  # handed to the caller's thread
                 result["error"] = error
                 streamer.end()
 
+        begun = time.perf_counter()
         worker = threading.Thread(target=generate, daemon=True)
         worker.start()
         try:
-            yield from streamer
+            result["answer"] = yield from until(self.stop, streamer)
         finally:
-            stop.set()
+            cut.set()
             worker.join()
             if "ids" in result:
-                self._close_turn(turn, result["ids"], modality, units)
+                said = result["ids"][len(tokens.ids) :]
+                ended = time.perf_counter()
+                self.timing = Timing(result["first"] - begun, len(said), ended - begun)
+                self._close_turn(turn, tokens, said, result.get("answer"))
             else:
                 self._forget()  # the cache may hold half a round
         if "error" in result:
@@ -149,46 +343,54 @@ class ChatSession:
 
     def _generate(
         self,
-        ids: list[int],
-        modality: list[int],
-        units: list[int],
-        pixel_values: torch.Tensor | None,
+        tokens: Tokens,
+        images: list[Image.Image],
         streamer: TextIteratorStreamer,
-        stop: threading.Event,
+        cut: threading.Event,
+        result: dict[str, Any],
     ) -> list[int]:
         """All token ids of the conversation, the new answer included."""
-        device = self.model.device
-        inputs: dict[str, Any] = {
-            "input_ids": torch.tensor([ids], device=device),
-            "attention_mask": torch.ones(1, len(ids), dtype=torch.long, device=device),
-            "mm_token_type_ids": torch.tensor([modality], device=device),
-            "unit_ids": torch.tensor([units], device=device),
-        }
-        if pixel_values is not None:
-            inputs["pixel_values"] = pixel_values.to(device)
+        ids = torch.tensor([tokens.ids], device=self.model.device)
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+
+        def first() -> None:
+            result["first"] = time.perf_counter()
+
         out = self.model.generate(
-            **inputs,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             **sampling,
-            past_key_values=self.cache,
             max_new_tokens=self.max_new_tokens,
             eos_token_id=self.processor.end_token_ids[-1],
             pad_token_id=self.processor.tokenizer.pad_token_id,
-            streamer=streamer,
-            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+            stopping_criteria=StoppingCriteriaList([_Stopped(cut)]),
+            custom_generate=self._answerer.decoding(tokens, images, self.cache, self.generator, streamer, first),
         )
         return out[0].tolist()
 
-    def _close_turn(self, turn: Turn, ids: list[int], modality: list[int], units: list[int]) -> None:
-        """Take the answered round into the conversation; an answer that was cut short gets its end token."""
+    def _close_turn(self, turn: Turn, tokens: Tokens, said: list[int], stopped: str | None) -> None:
+        """Take the answered round into the conversation; an answer that was cut short gets its end token.
+
+        Args:
+            turn: Open.
+            tokens: Up to the answer.
+            said: The answer's tokens.
+            stopped: What it says before a stop text; None where none was found in it.
+        """
         tokenizer, end = self.processor.tokenizer, self.processor.end_token_ids
-        answer = tokenizer.decode(ids[len(modality) :], skip_special_tokens=True)
-        if ids[-1] != end[-1]:
-            ids = [*ids, *end]
-        self.turns = (*self.turns, Turn(turn.content, answer))
-        self.cached, self.ends = len(self.turns), [*self.ends, len(ids)]
-        new = len(ids) - len(modality)
-        self.ids, self.modality, self.units = ids, modality + [int(Modality.TEXT)] * new, units + [NO_UNIT] * new
+        answer = tokenizer.decode(said, skip_special_tokens=True)
+        if stopped is None:  # a stream that was closed may have left a stop text unread
+            stopped = before(self.stop, answer)
+        whole = True
+        if stopped is not None:  # its tokens may reach into the stop text: they are computed again with the next round
+            answer, said = stopped, [*encode_text(tokenizer, stopped), *end]
+            whole = self._crop(len(tokens.ids))
+        elif said[-1] != end[-1]:
+            said = [*said, *end]
+        self._append(Turn(turn.content, answer), tokens, said, self.cache.get_seq_length())
+        self.cached = len(self.turns)
+        if not whole:
+            self._restart(self.turns, [round.said for round in self.rounds])
 
 
 class _Stopped(StoppingCriteria):

@@ -290,6 +290,8 @@ class VisualChatModel(PreTrainedModel):
         kwargs["key_modality"] = key_modality
         if isinstance(past_key_values, ImagesFirstCache):
             kwargs |= {name: past_key_values.in_order(kwargs[name]) for name in PER_KEY if kwargs.get(name) is not None}
+            if past_key_values.awaits_text:
+                kwargs["key_order"] = past_key_values.order
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,

@@ -26,7 +26,8 @@ class ImagesFirstCache(DynamicCache):
 
     Attributes:
         order: (B, n), where in the conversation each of the first n entries stands; entries behind them stand at
-            their own place. None where all do.
+            their own place. None where all do. Where images were put in before the text around them, it tells the
+            places of that text too, whose states are still to come.
     """
 
     order: Tensor | None = None
@@ -40,19 +41,42 @@ class ImagesFirstCache(DynamicCache):
         order = self._order(modality)
         self._move(order, (modality.gather(1, order) != Modality.IMAGE).to(torch.uint8).argsort(dim=1, stable=True))
 
+    @property
+    def awaits_text(self) -> bool:
+        """Whether the next tokens stand between entries, at places that `order` tells."""
+        return self.order is not None and self.order.shape[1] > self.get_seq_length()
+
+    def insert(self, keys: Tensor, values: Tensor, places: Tensor, modality: Tensor) -> None:
+        """Put in states that were computed elsewhere; the text around them is to come, in one call.
+
+        Args:
+            keys: (layers, H, n, D), rotated to their places.
+            values: (layers, H, n, D).
+            places: (n,), where in the conversation they stand, rising.
+            modality: (K,), a `Modality` each, of the conversation up to the end of the text to come.
+        """
+        before = self.get_seq_length()
+        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+            self.update(key[None], value[None], layer)
+        order = torch.cat([self._order(places.new_empty(1, before)), places[None]], 1)
+        index = (modality[order] != Modality.IMAGE).to(torch.uint8).argsort(dim=1, stable=True)
+        self._move(order, index)
+        coming = torch.ones_like(modality, dtype=torch.bool)
+        coming[order[0]] = False
+        self.order = torch.cat([order.gather(1, index), coming.nonzero().T], 1)
+
     def in_order(self, ids: Tensor) -> Tensor:
         """Ids (B, K) in the order of the conversation, put in that of the entries; new tokens stand behind them."""
         return ids if self.order is None else ids.gather(1, self._order(ids))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens of the conversation, given as a negative number, wherever they are."""
+        """Remove the last tokens of the conversation, given as a negative number; images stay first."""
         if self.order is not None:
-            left = self.get_seq_length() + tokens_to_remove
-            if (self.order[:, left:] < left).any():  # images among them, or text before them
-                order = self._order(self.order.new_empty(len(self.order), self.get_seq_length()))
-                self._move(order, order.argsort(dim=1))
-            else:
-                self.order = self.order[:, :left]
+            length = self.get_seq_length()
+            order, left = self._order(self.order.new_empty(len(self.order), length)), length + tokens_to_remove
+            index = (order >= left).to(torch.uint8).argsort(dim=1, stable=True)
+            self._move(order, index)
+            self.order = order.gather(1, index)[:, :left]
         super().crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

@@ -41,13 +41,13 @@ def _validate(identities: Iterable[bytes], validation: float, salt: str) -> list
     border, sha256 = math.ceil(validation * 2**64).to_bytes(9, "big")[1:], hashlib.sha256
     if validation * 2**64 > 2**64 - 1:
         return [True for _ in identities]
-    salted = sha256(encoded(salt) + b"\0")
-    chosen = []
+    begun = sha256(encoded(salt) + b"\0")
+    found = []
     for identity in identities:
-        digest = salted.copy()
+        digest = begun.copy()
         digest.update(identity)
-        chosen.append(digest.digest()[:8] < border)
-    return chosen
+        found.append(digest.digest()[:8] < border)
+    return found
 
 
 def _draw(identity: str, salt: str) -> int:

@@ -47,10 +47,10 @@ class Check:
             if reason:
                 self.damaged[row] = reason
         for name, dialogues in self.parts.items():
-            findings = self.findings[name] = []
+            found = self.findings[name] = []
             looked = survey(dialogues, processor, max_length, decode=not self.sources, num_workers=num_workers)
             for finding in watched(looked, f"measuring {name}", len(dialogues)):
-                findings.append(self._with_damage(name, finding))
+                found.append(self._with_damage(name, finding))
         self.complete = True
 
     def _rows(self, part: str, index: int) -> tuple[SourceRow, ...]:
@@ -72,29 +72,29 @@ class Check:
 
     def reports(self) -> dict[str, Report]:
         """What became of the rows of each source, damaged images among the rejected."""
-        reports = {}
+        found = {}
         for name, source in self.sources.items():
             report = source.report()
             bad = [number for owner, number in self.damaged if owner == name]
             rows = sum(len(source.entries[number].members) for number in bad)
             rejected = dict(report.rejected) | ({str(Reason.DAMAGED_IMAGE): rows} if rows else {})
-            reports[name] = replace(
+            found[name] = replace(
                 report, members=report.members - rows, dialogues=report.dialogues - len(bad), rejected=rejected
             )
-        return reports
+        return found
 
     def errors(self) -> list[RowError]:
         """Every bad row, then every dialogue that is bad though its rows are not."""
-        errors = [error for source in self.sources.values() for error in source.errors]
+        found = [error for source in self.sources.values() for error in source.errors]
         for (name, number), detail in self.damaged.items():
             source = self.sources[name]
-            errors.append(RowError(source.name, source.place(number), Reason.DAMAGED_IMAGE, detail))
+            found.append(RowError(source.name, source.place(number), Reason.DAMAGED_IMAGE, detail))
         for part, findings in self.findings.items():
             for finding in findings:
                 if finding.reason and not finding.damage:
                     place = place_of(self.parts[part], finding.row)
-                    errors.append(RowError(part, place, Reason.UNFIT, finding.reason))
-        return errors
+                    found.append(RowError(part, place, Reason.UNFIT, finding.reason))
+        return found
 
     def empty(self) -> list[str]:
         """The parts that hold no sound dialogue."""

@@ -1,0 +1,165 @@
+"""From a conversation's tokens to an answer's: what is new is computed on top of a cache, then token by token.
+
+Where an image's states are its own, they come from an `ImageStore`, all at once, before the text around them is
+computed in one pass; otherwise images are computed in their place, and only what precedes them is reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+from visualchat.chat.image_store import ImageKeys, ImageStore
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.image_states import Unit, in_place, unit_states, units_from, why_not_own
+from visualchat.model.images_first import ImagesFirstCache, new_cache
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A conversation up to an answer; one entry a token.
+
+    Attributes:
+        ids: Token ids.
+        modality: A `Modality` each.
+        units: The number of the image that a token is of or labels, else -1.
+    """
+
+    ids: list[int]
+    modality: list[int]
+    units: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Answerer:
+    """A model with its processor, and the images that it knows.
+
+    Args:
+        model: Answers.
+        processor: Of the same model.
+        store: Where its images' states are kept.
+
+    Attributes:
+        why_not_stored: Why images do not come from the store; None where they do.
+    """
+
+    def __init__(
+        self, model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, store: ImageStore
+    ) -> None:
+        self.model, self.processor, self.store = model, processor, store
+        self.keys = ImageKeys(model, processor.image_processor.to_json_string())
+        self.why_not_stored = why_not_own(model)
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache for a conversation."""
+        if self.why_not_stored is None:
+            text_config: Any = self.model.config.text_config
+            return ImagesFirstCache(config=text_config)
+        return new_cache(self.model.config)
+
+    def pixels(self, images: list[Image.Image]) -> Tensor:
+        """What the encoder takes, (N, 3, height, width)."""
+        found: Tensor = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        return found.to(self.model.device)
+
+    def prefill(self, tokens: Tokens, images: list[Image.Image], cache: DynamicCache) -> Tensor:
+        """Logits (1, V) of the next token; `images` are those of the tokens that are not in the cache."""
+        device = self.model.device
+        modality = torch.tensor(tokens.modality, device=device)
+        new = torch.arange(cache.get_seq_length(), len(tokens.ids), device=device)
+        given: dict[str, Any] = {}
+        if images and self.why_not_stored is None:
+            assert isinstance(cache, ImagesFirstCache)
+            new = self._insert(tokens, images, cache, modality)
+        elif images:
+            given["pixel_values"] = self.pixels(images)
+        out = self.model(
+            input_ids=torch.tensor(tokens.ids, device=device)[new][None],
+            mm_token_type_ids=modality[new][None],
+            key_modality=modality[None],
+            unit_ids=torch.tensor([tokens.units], device=device),
+            position_ids=new[None],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **given,
+        )
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def _insert(self, tokens: Tokens, images: list[Image.Image], cache: ImagesFirstCache, modality: Tensor) -> Tensor:
+        """Put images into the cache; returns where the text around them stands, (T,)."""
+        start, device = cache.get_seq_length(), self.model.device
+        units = units_from(self.model, tokens.ids, tokens.modality, tokens.units, start)
+        pairs = list(zip(images, units, strict=True))
+        states = [
+            self.store.get(key, device, partial(self._compute, image, unit))
+            for key, (image, unit) in zip(self.keys.of(pairs), pairs, strict=True)
+        ]
+        keys, values, places = in_place(self.model, units, states)
+        cache.insert(keys, values, places, modality)
+        assert cache.order is not None
+        return cache.order[0, cache.get_seq_length() :]
+
+    def _compute(self, image: Image.Image, unit: Unit) -> Tensor:
+        return unit_states(self.model, unit, self.pixels([image]))
+
+    def decoding(
+        self,
+        tokens: Tokens,
+        images: list[Image.Image],
+        cache: DynamicCache,
+        generator: torch.Generator | None,
+        streamer: BaseStreamer,
+        begun: Callable[[], None],
+    ) -> Any:
+        """The loop that transformers' `generate` runs (`custom_generate`) with the processors that it prepares.
+
+        Args:
+            tokens: Up to the answer.
+            images: As in `prefill`.
+            cache: Of what precedes; it grows.
+            generator: Of the CPU: sampling draws from it, on every device; torch's global one if None.
+            streamer: Takes each token.
+            begun: Called when the first token is known.
+        """
+
+        def decode(
+            model: Any,
+            input_ids: Tensor,
+            logits_processor: Any,
+            stopping_criteria: Any,
+            generation_config: Any,
+            **unused: Any,
+        ) -> Tensor:
+            logits, first = self.prefill(tokens, images, cache), True
+            while True:
+                scores = logits_processor(input_ids, logits.to(torch.float32))
+                if generation_config.do_sample:
+                    weights = scores.softmax(-1)
+                    weights = weights if generator is None else weights.cpu()
+                    token = torch.multinomial(weights, 1, generator=generator).to(input_ids.device)
+                else:
+                    token = scores.argmax(-1, keepdim=True)
+                input_ids = torch.cat([input_ids, token], 1)
+                if first:
+                    first = False
+                    begun()
+                streamer.put(token[0].cpu())
+                if stopping_criteria(input_ids, None).all():
+                    break
+                logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+            streamer.end()
+            return input_ids
+
+        return decode

@@ -1,0 +1,202 @@
+"""Images that were computed once: their keys and values in every layer, for any place in any conversation.
+
+Two tiers with a budget of bytes each: what was not used for longest leaves the model's device for the host's memory,
+and that for good. Any number of sessions, in any threads, may share a store. A new image takes the same way as a known
+one, so an answer never depends on what a store holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model.image_states import Unit
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+
+def digest(*fields: str | bytes) -> str:
+    """A hash (hex) of some fields; each is framed by its length, so that no two lists of fields read alike."""
+    found = hashlib.sha256()
+    for field in fields:
+        data = field.encode() if isinstance(field, str) else field
+        found.update(len(data).to_bytes(8, "big"))
+        found.update(data)
+    return found.hexdigest()
+
+
+def image_digest(image: Image.Image) -> str:
+    """Of mode, size and every pixel."""
+    return digest(image.mode, f"{image.width} x {image.height}", image.tobytes())
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store did and holds.
+
+    Attributes:
+        hits: Images that were asked for and known.
+        misses: Those that were computed.
+        evicted: Entries that were dropped for want of room.
+        entries: How many it holds.
+        device_bytes: On the model's device.
+        host_bytes: In the host's memory.
+    """
+
+    hits: int
+    misses: int
+    evicted: int
+    entries: int
+    device_bytes: int
+    host_bytes: int
+
+
+class ImageStore:
+    """States of images by key, the least recently used leave first.
+
+    Args:
+        device_bytes: The most bytes kept on the model's device.
+        host_bytes: The most bytes kept in the host's memory beyond those.
+    """
+
+    def __init__(self, device_bytes: int = GIB, host_bytes: int = 4 * GIB) -> None:
+        self.budgets = (device_bytes, host_bytes)
+        self._tiers: tuple[OrderedDict[str, Tensor], ...] = (OrderedDict(), OrderedDict())
+        self._bytes = [0, 0]
+        self._hits = self._misses = self._evicted = 0
+        self._lock = threading.Lock()
+        self._said: set[str] = set()
+
+    def get(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
+        """The states of that key on a device; computed, and kept where there is room, if they are not known."""
+        with self._lock:
+            states = self._take(key)
+            self._hits, self._misses = self._hits + (states is not None), self._misses + (states is None)
+        states = compute() if states is None else states.to(device)
+        with self._lock:
+            self._take(key)  # another session may have put it in meanwhile
+            self._put(0, key, states)
+        return states
+
+    def clear(self) -> None:
+        """Forget all images; the counts stay."""
+        with self._lock:
+            for tier in self._tiers:
+                tier.clear()
+            self._bytes = [0, 0]
+
+    @property
+    def stats(self) -> StoreStats:
+        """Now."""
+        with self._lock:
+            entries = sum(map(len, self._tiers))
+            return StoreStats(self._hits, self._misses, self._evicted, entries, *self._bytes)
+
+    def say_once(self, text: str) -> None:
+        """Log a warning the first time."""
+        with self._lock:
+            new = text not in self._said
+            self._said.add(text)
+        if new:
+            log.warning(text)
+
+    def _take(self, key: str) -> Tensor | None:
+        """Remove an entry from where it is."""
+        for number, tier in enumerate(self._tiers):
+            if key in tier:
+                states = tier.pop(key)
+                self._bytes[number] -= states.nbytes
+                return states
+        return None
+
+    def _put(self, number: int, key: str, states: Tensor) -> None:
+        """Make an entry the latest of a tier; what has no room goes one down, and from the last away."""
+        if number == len(self._tiers):
+            self._evicted += 1
+            return
+        if states.nbytes > self.budgets[number]:
+            self._put(number + 1, key, states)
+            return
+        tier = self._tiers[number]
+        tier[key] = states if number == 0 else states.cpu()
+        self._bytes[number] += states.nbytes
+        while self._bytes[number] > self.budgets[number]:
+            oldest, moved = tier.popitem(last=False)
+            self._bytes[number] -= moved.nbytes
+            self._put(number + 1, oldest, moved)
+
+
+class ImageKeys:
+    """The keys of a model's images: all that their states depend on.
+
+    Args:
+        model: The one.
+        preprocessing: How pixels become the encoder's input, in words.
+    """
+
+    def __init__(self, model: VisualChatForConditionalGeneration, preprocessing: str) -> None:
+        self.model, self.preprocessing = model, preprocessing
+
+    def of(self, images: Iterable[tuple[Image.Image, Unit]]) -> list[str]:
+        """A key for each image in its unit.
+
+        The image's number counts where the kind of attention makes label and image a unit, or the model numbers images.
+        """
+        config = self.model.config
+        model = model_state(self.model)
+        implementation = self.model.language_model.config._attn_implementation
+        maker = (model, str(self.model.dtype), self.model.device.type, implementation, self.preprocessing)
+        keys = []
+        for image, unit in images:
+            label = [id for id, kind in zip(unit.ids, unit.modality, strict=True) if not kind]
+            numbered = bool(label) or config.image_numbers != "none"
+            number = str(unit.number) if numbered else ""
+            keys.append(digest(*maker, config.attention_kind, image_digest(image), number, repr(label)))
+        return keys
+
+
+_numbers = itertools.count()
+_states: WeakKeyDictionary[nn.Module, tuple[object, int]] = WeakKeyDictionary()
+_states_lock = threading.Lock()
+
+
+def model_state(model: nn.Module) -> str:
+    """A name of a model's weights as they are now, in this process; another one once they, or its adapters, change.
+
+    Changes are known by the tensors' versions and places in memory and by 16 of their values, so that a change of a few
+    values through `.data`, which leaves no trace, may be missed.
+    """
+    seen: list[object] = []
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        version = -1 if tensor.is_inference() else tensor._version
+        seen.append((name, tensor.data_ptr(), version, tensor.dtype, tuple(tensor.shape), _sample(tensor)))
+    for name, module in model.named_modules():
+        adapters = [getattr(module, flag, None) for flag in ("active_adapters", "disable_adapters", "merged_adapters")]
+        if any(flag is not None for flag in adapters):
+            seen.append((name, repr(adapters)))
+    state = tuple(seen)
+    with _states_lock:
+        known = _states.get(model)
+        if known is None or known[0] != state:
+            known = _states[model] = (state, next(_numbers))
+        return str(known[1])
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """Up to 16 values of a tensor, evenly spaced."""
+    values = tensor.detach().flatten()
+    chosen = values[:: max(1, len(values) // 16)][:16]
+    return chosen.cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,181 @@
+"""An image's keys and values, computed alone and put in their place: one way for known images and new ones.
+
+Under image contexts `self`, `label` and `unit` nothing outside an image (and its label, for the last two) flows into
+its states. They are computed by a pass over the image (or label and image) alone, at positions counted from its own
+start (all 0 under `self`, where positions inside an image do not matter), and rotated by the model's own rotary
+embedding to the place where the image stands.
+
+Shapes: L layers, H key heads, D head size, n tokens of a unit (an image, with its label where the kind makes them one).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from visualchat.attention import KINDS, Modality
+from visualchat.model.base_model import VisualChatModel
+
+OWN_STATES = ("self", "label", "unit")
+"""Image contexts under which an image's states are its own, position by position."""
+
+FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angle is position times a frequency that does not change with the length (`dynamic` and
+`longrope` do change)."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An image in a conversation, with its label where the kind of attention makes them one.
+
+    Attributes:
+        ids: Token ids; an image slot holds any.
+        modality: A `Modality` each.
+        number: The image's.
+        place: Where in the conversation its first token stands.
+    """
+
+    ids: tuple[int, ...]
+    modality: tuple[int, ...]
+    number: int
+    place: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def why_not_own(model: VisualChatModel) -> str | None:
+    """Why this model's images have no states of their own that could be put anywhere; None where they have."""
+    config = model.config
+    kind = KINDS.get(config.attention_kind)
+    if kind is None or kind.image_context not in OWN_STATES:
+        return (
+            f"under attention kind {config.attention_kind!r} an image's states are not kept apart from what precedes it"
+        )
+    implementation = model.language_model.config._attn_implementation
+    if implementation.endswith("_flex"):
+        return f"attention implementation {implementation!r} takes keys in the order of the conversation only"
+    if not all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers):
+        return f"{type(model.language_model).__name__} has layers that do not keep all keys"
+    rotary = _rotary(model)
+    if rotary is None or _rotate_function(model) is None:
+        return f"{type(model.language_model).__name__} has no rotary embedding of transformers' usual form"
+    rope = getattr(rotary, "rope_type", None)
+    if rope not in FIXED_ROTATIONS:
+        return f"rotary embedding {rope!r} changes its angles with the length of the conversation"
+    return None if _turns_as_the_model(model) else f"{type(model.language_model).__name__} turns keys in another way"
+
+
+def units_from(model: VisualChatModel, ids: list[int], modality: list[int], units: list[int], start: int) -> list[Unit]:
+    """The units among the tokens from `start` on, in order."""
+    with_label = KINDS[model.config.attention_kind].uses_units
+    found, size = [], model.config.image_seq_length
+    place = start
+    while place < len(ids):
+        if modality[place] != Modality.IMAGE:
+            place += 1
+            continue
+        first, stop = place, place + size
+        while with_label and first > start and units[first - 1] == units[place]:
+            first -= 1
+        assert all(kind == Modality.IMAGE for kind in modality[place:stop])
+        found.append(Unit(tuple(ids[first:stop]), tuple(modality[first:stop]), units[place], first))
+        place = stop
+    return found
+
+
+@torch.no_grad()
+def unit_states(model: VisualChatModel, unit: Unit, pixel_values: Tensor) -> Tensor:
+    """Keys and values (2, L, H, n, D) of a unit from its picture (1, 3, height, width)."""
+    device = model.device
+    positions = _own_positions(model, len(unit)).to(device)
+    cache = _empty_cache(model)
+    model.base_model(  # without the head
+        input_ids=torch.tensor([unit.ids], device=device),
+        pixel_values=pixel_values.to(device),
+        mm_token_type_ids=torch.tensor([unit.modality], device=device),
+        unit_ids=torch.full((1, len(unit)), unit.number, device=device),
+        position_ids=positions[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return _stacked(cache)
+
+
+@torch.no_grad()
+def in_place(model: VisualChatModel, units: list[Unit], states: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values (L, H, N, D) of all tokens of some units in a conversation, and their places (N,)."""
+    places = torch.cat([torch.arange(unit.place, unit.place + len(unit)) for unit in units])
+    shifts = places - torch.cat([_own_positions(model, len(unit)) for unit in units])
+    keys, values = torch.cat(states, dim=3).to(model.device)
+    return _rotated(model, keys, shifts.to(model.device)), values, places.to(model.device)
+
+
+def _own_positions(model: VisualChatModel, length: int) -> Tensor:
+    """Where the tokens of a unit stand while it is computed alone, (n,)."""
+    if KINDS[model.config.attention_kind].image_context == "self":
+        return torch.zeros(length, dtype=torch.long)
+    return torch.arange(length)
+
+
+def _empty_cache(model: VisualChatModel) -> DynamicCache:
+    text_config: Any = model.config.text_config
+    return DynamicCache(config=text_config)
+
+
+def _stacked(cache: DynamicCache) -> Tensor:
+    """(2, L, H, n, D) of a cache of one row."""
+    layers: list[Any] = cache.layers
+    return torch.stack([torch.stack([getattr(layer, name)[0] for layer in layers]) for name in ("keys", "values")])
+
+
+def _rotary(model: VisualChatModel) -> Any:
+    """The language model's rotary embedding; None where there is not exactly one."""
+    found = [module.rotary_emb for module in model.language_model.modules() if hasattr(module, "rotary_emb")]
+    return found[0] if len(found) == 1 else None
+
+
+def _rotate_function(model: VisualChatModel) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """The function by which its attention layers turn queries and keys."""
+    found: Any = getattr(sys.modules[type(_decoder(model)).__module__], "apply_rotary_pos_emb", None)
+    return found
+
+
+def _decoder(model: VisualChatModel) -> nn.Module:
+    """The module that owns the rotary embedding."""
+    return next(module for module in model.language_model.modules() if hasattr(module, "rotary_emb"))
+
+
+def _rotated(model: VisualChatModel, keys: Tensor, shifts: Tensor) -> Tensor:
+    """Keys (L, H, N, D) turned on by so many positions (N,) each."""
+    rotary, rotate = _rotary(model), _rotate_function(model)
+    assert rotate is not None
+    cos, sin = rotary(keys, shifts[None])
+    if rotary.attention_scaling != 1.0:  # which the keys have already
+        cos, sin = cos / rotary.attention_scaling, sin / rotary.attention_scaling
+    return rotate(keys, keys, cos, sin)[1]
+
+
+@torch.no_grad()
+def _turns_as_the_model(model: VisualChatModel) -> bool:
+    """Whether keys computed at 0 and turned by seven positions are those that the model computes there.
+
+    In the first layer, whose keys depend on the token and its position alone. Within the rounding of the model's dtype.
+    """
+    ids = torch.tensor([[0]], device=model.device)
+    states = []
+    for position in (0, 7):
+        cache = _empty_cache(model)
+        at = torch.full_like(ids, position)
+        model.base_model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True)
+        states.append(_stacked(cache)[0])
+    turned = _rotated(model, states[0], torch.tensor([7], device=model.device))
+    eps = torch.finfo(turned.dtype).eps
+    return bool((turned - states[1])[0].abs().max() <= 16 * eps * states[1][0].abs().max())

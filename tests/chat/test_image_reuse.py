@@ -1,0 +1,206 @@
+"""Images from a store: the same bits as in a new session, wherever they stand, and never another's."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visualchat.attention import KINDS
+from visualchat.chat.image_store import ImageStore
+from visualchat.chat.session import ChatSession
+from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model.image_states import OWN_STATES, why_not_own
+
+OWN = [name for name, kind in KINDS.items() if kind.image_context in OWN_STATES]
+MOST = 4
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+class Recorded(ChatSession):
+    """A session that keeps the logits of every step."""
+
+    def __init__(self, model, processor, **settings):
+        super().__init__(model, processor, **{"max_new_tokens": MOST, **settings})
+
+    def answer(self, question, images=()):
+        """The logits of an answer's steps, (steps, V)."""
+        rows = []
+        hook = self.model.get_output_embeddings().register_forward_hook(lambda m, a, out: rows.append(out[0, -1]))
+        "".join(self.ask(question, images))
+        hook.remove()
+        return torch.stack(rows)
+
+
+def a_dialogue(model, processor, store, rounds):
+    """The logits of every step of a new session over a store."""
+    session = Recorded(model, processor, store=store)
+    return [session.answer(question, [picture(seed) for seed in seeds]) for question, seeds in rounds], session
+
+
+def assert_same_bits(found, expected):
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [*((kind, "none") for kind in OWN), ("mmca_joint", "learned"), ("unit", "learned")]
+)
+def test_a_known_image_gives_the_same_bits_in_any_dialogue(make_model, processor, kind, numbers):
+    """Other positions, orders, numbers of other images, sessions, and another text before them."""
+    model = make_model(attention_kind=kind, image_numbers=numbers)
+    if numbers == "learned":
+        torch.nn.init.normal_(model.image_numbers.weight)
+    store = ImageStore()
+    dialogues = [
+        [("What are these?", [0, 1]), ("Sure?", []), ("And this?", [2])],
+        [("Hello, this is a longer question.", []), ("Which?", [2, 1, 0])],
+        [("Which?", [1])],
+        [("Same twice?", [0, 0, 0, 3]), ("And?", [0])],
+    ]
+    for rounds in (*dialogues, *reversed(dialogues)):
+        known, _ = a_dialogue(model, processor, store, rounds)
+        new, _ = a_dialogue(model, processor, ImageStore(), rounds)
+        assert_same_bits(known, new)
+    in_order = [[seed for _, seeds in dialogue for seed in seeds] for dialogue in dialogues]
+    numbered = {(number, seed) for seeds in in_order for number, seed in enumerate(seeds)}
+    by_picture = kind.startswith("mmca") and numbers == "none"
+    assert store.stats.misses == store.stats.entries == (4 if by_picture else len(numbered))
+
+
+@pytest.mark.parametrize("kind", ["mmca", "unit"])
+def test_a_b_a_interleaved_with_equal_sizes_and_text_never_mixes_images(make_model, processor, kind):
+    model = make_model(attention_kind=kind)
+    expected = {
+        seeds: a_dialogue(model, processor, ImageStore(), [("Which?", list(seeds))])[0]
+        for seeds in [(0,), (1,), (0, 1), (1, 0)]
+    }
+    assert not torch.equal(expected[0, 1][0][0], expected[1, 0][0][0])
+    assert not torch.equal(expected[0,][0][0], expected[1,][0][0])
+    store = ImageStore()
+    for seeds in [(0,), (1,), (0,), (0, 1), (1, 0), (0, 1), (1,), (0,)]:
+        assert_same_bits(a_dialogue(model, processor, store, [("Which?", list(seeds))])[0], expected[seeds])
+    one, other = (Recorded(model, processor, store=store) for _ in range(2))
+    first = one.answer("Which?", [picture(0)]), other.answer("Which?", [picture(1)]), one.answer("And?", [picture(0)])
+    plain = a_dialogue(model, processor, ImageStore(), [("Which?", [0]), ("And?", [0])])[0]
+    assert_same_bits(first, [plain[0], expected[1,][0], plain[1]])
+
+
+@pytest.mark.parametrize("budgets", [(0, 0), (1, 5000), (5000, 0), (5000, 5000)])
+def test_what_was_evicted_changes_no_bit(make_model, processor, budgets):
+    model = make_model(attention_kind="unit")
+    rounds = [("What are these?", [0, 1, 2]), ("And?", [1]), ("And?", [0])]
+    assert_same_bits(
+        a_dialogue(model, processor, ImageStore(*budgets), rounds * 2)[0],
+        a_dialogue(model, processor, ImageStore(), rounds * 2)[0],
+    )
+
+
+@torch.no_grad()
+def from_nothing(model, session):
+    """The likeliest token after each token of a conversation, in one pass without a cache or a store."""
+    images = [image for turn in session.turns for image in turn.images]
+    out = model(
+        torch.tensor([session.ids]),
+        session.processor.image_processor(images=images, return_tensors="pt")["pixel_values"],
+        mm_token_type_ids=torch.tensor([session.modality]),
+        unit_ids=torch.tensor([session.units]),
+        use_cache=False,
+    )
+    return out.logits[0]
+
+
+def assert_answers_are_those_of_one_pass(model, session, logits):
+    """Every step of every answer, to float32's rounding; `logits` as of `Recorded.answer`."""
+    whole = from_nothing(model, session)
+    for kept, steps in zip(session.rounds, logits, strict=True):
+        start = kept.end - len(kept.said)
+        torch.testing.assert_close(steps, whole[start - 1 : start - 1 + len(steps)], atol=2e-3, rtol=1e-3)
+        assert steps.argmax(-1).tolist() == kept.said[: len(steps)]
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_ten_rounds_with_images_in_1_3_and_7_equal_recomputing(make_model, processor, kind):
+    model = make_model(attention_kind=kind)
+    rounds = [(f"Question {n}?", {1: [0, 1], 3: [2], 7: [0, 3, 1]}.get(n, [])) for n in range(1, 11)]
+    logits, session = a_dialogue(model, processor, ImageStore(), rounds)
+    assert len(session.turns) == 10
+    assert_answers_are_those_of_one_pass(model, session, logits)
+
+
+def language_folder(folder, tokenizer, name, **config):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "attention"))
+    try:
+        from twins import language_model
+    finally:
+        sys.path.pop(0)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    language_model(name, vocab_size=len(tokenizer), **ids, **config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def joined(backbones, folder, kind):
+    torch.manual_seed(0)
+    return VisualChatForConditionalGeneration.from_backbones(
+        backbones.vision, folder, attention_kind=kind, image_seq_length=4, vision_feature_select_strategy="default"
+    )
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 2048}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "rope_theta": 1e4,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 1024,
+}
+
+
+@pytest.mark.parametrize("kind", ["mmca", "unit"])
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [(n, {}) for n in ("llama", "mistral", "qwen2", "qwen3", "gemma", "granite")]
+    + [("llama", {"rope_parameters": YARN}), ("llama", {"rope_parameters": LLAMA3})],
+    ids=["llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "yarn", "llama3"],
+)
+def test_families_reuse_exactly_with_grouped_heads(backbones, tokenizer, processor, tmp_path, name, config, kind):
+    model = joined(backbones, language_folder(tmp_path, tokenizer, name, **config), kind)
+    rounds = [("What are these?", [0, 1]), ("Sure?", []), ("And this?", [1, 2])]
+    store = ImageStore()
+    a_dialogue(model, processor, store, [("Hello.", []), ("First", [0, 1, 2])])
+    logits, session = a_dialogue(model, processor, store, rounds)
+    assert_same_bits(logits, a_dialogue(model, processor, ImageStore(), rounds)[0])
+    assert store.stats.hits >= 2
+    assert_answers_are_those_of_one_pass(model, session, logits)
+
+
+@pytest.mark.parametrize("kind", ["causal", "image", "mmca_reference", "cross"])
+def test_kinds_whose_images_have_no_states_of_their_own_say_so_once(make_model, processor, kind, caplog):
+    model = make_model(attention_kind=kind, cross_attention_every=1)
+    store = ImageStore()
+    for _ in range(2):
+        session = ChatSession(model, processor, store=store)
+    assert f"attention kind '{kind}'" in session.why_not_stored
+    assert [r.message for r in caplog.records].count(
+        f"images are not reused but as part of what precedes them: {session.why_not_stored}"
+    ) == 1
+    if kind != "cross":  # whose images take one slot each
+        "".join(session.ask("What?", [picture(0)]))
+        assert store.stats.misses == store.stats.entries == 0
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+def test_rotations_that_depend_on_the_length_are_refused_by_name(backbones, tokenizer, tmp_path, rope):
+    parameters = {"rope_type": rope, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 512}
+    if rope == "longrope":
+        parameters |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = joined(backbones, language_folder(tmp_path, tokenizer, "llama", rope_parameters=parameters), "mmca")
+    assert f"rotary embedding '{rope}' changes its angles" in why_not_own(model)
