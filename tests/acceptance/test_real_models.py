@@ -6,7 +6,8 @@ from hydra import compose, initialize_config_dir
 from lines import all_lines
 
 from visualchat.cli.config import CONF
-from visualchat.cli.plan import make_plan, verdict
+from visualchat.cli.plan import make_plan
+from visualchat.plan.report import verdict
 
 
 @pytest.fixture(scope="module")

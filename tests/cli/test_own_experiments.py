@@ -5,8 +5,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from visualchat.cli.config import CONF
-from visualchat.cli.plan import make_plan, verdict
+from visualchat.cli.plan import make_plan
 from visualchat.cli.train import refuse_drawn_shapes
+from visualchat.plan.report import verdict
 
 
 def composed(command, *overrides):

@@ -9,9 +9,11 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from visualchat.cli.config import CONF
-from visualchat.cli.plan import GIB, make_plan, show
+from visualchat.cli.plan import make_plan
 from visualchat.model.parameters import Part
+from visualchat.plan.machine import GIB
 from visualchat.plan.memory import LIVE_ELEMENTS, STRATEGIES
+from visualchat.plan.report import show
 from visualchat.plan.workload import SETS
 
 
@@ -45,7 +47,7 @@ def test_70b_on_one_and_on_eight_gpus():
     language = sum(part.bytes for part in eight.sizes.parts if part.part not in (Part.VISION, Part.PROJECTOR))
     assert round(language / GIB, 1) == 128.5
     assert [choice.fits for choice in eight.configured] == [False, True]
-    assert eight.checkpointing
+    assert eight.settings.checkpointing
     text = printed(eight)
     assert "295,706,624" in text
     assert "As configured it fits: zero3, data.batch_size=1, gradient checkpointing." in text
@@ -69,7 +71,7 @@ def test_numbers_may_be_given():
     )
     assert found.machine.memory == 48 * GIB
     assert found.steps == 5 * 10
-    assert found.gpu == ("mine", 100.0, 0.5)
+    assert (found.machine.name, found.machine.peak_tflops, found.machine.utilisation) == ("mine", 100.0, 0.5)
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_what_a_plan_advises_can_be_typed_and_fits():
     tight = ["experiment=paper_5_2_3", "gpus=1"]
     (advice,) = re.findall(r"this does: (.*)", printed(plan(*tight)))
     again = plan(*tight, *advice.split())
-    assert again.configured[again.checkpointing].fits
+    assert again.configured[again.settings.checkpointing].fits
     assert again.rows_per_step == plan(*tight).rows_per_step
 
 

@@ -8,12 +8,13 @@ from rich.console import Console
 
 from visualchat.cli import data
 from visualchat.cli.config import CONF
-from visualchat.cli.plan import make_plan, show
+from visualchat.cli.plan import make_plan
 from visualchat.cli.sweep_report import Run, sweep_table
 from visualchat.data.inspection.survey import Finding
 from visualchat.data.sources.rows import Report
 from visualchat.evaluation.report import metrics_table
 from visualchat.model.parameters import Part, PartSize
+from visualchat.plan.report import show
 from visualchat.training.callbacks.parts_table import parts_table
 
 SOURCES = ("llava_dial", "otter_mimicit_cgd", "sparkles_dialogue_cc", "coco_caption_joined")

@@ -11,8 +11,8 @@ from visualchat.model import VisualChatForConditionalGeneration, VisualChatProce
 from visualchat.model.language import load_language_model
 from visualchat.model.remote_code import load_without_code
 from visualchat.model.vision import load_image_processor, load_vision_tower
+from visualchat.plan.measure import local_tokenizer
 from visualchat.plan.shapes import backbone_config
-from visualchat.plan.workload import local_tokenizer
 
 CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor")
 

@@ -2,7 +2,8 @@
 
 from small import build
 
-from visualchat.plan.choose import FULL, Machine, assess, batch_sizes, best, largest, usable
+from visualchat.plan.choose import assess, batch_sizes, best, largest, usable
+from visualchat.plan.machine import FULL, Machine
 from visualchat.plan.memory import Step
 from visualchat.plan.shapes import sizes_of
 

@@ -27,7 +27,7 @@ from visualchat.data.batching.packing import Packing
 from visualchat.data.batching.truncation import turns_that_fit
 from visualchat.data.inspection.check import Check, reasons
 from visualchat.data.inspection.shards import write_shards
-from visualchat.data.inspection.show import page, pieces
+from visualchat.data.inspection.show import page, token_runs
 from visualchat.data.inspection.survey import Finding, quantiles, survey, totals
 from visualchat.data.progress import watched
 from visualchat.data.sources import Report, RowError, Source
@@ -224,7 +224,7 @@ def show(config: DictConfig, run: Path) -> None:
     encoding = processor.encode(dialogue)
     fits = turns_that_fit(dialogue.require_answers(), encoding, config.data.max_length)
     kept = encoding.answer_spans[fits - 1][1]
-    found = pieces(encoding, processor.tokenizer, processor.image_seq_length, kept)
+    found = token_runs(encoding, processor.tokenizer, processor.image_seq_length, kept)
     supervised = sum(piece.tokens for piece in found if piece.kind == "answer")
     summary = f"{name} {config.number}: {len(encoding)} tokens, {supervised} supervised, {kept} within the limit"
     console.print(f"{printable(dialogue.id)}; {summary}", highlight=False, markup=False)

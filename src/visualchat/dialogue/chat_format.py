@@ -80,7 +80,7 @@ def _unfit(tokenizer: PreTrainedTokenizerBase, why: str) -> ValueError:
 
 
 def _place(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The file that holds the chat template; what the tokenizer is called where it is no local folder's."""
+    """The file that holds the chat template; what the tokenizer is called where it is not a local folder's."""
     folder = Path(tokenizer.name_or_path)
     files = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
     return next((str(file) for file in files if file.is_file()), tokenizer.name_or_path)
@@ -128,9 +128,9 @@ def _bounded(steps: int) -> Iterator[None]:
 def _between(tokenizer: PreTrainedTokenizerBase, marks: Sequence[str]) -> list[str]:
     """What stands before, between and after the marks."""
     text = _rendered(tokenizer, marks)
-    found = re.findall("|".join(marks), text)
-    if found != list(marks):
-        raise _unfit(tokenizer, f"of the messages {list(marks)} it writes {found}")
+    written = re.findall("|".join(marks), text)
+    if written != list(marks):
+        raise _unfit(tokenizer, f"of the messages {list(marks)} it writes {written}")
     return re.split("|".join(marks), text)
 
 
@@ -151,6 +151,6 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def _strips(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template leaves blanks round a message out."""
+    """Whether the template leaves out whitespace around a message."""
     padded = f"\t{_ROUNDS[0]}\t"
     return padded not in _rendered(tokenizer, (padded,))

@@ -59,8 +59,8 @@ def _item(item: Any, name: str) -> Content:
     if kind == "text" and isinstance(item.get("text"), str):
         return item["text"]
     if kind == "image_url" and item.get("image_url") is not None:
-        found = item["image_url"]
-        return image_input(found.get("url") if isinstance(found, Mapping) else found, name)
+        address = item["image_url"]
+        return image_input(address.get("url") if isinstance(address, Mapping) else address, name)
     if kind == "image":
         for key in ("image", "path", "bytes", "base64", "url"):
             if item.get(key) is not None:

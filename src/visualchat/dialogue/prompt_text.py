@@ -62,13 +62,13 @@ def read_prompt(
         ValueError: There are not as many slots as images, or the template does not write such a text.
     """
     _check_count(text.count(SLOT), len(images), name)
-    for own, body in _openings(text, template, system):
-        found = _dialogue(body, own, iter(images), template, end, name)
-        if found is None:
+    for own_system, body in _openings(text, template, system):
+        prompt = _dialogue(body, own_system, iter(images), template, end, name)
+        if prompt is None:
             continue
-        dialogue, unfinished = found
+        dialogue, unfinished = prompt
         if prompt_text(render(dialogue, system, template), end, unfinished) == text:
-            return found
+            return prompt
     raise ValueError(
         f"{name} holds {_mark(template.answer, template)!r} but is not a prompt of this template, found "
         f"{text[:200]!r}; expected what apply_chat_template(tokenize=False) gives, unchanged, or messages with "
@@ -82,7 +82,7 @@ def _check_count(slots: int, images: int, name: str) -> None:
 
 
 def _mark(fixed: str, template: Template) -> str:
-    """A fixed text as it stands in a prompt: some tokenizers bring the blanks around it themselves."""
+    """A fixed text as it stands in a prompt: some tokenizers bring the spaces around it themselves."""
     return fixed.strip(" ") if template.prefixes_space else fixed
 
 
@@ -118,11 +118,11 @@ def _dialogue(
             return None
         if last:
             unfinished = bool(answer) and not answer.endswith(end)
-        given = answer.removesuffix(end).removeprefix(template.answer_prefix) if answer else None
+        answer_words = answer.removesuffix(end).removeprefix(template.answer_prefix) if answer else None
         content = tuple(_content(asked, images, template, 1 + sum(len(turn.images) for turn in turns)))
         if not content:
             return None
-        turns.append(Turn(content, given))
+        turns.append(Turn(content, answer_words))
     try:
         return Dialogue(tuple(turns), name, system), unfinished
     except ValueError:

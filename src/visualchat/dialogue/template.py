@@ -203,7 +203,7 @@ def render(dialogue: Dialogue, system: str = PAPER_SYSTEM, template: Template = 
 
 
 def _stripped(content: tuple[Content, ...]) -> list[Content]:
-    """The items of a turn without blanks at its beginning and end."""
+    """The items of a turn without whitespace at its beginning and end."""
     items = list(content)
     if isinstance(items[0], str):
         items[0] = items[0].lstrip()

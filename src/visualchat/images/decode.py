@@ -91,10 +91,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"it is a {image.format} file, expected one of {', '.join(FORMATS)}")
     image.load()
     turn = _TURNS.get(_orientation(image))
-    found = _to_rgb(image if turn is None else image.transpose(turn))
+    rgb = _to_rgb(image if turn is None else image.transpose(turn))
     for note in _NOTES:
-        found.info.pop(note, None)  # else it would be turned again the next time
-    return found
+        rgb.info.pop(note, None)  # else it would be turned again the next time
+    return rgb
 
 
 def _orientation(image: Image.Image) -> int:

@@ -68,7 +68,7 @@ class FeatureStore:
         keys = [*pictures]
         known: dict[int, Tensor] = {}
         damaged = 0
-        for place, key in enumerate(keys):
+        for index, key in enumerate(keys):
             try:
                 features = self.read(key)
             except ValueError as error:
@@ -76,14 +76,14 @@ class FeatureStore:
                 damaged += 1
                 continue
             if features is not None:
-                known[place], keys[place] = features, ""
+                known[index], keys[index] = features, ""
         if not known:
             return Lookup(None, keys, damaged)
         some = next(iter(known.values()))
-        found = some.new_zeros((len(keys), *some.shape))
-        for place, features in known.items():
-            found[place] = features
-        return Lookup(found, keys, damaged)
+        features_of_all = some.new_zeros((len(keys), *some.shape))
+        for index, features in known.items():
+            features_of_all[index] = features
+        return Lookup(features_of_all, keys, damaged)
 
     def read(self, key: str) -> Tensor | None:
         """The features (P, D) of the picture of that key, as they were written; None where they are not there.

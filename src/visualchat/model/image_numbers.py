@@ -1,7 +1,7 @@
 """Which image a token belongs to: checked where a model needs it; and vectors that tell image tokens their number.
 
 An image token that attends to itself alone never meets the words "Image 2". A vector for the number k, added to all
-tokens of image k before the language model, tells it which image it is of; its states depend on picture and number.
+tokens of image k before the language model, tells it which image it is of; its states depend on image and number.
 
 Shapes: B batch, S sequence, K keys (S plus what is cached), N image slots of the whole batch, P tokens an image, E
 embedding size.

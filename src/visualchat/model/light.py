@@ -160,7 +160,9 @@ def _head_dtype(model: VisualChatForConditionalGeneration) -> torch.dtype:
 def language_bits(model: VisualChatForConditionalGeneration) -> int | None:
     """In how many bits the language model is held; None where it is not quantized."""
     settings = getattr(model.language_model.config, "quantization_config", None)
-    return None if settings is None else 4 if settings.load_in_4bit else 8
+    if settings is None:
+        return None
+    return 4 if settings.load_in_4bit else 8
 
 
 def _joint_fields(config: VisualChatConfig) -> dict[str, Any]:

@@ -46,9 +46,9 @@ class ProcessingPrompts:
         `apply_chat_template(tokenize=False)` gave, which becomes the same tokens as the messages themselves.
 
         Args:
-            images: One picture or several, as `visualchat.images.inputs.image_input` reads them; with several texts a
+            images: One image or several, as `visualchat.images.inputs.image_input` reads them; with several texts a
                 list for each, or one list for all in the order of their "<image>".
-            text: One text or several; None for the pictures alone.
+            text: One text or several; None for the images alone.
             videos: There are none.
             audio: There is none.
             **kwargs: The fields of `visualchat.model.processing_options.ProcessingOptions`, and keywords of the image
@@ -172,8 +172,8 @@ class ProcessingPrompts:
             columns["assistant_masks"] = (labels != IGNORE_INDEX).long()
         if options.padding is None:
             columns = _unpadded(columns, [len(encoding) for encoding in encodings], options)
-        pictures = [image for dialogue, _ in prompts for image in dialogue.images]
-        data = columns | (self._pixels(pictures, options) if pictures else {})
+        images = [image for dialogue, _ in prompts for image in dialogue.images]
+        data = columns | (self._pixels(images, options) if images else {})
         return BatchFeature({name: _as(value, options.return_tensors) for name, value in data.items()})
 
     def _encoded(self, dialogue: Dialogue, unfinished: bool, options: ProcessingOptions) -> Encoding:
@@ -184,11 +184,11 @@ class ProcessingPrompts:
         stop = len(encoding) - (len(end_token_ids(self.tokenizer, self._texts)) if unfinished else 0)
         return _slice(encoding, start, stop)
 
-    def _pixels(self, pictures: Sequence[Any], options: ProcessingOptions) -> dict[str, Any]:
-        """The prepared pictures, (N, 3, height, width)."""
+    def _pixels(self, images: Sequence[Any], options: ProcessingOptions) -> dict[str, Any]:
+        """The prepared images, (N, 3, height, width)."""
         decoded = [
-            decode_image(image_input(picture, f"image {number}"), f"image {number}")
-            for number, picture in enumerate(pictures, start=1)
+            decode_image(image_input(image, f"image {number}"), f"image {number}")
+            for number, image in enumerate(images, start=1)
         ]
         prepared = self.image_processor(images=decoded, return_tensors="pt", **options.images)
         return {"pixel_values": prepared["pixel_values"]}

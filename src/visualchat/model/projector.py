@@ -46,9 +46,9 @@ class Projector(nn.Module):
 
     shape: ProjectorShape
 
-    def tokens(self, given: int) -> int:
+    def tokens(self, encoder_tokens: int) -> int:
         """How many tokens an image has after the projector, if the encoder gives so many."""
-        return given
+        return encoder_tokens
 
     @property
     def last_norm(self) -> nn.LayerNorm | None:
@@ -140,7 +140,7 @@ class PerceiverProjector(Projector):
         self.resampler = Resampler(shape.in_features, width, side, _heads(width, 128))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
-    def tokens(self, given: int) -> int:
+    def tokens(self, encoder_tokens: int) -> int:
         """P, whatever the encoder gives."""
         return self.shape.image_tokens
 

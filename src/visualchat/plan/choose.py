@@ -5,34 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from visualchat.plan.machine import Machine
 from visualchat.plan.memory import STRATEGIES, Memory, Step, estimate
 from visualchat.plan.shapes import Sizes
-
-FULL = 0.9
-"""Share of a GPU's memory that a run may count on: the rest is for what the formulas miss.
-
-Measured on a CPU, MMCA keeps 5 to 6% more than they say; PyTorch's allocator leaves gaps between blocks on top.
-"""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The GPUs.
-
-    Attributes:
-        gpus: How many, over all nodes.
-        memory: Bytes of each.
-        reserve: Bytes of each that are kept back.
-    """
-
-    gpus: int
-    memory: float
-    reserve: float
-
-    @property
-    def usable(self) -> float:
-        """Bytes of each that a run may take."""
-        return FULL * self.memory
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ def kept_activations(sizes: Sizes, step: Step) -> int:
     if step.checkpointing:
         return tokens * sizes.layers * sizes.hidden * sizes.element + last_norm
     rotary = 2 * step.tokens * sizes.head_size * sizes.element
-    crossing = sizes.cross_layers * tokens * 20 * sizes.hidden * sizes.element
-    return sizes.layers * tokens * layer_activations(sizes) + crossing + rotary + last_norm
+    cross_attention = sizes.cross_layers * tokens * 20 * sizes.hidden * sizes.element
+    return sizes.layers * tokens * layer_activations(sizes) + cross_attention + rotary + last_norm
 
 
 def activations(sizes: Sizes, step: Step) -> int:

@@ -76,11 +76,11 @@ class Sizes:
         feed_forward: Width of its MLPs.
         vocabulary: Tokens of its head.
         layer_bytes: What the largest of its layers takes.
-        linear: Weights of linear maps in its layers: each costs 2 operations a token.
+        linear: Weights of linear maps in its layers: each costs 2 FLOPs a token.
         linear_trained: Those of them that train.
         cross_linear: Weights of linear maps in gated cross-attention layers.
         cross_layers: How many such layers there are.
-        vision_operations: Floating-point operations of the vision encoder for one image, forward.
+        vision_flops: FLOPs of the vision encoder for one image, forward.
         vision_trained: Weights of linear maps in it that train.
         vision_layers: Its layers.
         vision_hidden: Its inner width.
@@ -104,7 +104,7 @@ class Sizes:
     linear_trained: int
     cross_linear: int
     cross_layers: int
-    vision_operations: int
+    vision_flops: int
     vision_trained: int
     vision_layers: int
     vision_hidden: int
@@ -155,7 +155,7 @@ def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
         linear_trained=linear_trained,
         cross_linear=every - linear,
         cross_layers=sum(hasattr(layer, CROSS_ATTENTION) for layer in layers),
-        vision_operations=vision_operations(model),
+        vision_flops=vision_flops(model),
         vision_trained=_linear(model.vision_tower)[1],
         vision_layers=vision.num_hidden_layers,
         vision_hidden=getattr(vision, "width", vision.hidden_size),
@@ -166,8 +166,8 @@ def sizes_of(model: VisualChatForConditionalGeneration) -> Sizes:
     )
 
 
-def vision_operations(model: VisualChatForConditionalGeneration) -> int:
-    """Floating-point operations of the vision encoder for one image, forward; counted, also on the meta device."""
+def vision_flops(model: VisualChatForConditionalGeneration) -> int:
+    """FLOPs of the vision encoder for one image, forward; counted, also on the meta device."""
     # the plain form of attention, which the counter knows on every device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.vision_features(model.blank_image())

@@ -105,8 +105,8 @@ class TinyDialogues:
         rng = random.Random(f"shuffled {self.seed} {index % self.size}")
         if rng.random() >= self.shuffled or len(dialogue.images) < 2:
             return dialogue
-        foreign = draw(sample_scene(rng, SEEN))
-        return insert_image(dialogue, foreign, rng.randrange(1, len(dialogue.images))) or dialogue
+        unrelated = draw(sample_scene(rng, SEEN))
+        return insert_image(dialogue, unrelated, rng.randrange(1, len(dialogue.images))) or dialogue
 
     def digest(self) -> str:
         """A hash (hex) of all that the dialogues are drawn from."""

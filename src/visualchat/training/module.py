@@ -60,7 +60,7 @@ class VisualChatModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.build_model = build_model
-        self.settings = optimizer or OptimizerSettings()
+        self.optimizer_settings = optimizer or OptimizerSettings()
         self.trainable = trainable or Trainable()
         self.base = base
         self.gradient_checkpointing = gradient_checkpointing
@@ -178,15 +178,15 @@ class VisualChatModule(lightning.LightningModule):
         )
 
     def _lower_rates(self) -> dict[str, object]:
-        return {f"optimizer.{name}": f"{rate:g}" for name, rate in self.settings.halved().items()}
+        return {f"optimizer.{name}": f"{rate:g}" for name, rate in self.optimizer_settings.halved().items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set again at every step."""
         steps = training_steps(self.trainer, self.data.train_batches())
         mixed = "mixed" in str(self.trainer.precision)
         masters = not isinstance(self.trainer.strategy, DeepSpeedStrategy)  # it keeps them itself
-        optimizer = build_optimizer(self.settings, self.model, mixed, masters)
-        schedule = warmup_cosine(optimizer, steps, self.settings.warmup_fraction)
+        optimizer = build_optimizer(self.optimizer_settings, self.model, mixed, masters)
+        schedule = warmup_cosine(optimizer, steps, self.optimizer_settings.warmup_fraction)
         self._group_settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

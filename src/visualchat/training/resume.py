@@ -111,7 +111,7 @@ def find_checkpoint(resume: str | Path | None, run: Path) -> Path | None:
     candidates = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     if not candidates:
         if automatic:
-            log.info("no checkpoint in %s yet: starting afresh", folder)
+            log.info("no checkpoint in %s yet: starting from scratch", folder)
             return None
         raise ValueError(f"resume={resume}: no checkpoint there, expected {LAST} in it or in its {FOLDER}/")
     return _newest_sound(candidates)

@@ -264,7 +264,7 @@ def test_a_broken_file_is_named(corpus, content, message):
 def test_settings_are_checked(corpus):
     with pytest.raises(ValueError, match="on_error must be one of error, skip, not 'ignore'"):
         len(Llava(corpus.root, files=[], on_error="ignore"))
-    with pytest.raises(ValueError, match=r"data root .*nowhere' is no folder"):
+    with pytest.raises(ValueError, match=r"data root .*nowhere' is not a folder"):
         len(Llava(corpus.root / "nowhere"))
     with pytest.raises(ValueError, match=r"'llava/detail_23k.json' does not exist under the data root"):
         len(Llava(corpus.root))

@@ -112,9 +112,7 @@ def test_published_sizes():
 
 @pytest.mark.parametrize("size", [(56, 42), (28, 112), (60, 60)])
 def test_a_picture_that_is_no_square_of_patches_is_refused(encoder, size):
-    with pytest.raises(
-        ValueError, match=rf"square pictures of a multiple of 14 pixels, found \({size[0]}, {size[1]}\)"
-    ):
+    with pytest.raises(ValueError, match=rf"square images of a multiple of 14 pixels, found \({size[0]}, {size[1]}\)"):
         encoder(torch.zeros(1, 3, *size, dtype=torch.float64))
 
 

@@ -33,7 +33,7 @@ def spread(
     size = len(dialogues)
     count = size if count is None else count
     chosen: dict[int, Dialogue] = {}
-    for start in sorted({number * size // count for number in range(count)}):
+    for start in sorted({n * size // count for n in range(count)}):
         for index in range(start, size):
             if index in chosen:
                 continue

@@ -1,6 +1,6 @@
 """Packing: several dialogues share a row of the length limit, so that next to no token is padding.
 
-The plan needs the dialogues' lengths alone: best fit, longest first, dialogues of equal length in the epoch's order. So
+It needs the dialogues' lengths alone: best fit, longest first, dialogues of equal length in the epoch's order. So
 other dialogues meet in every epoch, and the number of rows stays the same where every epoch takes all dialogues. Where
 an epoch takes some of them (a mixture with weights), rows are split until there are as many as in the fullest epoch.
 All is a pure function of lengths, seed and epoch.
@@ -18,10 +18,10 @@ import numpy as np
 from visualchat.data.blend.mixture import permutation
 
 Row = tuple[int, ...]
-"""The numbers of the dialogues that share a row."""
+"""The indexes of the dialogues that share a row."""
 
 Order = Callable[[int, int], Sequence[int]]
-"""(seed, epoch) -> the numbers of all dialogues of that epoch, in order."""
+"""(seed, epoch) -> the indexes of all dialogues of that epoch, in order."""
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
@@ -40,9 +40,9 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
     for length in lengths:
         if length > capacity:
             raise ValueError(f"a dialogue of {length} tokens does not fit into a row of {capacity}")
-        place = bisect_left(room, (length, -1))
-        if place < len(room):
-            left, chosen = room.pop(place)
+        tightest = bisect_left(room, (length, -1))
+        if tightest < len(room):
+            left, chosen = room.pop(tightest)
         else:
             left, chosen, opened = capacity, opened, opened + 1
         bins.append(chosen)
@@ -58,15 +58,15 @@ def _bins(lengths: bytes, capacity: int) -> list[int]:
 
 
 class Packing:
-    """A plan of packed rows; see the module.
+    """The packed rows of every epoch; see the module.
 
     Args:
-        lengths: Tokens by the number of each dialogue; those that are not in it are never packed.
+        lengths: Tokens by the index of each dialogue; those that are not in it are never packed.
         capacity: The most tokens of a row.
         order: Which dialogues an epoch takes; all, shuffled, if None.
         seed: Of the order.
         epochs: How many epochs there will be, where they take different dialogues; None for a run without end, which
-            plans for the first 20 and a hundredth more rows.
+            plans for the first 20 and 1% more rows.
 
     Raises:
         ValueError: There is no dialogue, or one is over the capacity.
@@ -88,16 +88,16 @@ class Packing:
     def _epoch(self, epoch: int) -> list[Row]:
         """The rows of an epoch, fullest first."""
         if self.order is None:
-            numbers = list(self.lengths)
-            numbers = [numbers[place] for place in permutation(len(numbers), self.seed, epoch)]
+            known = list(self.lengths)
+            indexes = [known[n] for n in permutation(len(known), self.seed, epoch)]
         else:
-            numbers = [number for number in self.order(self.seed, epoch) if number in self.lengths]
-        found = np.asarray([self.lengths[number] for number in numbers], dtype=np.int64)
-        longest = np.argsort(-found, kind="stable")  # equal lengths stay in the epoch's order
-        bins = np.asarray(_bins(found[longest].tobytes(), self.capacity))
+            indexes = [index for index in self.order(self.seed, epoch) if index in self.lengths]
+        lengths = np.asarray([self.lengths[index] for index in indexes], dtype=np.int64)
+        longest = np.argsort(-lengths, kind="stable")  # equal lengths stay in the epoch's order
+        bins = np.asarray(_bins(lengths[longest].tobytes(), self.capacity))
         by_bin = np.argsort(bins, kind="stable")
         borders = np.flatnonzero(np.diff(bins[by_bin])) + 1
-        return [tuple(row.tolist()) for row in np.split(np.asarray(numbers)[longest[by_bin]], borders)]
+        return [tuple(row.tolist()) for row in np.split(np.asarray(indexes)[longest[by_bin]], borders)]
 
     @cached_property
     def _count(self) -> int:
@@ -113,7 +113,7 @@ class Packing:
     @cached_property
     def efficiency(self) -> float:
         """The share of real tokens in the first epoch's rows, filled up to the capacity, 0..1."""
-        real = sum(self.lengths[number] for row in self._epoch(0) for number in row)
+        real = sum(self.lengths[index] for row in self._epoch(0) for index in row)
         return real / (len(self) * self.capacity)
 
     def rows(self, epoch: int) -> list[Row]:
@@ -123,8 +123,8 @@ class Packing:
         if surplus > 0:
             raise ValueError(f"epoch {epoch} needs {surplus} rows more than the {self.epochs or 20} epochs planned for")
         while len(rows) < len(self) and max(map(len, rows)) > 1:
-            fullest = max(range(len(rows)), key=lambda place: len(rows[place]))
+            fullest = max(range(len(rows)), key=lambda n: len(rows[n]))
             half = len(rows[fullest]) // 2
             rows[fullest : fullest + 1] = [rows[fullest][:half], rows[fullest][half:]]
         rows += [()] * (len(self) - len(rows))
-        return [rows[place] for place in permutation(len(rows), self.seed, epoch)]
+        return [rows[n] for n in permutation(len(rows), self.seed, epoch)]

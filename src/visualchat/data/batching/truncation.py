@@ -1,6 +1,6 @@
 """What does not fit: dialogues over the length limit are cut at a turn's border, bad rows are skipped, all is counted.
 
-Stands between the sources' dialogues and the batch. Nothing is dropped in silence: what happened to a dialogue is an
+Stands between the sources' dialogues and the batch. Nothing is dropped silently: what happened to a dialogue is an
 entry of `Trimmed`, and `TrimReport` adds them up over a run.
 """
 

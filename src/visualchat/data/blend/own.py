@@ -92,5 +92,5 @@ def _on_files(source: Source, validation: str | Sequence[str]) -> Source:
         raise ValueError(f"data.validation={validation}: {source.name} takes no files; give a share, such as 0.1")
     if both := sorted(set(names(validation)) & set(names(getattr(reader, field)))):
         raise ValueError(f"data.validation={validation}: {', '.join(both)} trains too; name other files, or a share")
-    found: Source = replace(reader, **{field: validation if field == "folder" else names(validation)})
-    return found
+    source_on_files: Source = replace(reader, **{field: validation if field == "folder" else names(validation)})
+    return source_on_files

@@ -41,13 +41,13 @@ def _validate(identities: Iterable[bytes], validation: float, salt: str) -> list
     border, sha256 = math.ceil(validation * 2**64).to_bytes(9, "big")[1:], hashlib.sha256
     if validation * 2**64 > 2**64 - 1:
         return [True for _ in identities]
-    begun = sha256(encoded(salt) + b"\0")
-    found = []
+    salted = sha256(encoded(salt) + b"\0")
+    chosen = []
     for identity in identities:
-        digest = begun.copy()
+        digest = salted.copy()
         digest.update(identity)
-        found.append(digest.digest()[:8] < border)
-    return found
+        chosen.append(digest.digest()[:8] < border)
+    return chosen
 
 
 def _draw(identity: str, salt: str) -> int:

@@ -47,10 +47,10 @@ class Check:
             if reason:
                 self.damaged[row] = reason
         for name, dialogues in self.parts.items():
-            found = self.findings[name] = []
+            findings = self.findings[name] = []
             looked = survey(dialogues, processor, max_length, decode=not self.sources, num_workers=num_workers)
             for finding in watched(looked, f"measuring {name}", len(dialogues)):
-                found.append(self._with_damage(name, finding))
+                findings.append(self._with_damage(name, finding))
         self.complete = True
 
     def _rows(self, part: str, index: int) -> tuple[SourceRow, ...]:
@@ -72,29 +72,29 @@ class Check:
 
     def reports(self) -> dict[str, Report]:
         """What became of the rows of each source, damaged images among the rejected."""
-        found = {}
+        reports = {}
         for name, source in self.sources.items():
             report = source.report()
             bad = [number for owner, number in self.damaged if owner == name]
             rows = sum(len(source.entries[number].members) for number in bad)
             rejected = dict(report.rejected) | ({str(Reason.DAMAGED_IMAGE): rows} if rows else {})
-            found[name] = replace(
+            reports[name] = replace(
                 report, members=report.members - rows, dialogues=report.dialogues - len(bad), rejected=rejected
             )
-        return found
+        return reports
 
     def errors(self) -> list[RowError]:
         """Every bad row, then every dialogue that is bad though its rows are not."""
-        found = [error for source in self.sources.values() for error in source.errors]
+        errors = [error for source in self.sources.values() for error in source.errors]
         for (name, number), detail in self.damaged.items():
             source = self.sources[name]
-            found.append(RowError(source.name, source.place(number), Reason.DAMAGED_IMAGE, detail))
+            errors.append(RowError(source.name, source.place(number), Reason.DAMAGED_IMAGE, detail))
         for part, findings in self.findings.items():
             for finding in findings:
                 if finding.reason and not finding.damage:
                     place = place_of(self.parts[part], finding.row)
-                    found.append(RowError(part, place, Reason.UNFIT, finding.reason))
-        return found
+                    errors.append(RowError(part, place, Reason.UNFIT, finding.reason))
+        return errors
 
     def empty(self) -> list[str]:
         """The parts that hold no sound dialogue."""

@@ -1,4 +1,4 @@
-"""A dialogue as the model gets it: the very tokens that train, the supervised ones marked, as pieces or as a page."""
+"""A dialogue as the model gets it: the very tokens that train, the supervised ones marked, as runs or as a page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Kind = Literal["text", "answer", "image"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenRun:
     """An unbroken run of tokens of one kind.
 
     Attributes:
@@ -40,9 +40,9 @@ class Piece:
     cut: bool
 
 
-def pieces(
+def token_runs(
     encoding: Encoding, tokenizer: PreTrainedTokenizerBase, image_seq_length: int, kept: int | None = None
-) -> list[Piece]:
+) -> list[TokenRun]:
     """The tokens of a dialogue as runs.
 
     Args:
@@ -51,7 +51,7 @@ def pieces(
         image_seq_length: Tokens an image takes.
         kept: Tokens that fit the length limit; None for all.
     """
-    found: list[Piece] = []
+    runs: list[TokenRun] = []
     count = len(encoding) if kept is None else kept
 
     def kind(position: int) -> tuple[Kind, bool]:
@@ -62,10 +62,10 @@ def pieces(
     for (name, cut), run in groupby(range(len(encoding)), kind):
         ids = [encoding.input_ids[position] for position in run]
         if name == "image":  # images that follow each other without a word between
-            found += [Piece("image", "", image_seq_length, cut)] * (len(ids) // image_seq_length)
+            runs += [TokenRun("image", "", image_seq_length, cut)] * (len(ids) // image_seq_length)
         else:
-            found.append(Piece(name, str(tokenizer.decode(ids)), len(ids), cut))
-    return found
+            runs.append(TokenRun(name, str(tokenizer.decode(ids)), len(ids), cut))
+    return runs
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -74,17 +74,17 @@ pre{white-space:pre-wrap;font:14px/1.5 ui-monospace,monospace}.answer{background
 .note{color:#888;font-size:.85em}"""
 
 
-def page(dialogue: Dialogue, found: Sequence[Piece], summary: str) -> str:
-    """A self-contained HTML page of a dialogue's pieces with its images in their places."""
+def page(dialogue: Dialogue, runs: Sequence[TokenRun], summary: str) -> str:
+    """A self-contained HTML page of a dialogue's tokens with its images in their places."""
     images = iter(dialogue.images)
     parts = []
-    for piece in found:
-        classes = piece.kind + (" cut" if piece.cut else "")
-        if piece.kind == "image":
+    for run in runs:
+        classes = run.kind + (" cut" if run.cut else "")
+        if run.kind == "image":
             parts.append(f"<span class='{classes}'>{_picture(decode_image(next(images)))}</span>")
-            parts.append(f"<span class=note> {piece.tokens} tokens</span>")
+            parts.append(f"<span class=note> {run.tokens} tokens</span>")
         else:
-            parts.append(f"<span class='{classes}'>{html.escape(piece.text)}</span>")
+            parts.append(f"<span class='{classes}'>{html.escape(run.text)}</span>")
     name = html.escape(dialogue.id)
     return (
         f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"

@@ -101,8 +101,8 @@ class Source(LazySequence[Dialogue]):
 
     def _settings(self) -> str:
         """All that decides what rows become, beside the files."""
-        own = [f for f in fields(self) if f.name not in ("root", "on_error", "cache")]  # type: ignore[arg-type]
-        return repr([type(self).__qualname__, *((f.name, getattr(self, f.name)) for f in own)])
+        settings = [f for f in fields(self) if f.name not in ("root", "on_error", "cache")]  # type: ignore[arg-type]
+        return repr([type(self).__qualname__, *((f.name, getattr(self, f.name)) for f in settings)])
 
     def _told(self) -> str:
         """The settings that say which files are read."""
@@ -264,8 +264,8 @@ class RowSource(Source):
 
 def _with_id(place: str, file: str, id: str) -> str:
     """A row's place, with the id if it brings one itself."""
-    own = id.removeprefix(f"{file}:")
-    return place if not own or _CONTENT_ID.fullmatch(own) else f"{place} (id {own})"
+    in_file = id.removeprefix(f"{file}:")
+    return place if not in_file or _CONTENT_ID.fullmatch(in_file) else f"{place} (id {in_file})"
 
 
 def checked(dialogue: Dialogue) -> Dialogue:
@@ -282,7 +282,7 @@ def checked(dialogue: Dialogue) -> Dialogue:
         try:
             (turn.question + turn.answer).encode()
         except UnicodeEncodeError as error:
-            raise RejectedRowError(Reason.FORM, f"round {number} is no valid text: {error.reason}") from error
+            raise RejectedRowError(Reason.FORM, f"round {number} is not valid text: {error.reason}") from error
     return dialogue
 
 

@@ -116,12 +116,13 @@ def place_images(texts: Sequence[str], images: Sequence[Content], *, images_firs
         RejectedRowError: There are placeholders, but not one for each image.
     """
     pieces = [text.split(PLACEHOLDER) if images else [text] for text in texts]
-    found = sum(len(split) - 1 for split in pieces)
-    if found not in (0, len(images)):
+    placeholders = sum(len(split) - 1 for split in pieces)
+    if placeholders not in (0, len(images)):
         raise RejectedRowError(
-            Reason.PLACEHOLDERS, f"expected {len(images)} times {PLACEHOLDER} for {len(images)} images, found {found}"
+            Reason.PLACEHOLDERS,
+            f"expected {len(images)} times {PLACEHOLDER} for {len(images)} images, found {placeholders}",
         )
-    if not found:
+    if not placeholders:
         return [(*(images if not number else ()), text.strip()) for number, text in enumerate(texts)]
     waiting = iter(images)
     return [arrange([(p, next(waiting)) for p in s[:-1]], s[-1], images_first=images_first) for s in pieces]
@@ -164,11 +165,11 @@ def turns(contents: Sequence[tuple[Content, ...]], answers: Sequence[str]) -> tu
     Raises:
         RejectedRowError: A question is blank.
     """
-    made = tuple(Turn(content, answer.strip()) for content, answer in zip(contents, answers, strict=True))
-    for number, turn in enumerate(made, start=1):
+    rounds = tuple(Turn(content, answer.strip()) for content, answer in zip(contents, answers, strict=True))
+    for number, turn in enumerate(rounds, start=1):
         if not turn.question.strip():
             raise RejectedRowError(Reason.EMPTY_QUESTION, f"round {number} has the question {turn.question!r}")
-    return made
+    return rounds
 
 
 def choose(options: Sequence[T], id: str, seed: int) -> T:

@@ -63,16 +63,16 @@ class ImageMap:
         return isinstance(key, str) and len(self._matches(key)) > 0
 
     def read(self, key: str) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
             ValueError: The id is unknown, occurs with different pictures, or its text is not valid base64.
         """
-        found = {self._entry(int(start), int(stop), key) for start, stop in self._matches(key)} - {None}
-        if len(found) != 1:
-            trouble = "occurs more than once, with different pictures" if found else "is unknown"
+        images = {self._entry(int(start), int(stop), key) for start, stop in self._matches(key)} - {None}
+        if len(images) != 1:
+            trouble = "occurs more than once, with different pictures" if images else "is unknown"
             raise ValueError(f"{self._title}: image id {key!r} {trouble}")
-        return found.pop() or b""
+        return images.pop() or b""
 
     def prepare(self) -> int:
         """Make the index if it is missing or out of date; returns how many pictures there are."""

@@ -23,7 +23,7 @@ def scan_map(stream: BinaryIO, name: str = "map") -> Iterator[Span]:
         Each key with the byte offsets of its entry `"key": "value"`.
 
     Raises:
-        ValueError: It is no flat map of strings, or ends too early; the byte is named.
+        ValueError: It is not a flat map of strings, or ends too early; the byte is named.
     """
     reader = _Reader(stream, name)
     reader.expect(b"{")
@@ -39,9 +39,9 @@ def scan_map(stream: BinaryIO, name: str = "map") -> Iterator[Span]:
             except ValueError as error:
                 raise reader.error(f"a valid id ({error})", raw[:40]) from error
             reader.expect(b":")
-            found = reader.token()
-            if found != b'"':
-                raise reader.error(f"base64 text in quotes for id {key!r}", found)
+            token = reader.token()
+            if token != b'"':
+                raise reader.error(f"base64 text in quotes for id {key!r}", token)
             reader.string()
             yield key, start, reader.offset
             token = reader.token()
@@ -76,7 +76,7 @@ class _Reader:
             raise self.error(repr(token.decode()), found)
 
     def token(self) -> bytes:
-        """The next byte that is no white space; empty at the end."""
+        """The next byte that is not whitespace; empty at the end."""
         while True:
             while self.at < len(self.chunk):
                 byte = self.chunk[self.at : self.at + 1]
@@ -88,7 +88,7 @@ class _Reader:
 
     def string(self, keep: bool = False) -> bytes:
         """Go behind the closing quote; the bytes before it if they are to be kept."""
-        kept: list[bytes] = []
+        chunks: list[bytes] = []
         quote = -1
         while True:
             if quote < self.at:
@@ -97,12 +97,12 @@ class _Reader:
             escape = self.chunk.find(b"\\", self.at, stop)
             end = stop if escape < 0 else min(escape + 2, len(self.chunk))
             if keep:
-                kept.append(self.chunk[self.at : end])
+                chunks.append(self.chunk[self.at : end])
             split = escape >= 0 and escape + 2 > len(self.chunk)  # the escaped byte opens the next chunk
             self.at = end
             if escape < 0 and quote >= 0:
                 self.at += 1
-                return b"".join(kept)
+                return b"".join(chunks)
             if self.at == len(self.chunk):
                 if not self._next():
                     raise self.error("a closing quote", b"")
@@ -110,7 +110,7 @@ class _Reader:
                 if split:
                     self.at = 1
                     if keep:
-                        kept.append(self.chunk[:1])
+                        chunks.append(self.chunk[:1])
 
     def _next(self) -> bool:
         self.before += len(self.chunk)

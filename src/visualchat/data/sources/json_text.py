@@ -32,9 +32,9 @@ class Pairs(dict[str, Any]):
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+    whole = dict(pairs)
+    if len(whole) == len(pairs):
+        return whole
     first: Pairs = Pairs()
     first.again = []
     for name, value in pairs:
@@ -108,7 +108,7 @@ class JsonText:
         self.whole = not chunk
 
     def _peek(self) -> str:
-        """The next character that is no blank, which is not passed over; empty at the end."""
+        """The next character that is not whitespace, which is not passed over; empty at the end."""
         while True:
             while self.at < len(self.text):
                 character = self.text[self.at]
@@ -121,7 +121,7 @@ class JsonText:
             self._more()
 
     def next_is_not(self, character: str) -> bool:
-        """Whether something else comes next, blanks apart."""
+        """Whether something else than whitespace comes next."""
         return self._peek() != character
 
     def expect(self, character: str) -> None:

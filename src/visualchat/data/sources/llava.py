@@ -67,8 +67,8 @@ class Llava(RowSource):
         rounds = pair_rounds(get_list(fields, "conversations"), "from", "value", _SPEAKERS)
         images = [self._image(name) for name in get_names(fields, "image")]
         contents = place_images([question for question, _ in rounds], images, images_first=self.images_first)
-        made = turns(contents, [without_placeholder(answer) for _, answer in rounds])
-        return Dialogue(made[:1] if self.first_round_only else made, id)
+        all_turns = turns(contents, [without_placeholder(answer) for _, answer in rounds])
+        return Dialogue(all_turns[:1] if self.first_round_only else all_turns, id)
 
     def _plain_images(self, row: Any) -> list[str] | None:
         if type(row) is not dict or type(image := row.get("image")) is not str:

@@ -101,10 +101,10 @@ class Messages(RowSource):
         items = content if not isinstance(content, str) else _split(content)
         if not isinstance(items, list | tuple):
             raise RejectedRowError(Reason.FORM, f"content must be a text or a list, found {type(items).__name__}")
-        made = [self._item(item, images) for item in items]
-        if not any(isinstance(item.get("text"), str) and item["text"].strip() for item in made):
+        prepared = [self._item(item, images) for item in items]
+        if not any(isinstance(item.get("text"), str) and item["text"].strip() for item in prepared):
             raise RejectedRowError(Reason.EMPTY_QUESTION, "a user message has no words")
-        return made
+        return prepared
 
     def _item(self, item: Any, images: _Waiting) -> Mapping[str, Any]:
         fields = as_mapping(item)
@@ -112,17 +112,17 @@ class Messages(RowSource):
             return {"type": "image", "image": self._address(fields.get("image_url"))}
         if fields.get("type") != "image":
             return fields
-        given = next((key for key in _DATA_KEYS if fields.get(key) is not None), None)
-        if given is None:
+        key = next((key for key in _DATA_KEYS if fields.get(key) is not None), None)
+        if key is None:
             return {"type": "image", "image": images.take(fields.get("index"))}
-        value = fields[given]
+        value = fields[key]
         if isinstance(value, Mapping):
             return {"type": "image", "image": self._column_image(value)}
-        if given == "url" and isinstance(value, str):
+        if key == "url" and isinstance(value, str):
             return {"type": "image", "image": self._address(value)}
-        if given in _PATH_KEYS and isinstance(value, str):
+        if key in _PATH_KEYS and isinstance(value, str):
             return {"type": "image", "image": self._file(value)}
-        return {"type": "image", given: value}
+        return {"type": "image", key: value}
 
     def _address(self, value: Any) -> Path | bytes:
         """The image of OpenAI's {"url": ...}: a data URL or a file under the root."""
@@ -193,8 +193,8 @@ def _open(path: Path) -> Table:
 def _list(row: Mapping[str, Any], name: str) -> Sequence[Any]:
     """A field that must be a list, or text that holds one as JSON."""
     if isinstance(row[name], str):
-        found = parse_json(row[name].encode("utf-8", "replace"))
-        row = {name: row[name] if isinstance(found, BrokenRow) else found}
+        parsed = parse_json(row[name].encode("utf-8", "replace"))
+        row = {name: row[name] if isinstance(parsed, BrokenRow) else parsed}
     return get_list(row, name)
 
 
@@ -202,15 +202,15 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row's messages, whichever of the forms it has."""
     name = next((name for name in ("messages", "conversation") if row.get(name) is not None), None)
     if name is not None:
-        found = _list(row, name)
+        messages = _list(row, name)
     elif row.get("prompt") is not None and row.get("completion") is not None:
-        found = [*_list(row, "prompt"), *_list(row, "completion")]
+        messages = [*_list(row, "prompt"), *_list(row, "completion")]
     elif row.get("conversations") is not None:
         spoken = [as_mapping(message) for message in _list(row, "conversations")]
-        found = [{"role": _role(m.get("from")), "content": m.get("value")} for m in spoken]
+        messages = [{"role": _role(m.get("from")), "content": m.get("value")} for m in spoken]
     elif row.get("texts") is not None:
         rounds = [as_mapping(message) for message in _list(row, "texts")]
-        found = [{"role": role, "content": m.get(role)} for m in rounds for role in ("user", "assistant")]
+        messages = [{"role": role, "content": m.get(role)} for m in rounds for role in ("user", "assistant")]
     else:
         raise RejectedRowError(
             Reason.FORM,
@@ -218,8 +218,8 @@ def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"found {', '.join(map(str, row))[:80]}",
         )
     if isinstance(row.get("system"), str) and row["system"] and "conversations" in row:
-        found = [{"role": "system", "content": row["system"]}, *found]
-    return [{"role": m.get("role"), "content": m.get("content")} for m in map(as_mapping, found)]
+        messages = [{"role": "system", "content": row["system"]}, *messages]
+    return [{"role": m.get("role"), "content": m.get("content")} for m in map(as_mapping, messages)]
 
 
 def _role(name: Any) -> Any:

@@ -72,31 +72,31 @@ class MimicIt(Source):
     @cached_property
     def _images(self) -> ImageMap:
         stem = f"{self.folder}/{self.part}"
-        found = self._root.first(
+        path = self._root.first(
             f"{stem}.json", f"{stem}.parquet", f"{stem}_frames.parquet", f"{stem}_Images.parquet", f"{stem}_Images/"
         )
-        if found is None:
+        if path is None:
             raise ValueError(
                 f"{self.name}: no images; expected {stem}.json, {stem}.parquet or {stem}_Images/ under the data root"
             )
         cache = Path(self.root) / FOLDER if self.cache is None else Path(self.cache)
-        return ImageMap(_shards(found), stem, cache)
+        return ImageMap(_shards(path), stem, cache)
 
     @cached_property
     def _rows(self) -> tuple[tuple[str, Any], ...]:
         stem = f"{self.folder}/{self.part}"
-        found = self._root.first(f"{stem}_instructions.json", f"{stem}_Instructions.parquet", f"{stem}_Instructions/")
-        if found is None:
+        path = self._root.first(f"{stem}_instructions.json", f"{stem}_Instructions.parquet", f"{stem}_Instructions/")
+        if path is None:
             raise ValueError(
                 f"{self.name}: no instructions; expected {stem}_instructions.json or {stem}_Instructions/ under the "
                 "data root"
             )
-        if found.suffix != ".json":
-            return tuple(_table_rows(_shards(found)))
-        whole = load_json(found, find_repeated=True)
+        if path.suffix != ".json":
+            return tuple(_table_rows(_shards(path)))
+        whole = load_json(path, find_repeated=True)
         data = whole.get("data") if isinstance(whole, dict) else None
         if not isinstance(data, dict):
-            raise ValueError(f'file {found.name}: expected {{"meta": ..., "data": {{...}}}} with rows in data')
+            raise ValueError(f'file {path.name}: expected {{"meta": ..., "data": {{...}}}} with rows in data')
         return (*data.items(), *(data.again if isinstance(data, Pairs) else ()))
 
     def _scan(self, tally: Tally) -> None:
@@ -204,13 +204,13 @@ def spellings(key: str) -> Iterator[str]:
         yield from (name for name in dict.fromkeys(f"TVC_IMG_{form}_{frame}" for form in forms) if name != key)
 
 
-def _shards(found: Path) -> tuple[Path, ...]:
+def _shards(path: Path) -> tuple[Path, ...]:
     """A file, or the Parquet files of a folder."""
-    if found.is_file():
-        return (found,)
-    shards = tuple(sorted(found.glob("*.parquet")))
+    if path.is_file():
+        return (path,)
+    shards = tuple(sorted(path.glob("*.parquet")))
     if not shards:
-        raise ValueError(f"folder {found.name} holds no Parquet file")
+        raise ValueError(f"folder {path.name} holds no Parquet file")
     return shards
 
 

@@ -49,13 +49,13 @@ class PictureFolder(RowSource):
     def _open(self) -> Iterator[tuple[str, Table]]:
         home = self._root.folder(self.folder)
         files = sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
-        found = [name for name in files if name.lower().endswith(ENDINGS)]
+        images = [name for name in files if name.lower().endswith(ENDINGS)]
         if self.captions is None:
-            rows: list[tuple[str, Any]] = [(name, _text_beside(home / name)) for name in found]
+            rows: list[tuple[str, Any]] = [(name, _text_beside(home / name)) for name in images]
         else:
             rows = _read_captions(self._root.annotation(f"{self.folder}/{self.captions}"))
             captioned = {name for name, _ in rows}
-            rows += [(name, None) for name in found if name not in captioned]
+            rows += [(name, None) for name in images if name not in captioned]
         yield self.folder, _Pictures(home, rows)
 
     def _id(self, file: str, row: Any) -> str:
@@ -94,10 +94,10 @@ def _read_captions(path: Path) -> list[tuple[str, Any]]:
         ValueError: It is of another kind or form.
     """
     if path.suffix == ".json":
-        found = load_json(path)
-        if not isinstance(found, dict):
-            raise ValueError(f'file {path.name}: expected {{"a.jpg": "A cat.", ...}}, found {type(found).__name__}')
-        return list(found.items())
+        captions = load_json(path)
+        if not isinstance(captions, dict):
+            raise ValueError(f'file {path.name}: expected {{"a.jpg": "A cat.", ...}}, found {type(captions).__name__}')
+        return list(captions.items())
     if path.suffix not in (".jsonl", ".csv", ".tsv"):
         raise ValueError(f"file {path.name}: expected a name that ends in .json, .jsonl, .csv or .tsv")
     lines: SpanTable = (

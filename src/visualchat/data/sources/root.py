@@ -32,7 +32,7 @@ class DataRoot:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ValueError(f"data root {str(path)!r} is no folder")
+            raise ValueError(f"data root {str(path)!r} is not a folder")
         self._listed: dict[str, dict[str, bool]] | None = None
         self.seen: dict[str, int | None] = {}
         self.links = False
@@ -131,7 +131,7 @@ class DataRoot:
 
     def _relative(self, name: str) -> str:
         if not name or "\0" in name:
-            raise RejectedRowError(Reason.PATH, f"{name!r} is no file name")
+            raise RejectedRowError(Reason.PATH, f"{name!r} is not a file name")
         if _is_plain(name):
             return name
         plain = PurePosixPath(name.replace("\\", "/"))
@@ -157,11 +157,11 @@ class DataRoot:
         """The files of a folder, each with whether it is a link."""
         if folder not in listed:
             self.seen[folder] = self.changed(folder)
-            found: dict[str, bool] = {}
+            files: dict[str, bool] = {}
             if self._check_folder(folder):
                 with os.scandir(self.path / folder) as entries:
-                    found = {e.name: e.is_symlink() for e in entries if e.is_symlink() or e.is_file()}
-            listed[folder] = found
+                    files = {e.name: e.is_symlink() for e in entries if e.is_symlink() or e.is_file()}
+            listed[folder] = files
         return listed[folder]
 
     def _check_folder(self, folder: str) -> bool:

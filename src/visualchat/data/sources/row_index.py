@@ -94,7 +94,7 @@ class RowIndex:
         return Tally(source, notes["rows"], entries, errors, *counts, notes["digest"])
 
     def save(self, tally: Tally) -> None:
-        """Keep what a reading found; a disk that cannot be written to is no error."""
+        """Keep the entries of a reading; a disk that cannot be written to is not an error."""
         assert isinstance(tally.entries, Entries)
         folders = list(self.root.seen.items())
         lost = self.root.links and any(error.reason in (Reason.MISSING_FILE, Reason.PATH) for error in tally.errors)

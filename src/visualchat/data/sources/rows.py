@@ -156,13 +156,13 @@ class Entries(LazySequence[Entry]):
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Entries:
         """What `arrays` gave."""
-        found = cls()
-        found.rows.frombytes(arrays["rows"].tobytes())
-        found.again.frombytes(arrays["again"].tobytes())
-        for texts, name in ((found.groups, "group"), (found.images, "image")):
+        entries = cls()
+        entries.rows.frombytes(arrays["rows"].tobytes())
+        entries.again.frombytes(arrays["again"].tobytes())
+        for texts, name in ((entries.groups, "group"), (entries.images, "image")):
             texts.bytes = bytearray(arrays[f"{name}s"].tobytes())
             texts.ends.frombytes(arrays[f"{name}_ends"].tobytes())
-        return found
+        return entries
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -91,13 +91,13 @@ class Sparkles(RowSource):
         keys = [get_id(as_mapping(image), "image_id") for image in listed]
         if not self.images_first:
             keys = in_order_of_tags(message["content"], keys)
-        found: list[Path] = []
+        files: list[Path] = []
         for key in keys:
             if key in names:
                 raise RejectedRowError(Reason.DUPLICATE, f"image id {key} is given twice, so its name is ambiguous")
             names[key] = image_name(len(names) + 1, style)
-            found.append(self._root.file(f"{part}/images/{key}.jpg"))
-        return found
+            files.append(self._root.file(f"{part}/images/{key}.jpg"))
+        return files
 
 
 def in_order_of_tags(text: str, keys: list[str]) -> list[str]:

@@ -79,13 +79,13 @@ class SpanTable(Table):
         return self.path.open("rb")
 
     def scan(self) -> Iterator[Scanned]:
-        """Every row, in one pass; afterwards the places of all are known."""
-        found = array("Q")
+        """Every row, in one pass; afterwards the spans of all are known."""
+        spans = array("Q")
         with self._stream() as stream:
             for start, stop, number, raw, value in self._read(stream):
-                found.extend((start, stop, number))
+                spans.extend((start, stop, number))
                 yield Scanned(raw, value, number, stop)
-        self.spans = np.frombuffer(found, np.uint64).reshape(-1, 3) if found else np.empty((0, 3), np.uint64)
+        self.spans = np.frombuffer(spans, np.uint64).reshape(-1, 3) if spans else np.empty((0, 3), np.uint64)
 
     @property
     def _places(self) -> NDArray[np.uint64]:

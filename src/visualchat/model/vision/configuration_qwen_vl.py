@@ -15,7 +15,7 @@ class QwenVLVisionConfig(PreTrainedConfig):
     """Sizes of the encoder: a vision transformer and a resampler of its patches.
 
     Args:
-        image_size: Side of a picture in pixels.
+        image_size: Side of an image in pixels.
         patch_size: Side of a patch in pixels.
         num_channels: Colour channels.
         width: Width of the transformer.

@@ -91,7 +91,7 @@ def load_image_processor(path: str | Path) -> BaseImageProcessor:
 
 
 def qwen_vl_image_processor(config: PreTrainedConfig) -> CLIPImageProcessorPil:
-    """Qwen-VL's preprocessing: CLIP's mean and deviation, the whole picture bicubically to a square, without a crop."""
+    """Qwen-VL's preprocessing: CLIP's mean and deviation, the whole image bicubically to a square, without a crop."""
     size = {"height": config.image_size, "width": config.image_size}
     return CLIPImageProcessorPil(size=size, do_center_crop=False)
 

@@ -85,7 +85,7 @@ class QwenVLTransformer(nn.Module):
 
 
 class QwenVLVisionModel(PreTrainedModel):
-    """Pictures -> Q tokens each."""
+    """Images -> Q tokens each."""
 
     config_class = QwenVLVisionConfig
     config: QwenVLVisionConfig
@@ -120,7 +120,7 @@ class QwenVLVisionModel(PreTrainedModel):
         return self.conv1
 
     def forward(self, pixel_values: Tensor, output_hidden_states: bool = False, **kwargs: Any) -> BaseModelOutput:
-        """Tokens (N, Q, E) as `last_hidden_state` from square pictures (N, 3, side, side), of any multiple of a patch.
+        """Tokens (N, Q, E) as `last_hidden_state` from square images (N, 3, side, side), of any multiple of a patch.
 
         Raises:
             ValueError: An image is not square, its side is not a multiple of a patch, or hidden states are asked for,
@@ -132,7 +132,7 @@ class QwenVLVisionModel(PreTrainedModel):
         side = square_side(patches.shape[1])
         if side is None or set(pixel_values.shape[2:]) != {side * self.config.patch_size}:
             raise ValueError(
-                f"Qwen-VL's encoder needs square pictures of a multiple of {self.config.patch_size} pixels, "
+                f"Qwen-VL's encoder needs square images of a multiple of {self.config.patch_size} pixels, "
                 f"found {tuple(pixel_values.shape[2:])}"
             )
         hidden_states = self.ln_pre(patches + resize_positions(self.positional_embedding, side))

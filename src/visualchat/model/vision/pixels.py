@@ -1,6 +1,6 @@
-"""Pictures -> `pixel_values`: scaled by PIL as transformers does, one at a time, and normalised by torch, all at once.
+"""Images -> `pixel_values`: scaled by PIL as transformers does, one at a time, and normalised by torch, all together.
 
-Bit for bit what transformers' PIL processors give, which normalise picture by picture in numpy. Whatever else an image
+Bit for bit what transformers' PIL processors give, which normalise image by image in numpy. Whatever else an image
 processor does (its own steps, padding, torchvision) is left to it.
 """
 
@@ -19,7 +19,7 @@ _STEPS = ("resize", "center_crop", "rescale", "normalize", "_preprocess", "conve
 
 
 def scaled(processor: Any, image: Image.Image) -> Tensor:
-    """An RGB picture at the encoder's size: uint8 (3, height, width), or already normalised where only it knows how."""
+    """An RGB image at the encoder's size: uint8 (3, height, width), or already normalised where only it knows how."""
     size = _target(processor, image)
     if size is None:
         values: Tensor = processor(images=[image], return_tensors="pt")["pixel_values"][0]
@@ -33,11 +33,11 @@ def scaled(processor: Any, image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def normalised(processor: Any, pictures: Sequence[Tensor]) -> Tensor:
+def normalised(processor: Any, images: Sequence[Tensor]) -> Tensor:
     """`pixel_values` (N, 3, height, width) of what `scaled` gave, at least one."""
-    whole = torch.stack(list(pictures)) if len({picture.dtype for picture in pictures}) == 1 else None
-    if whole is None:  # some pictures needed the processor itself
-        return torch.cat([normalised(processor, [picture]) for picture in pictures])
+    whole = torch.stack(list(images)) if len({image.dtype for image in images}) == 1 else None
+    if whole is None:  # some images needed the processor itself
+        return torch.cat([normalised(processor, [image]) for image in images])
     if whole.dtype != torch.uint8:
         return whole
     mean, std = (torch.tensor(list(values)).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
@@ -47,7 +47,7 @@ def normalised(processor: Any, pictures: Sequence[Tensor]) -> Tensor:
 
 
 def _target(processor: Any, image: Image.Image) -> tuple[int, int] | None:
-    """Width and height to which a picture is scaled; None where the processor takes other steps."""
+    """Width and height to which an image is scaled; None where the processor takes other steps."""
     kind: Any = type(processor)
     if not issubclass(kind, PilBackend) or any(getattr(kind, n) is not getattr(PilBackend, n) for n in _STEPS):
         return None

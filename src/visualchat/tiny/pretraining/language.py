@@ -62,7 +62,7 @@ class LanguageRecipe:
         one_image_share: Share of the steps, at the start, with dialogues of one image only.
         hinted_share: Share of the steps, at the start, with hints (under causal attention).
         hint_weight: Weight of the loss of hints, on strings and dialogues.
-        other_weight: Weight of the loss of text that is no answer.
+        other_weight: Weight of the loss of text that is not an answer.
         noise: Spread of the noise on folded captions, in units of the embedding's root mean square.
         most_rounds: Rounds of the longest dialogues; more than later, for more answers a token.
     """

@@ -82,8 +82,8 @@ def fold(scene: Scene, tokenizer: PreTrainedTokenizerBase, rng: random.Random) -
     for shape in scene.shapes:
         words = tuple(encode_text(tokenizer, f" {shape.name} {CELLS[shape.cell]}"))
         covered = [patch for patch in range(PATCHES) if CELL_OF_PATCH[patch] == shape.cell]
-        kept = [patch for patch in covered if rng.random() >= _DROPPED] or [rng.choice(covered)]
-        for patch in kept:
+        filled = [patch for patch in covered if rng.random() >= _DROPPED] or [rng.choice(covered)]
+        for patch in filled:
             patches[patch] = words
     return patches
 

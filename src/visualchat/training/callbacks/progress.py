@@ -68,14 +68,14 @@ class ProgressBar(RichProgressBar):
         self._batches += 1
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._lines:
-            self._print_line(trainer, pl_module, now)
+            self._print_line(trainer, now)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Validation does not count: the next batch's rate begins here."""
         super().on_validation_end(trainer, pl_module)
         self._last = time.perf_counter()
 
-    def _print_line(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, now: float) -> None:
+    def _print_line(self, trainer: lightning.Trainer, now: float) -> None:
         step, percent = trainer.global_step, 100 * trainer.global_step // max(1, self._steps)
         last = step == self._steps
         if percent == self._percent or (now - self._printed < PLAIN_SECONDS and not last):

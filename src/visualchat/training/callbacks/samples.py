@@ -18,7 +18,7 @@ from visualchat.images.decode import decode_image
 
 KEY = "validation/samples"
 HEIGHT = 224
-"""Pixels of a logged picture, at most."""
+"""Pixels of a logged image, at most."""
 
 
 class SampleRow(NamedTuple):
@@ -48,7 +48,7 @@ class SampleRow(NamedTuple):
 class SampleDialogues(lightning.Callback):
     """Answers a handful of validation dialogues at every validation, and shows them.
 
-    As a table in W&B, as text and pictures in TensorBoard, and as a page `samples/step_<step>.html` in the run's
+    As a table in W&B, as text and images in TensorBoard, and as a page `samples/step_<step>.html` in the run's
     folder. Every rank generates the same answers, because sharded weights need all of them; the first one logs. Greedy,
     so training continues with the very random numbers that it would have had.
 
@@ -89,7 +89,7 @@ class SampleDialogues(lightning.Callback):
             if isinstance(logger, WandbLogger):
                 _to_wandb(logger, rows)
             elif isinstance(logger, TensorBoardLogger):
-                _to_tensorboard(logger, rows, pictures=first)
+                _to_tensorboard(logger, rows, images=first)
         page = self.folder / "samples" / f"step_{step:06}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(samples_page(f"Validation dialogues after step {step}", dialogues, answers), encoding="utf-8")
@@ -135,13 +135,13 @@ def _to_wandb(logger: WandbLogger, rows: Sequence[SampleRow]) -> None:
     logger.log_table(KEY, columns=[*SampleRow._fields], data=data, step=max(0, rows[0].step - 1))
 
 
-def _to_tensorboard(logger: TensorBoardLogger, rows: Sequence[SampleRow], *, pictures: bool) -> None:
+def _to_tensorboard(logger: TensorBoardLogger, rows: Sequence[SampleRow], *, images: bool) -> None:
     columns = ["dialogue", "round", "question", "expected", "answer", "exact"]
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(_cell(getattr(row, column)) for column in columns) for row in rows]
     board: Any = logger.experiment
     board.add_text(KEY, "\n".join(f"| {line} |" for line in lines), rows[0].step)
-    for row in rows if pictures else ():
+    for row in rows if images else ():
         if row.images is not None:
             tag = f"{KEY}/{row.dialogue}/round {row.round}"
             board.add_image(tag, np.asarray(row.images), row.step, dataformats="HWC")
