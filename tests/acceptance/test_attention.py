@@ -16,7 +16,8 @@ from visualchat.tiny.scenes import draw, random_scene
 
 pytestmark = pytest.mark.slow
 
-CHOICES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((Path(CONF) / "attention").glob("*.yaml"))}
+FILES = sorted((Path(CONF) / "attention").glob("[!_]*.yaml"))
+CHOICES = {path.stem: yaml.safe_load(path.read_text()) for path in FILES}
 
 
 @pytest.fixture(scope="module")
