@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image
 
-from visualchat.chat.session import ChatSession
+from visualchat.chat import ChatSession
 from visualchat.model import VisualChatProcessor
 from visualchat.model.saved import load_model, saved_model
 from visualchat.tiny.dialogues import Sketch, sketch_dialogue

@@ -62,6 +62,8 @@ RULES = (
 
 FLOORS = (
     "files",
+    "figures",
+    "html_page",
     "attention",
     "images",
     "dialogue",
@@ -79,6 +81,7 @@ FLOORS = (
     "tiny",
     "tiny.pretraining",
     "training.ranks",
+    "training.accumulation",
     "training.stopping",
     "training.checkpoint_io",
     "training.strategies",

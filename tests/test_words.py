@@ -1,10 +1,13 @@
 """The words of the documents: a glossary whose terms are used, and none of the words that were given up for others."""
 
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
 
+FSTRING_MIDDLE = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)  # of Python 3.12 on
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "docs" / "README.md"
 CARD = ROOT / "src" / "visualchat" / "tiny" / "backbones" / "README.md"
@@ -25,6 +28,19 @@ GIVEN_UP = {
     r"(?<!there )(is|are|was|were) no (?!longer|more)": "is not a",
 }
 """Words that are not used, and what is said in their place."""
+
+
+IN_CODE = (
+    "anew",
+    r"go(es)? on|went on|going on",
+    "slipped",
+    "foreign",
+    "nobody",
+    r"(dealt|deals?) out",
+    "hundredths?",
+    "not to be had",
+)
+"""Of these words those that messages, docstrings and comments do without, too."""
 
 
 def prose(markdown: str) -> str:
@@ -51,6 +67,25 @@ def glossary() -> dict[str, str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_document_uses_the_words_that_were_agreed(path):
     assert not given_up(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_comments_of_the_configuration_use_the_words_that_were_agreed(path):
+    comments = [line.partition("# ")[2] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not given_up("\n\n".join(comments))
+
+
+def test_literals_and_comments_of_the_code_do_without_the_plainest_of_those_words():
+    pattern = re.compile(rf"\b(?:{'|'.join(IN_CODE)})\b", re.IGNORECASE)
+    wrong = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type in (tokenize.STRING, tokenize.COMMENT, FSTRING_MIDDLE) and (
+                word := pattern.search(token.string)
+            ):
+                wrong.append(f"{path.relative_to(ROOT)}:{token.start[0]}: {word[0]!r}")
+    assert not wrong
 
 
 def test_words_that_were_given_up_are_found_in_prose_alone():

@@ -8,7 +8,7 @@ import yaml
 from commands import SHORT, assert_learns, run, run_folders
 from safetensors.torch import load_file
 
-from visualchat.chat.session import ChatSession
+from visualchat.chat import ChatSession
 from visualchat.cli.config import CONF
 from visualchat.model import VisualChatProcessor
 from visualchat.model.saved import load_model

@@ -94,7 +94,7 @@ def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
             typed = " ".join([*of(family), "resume=auto"])
         else:
             assert f"the last checkpoint is of step {saved}: mine/checkpoints/last.ckpt\n" in done.err, done
-            (typed,) = re.findall(r"^go on with: (.*)$", done.err, re.MULTILINE)
+            (typed,) = re.findall(r"^resume with: (.*)$", done.err, re.MULTILINE)
         if cause == "nan":  # the losses are to be those of a run that had none, so the rates must be
             assert LOWER in typed, done
             typed = typed.replace(LOWER, "")
@@ -116,7 +116,7 @@ def test_a_silent_rank_ends_the_run_with_words(tmp_path):
     saved = step_of(tmp_path / "mine/checkpoints/last.ckpt")
     assert 1 <= saved <= 3
     assert f"the last checkpoint is of step {saved}: mine/checkpoints/last.ckpt\n" in done.err, done
-    assert re.search("^go on with: visualchat-train .* resume=auto$", done.err, re.MULTILINE), done
+    assert re.search("^resume with: visualchat-train .* resume=auto$", done.err, re.MULTILINE), done
 
 
 def test_where_the_first_rank_is_silent_another_ends_the_run(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from visualchat.chat import ChatSession
 from visualchat.chat import session as session_module
-from visualchat.chat.session import ChatSession
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration
 

@@ -9,8 +9,9 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from visualchat.chat.session import ChatSession
-from visualchat.cli.chat import COMMANDS, HELP, Terminal, picture_in_blocks
+from visualchat.chat import ChatSession
+from visualchat.cli.chat import COMMANDS, HELP, Terminal
+from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.data.sources import Messages
 from visualchat.images.decode import decode_image
@@ -299,13 +300,13 @@ def test_a_real_session_on_the_screen(model, processor):
     [(64, 64, 16), (64, 32, 8), (32, 64, 32), (1000, 1, 1), (100, 99, 16), (99, 100, 16)],
 )
 def test_a_picture_is_drawn_in_blocks_of_two_pixels(width, height, lines):
-    text = picture_in_blocks(picture(0, width, height))
+    text = image_in_blocks(picture(0, width, height))
     assert text.plain == ("▀" * 32 + "\n") * lines
 
 
 def test_blocks_have_the_colours_of_the_pixels():
     image = picture(0, 4, 6)
-    text = picture_in_blocks(image, columns=4)
+    text = image_in_blocks(image, columns=4)
     assert text.plain == "▀▀▀▀\n" * 3
     found = [(tuple(span.style.color.triplet), tuple(span.style.bgcolor.triplet)) for span in text.spans]
     expected = [(image.getpixel((x, y)), image.getpixel((x, y + 1))) for y in (0, 2, 4) for x in range(4)]

@@ -57,5 +57,5 @@ def test_the_trainers_precision_and_the_dtype_of_the_weights(choice, held):
 def test_batches_are_not_repeated_by_lightning():
     with initialize_config_dir(CONF, version_base="1.3"):
         config = compose("train", ["trainer.overfit_batches=2"])
-    with pytest.raises(ValueError, match=r"trainer.overfit_batches=2 is not to be had.* by data.train.size=8"):
+    with pytest.raises(ValueError, match=r"trainer.overfit_batches=2 is not supported.* by data.train.size=8"):
         check_combination(config)

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from transformers.utils import logging
 
-from visualchat.cli.config import CONF, attention_setting, quieten
+from visualchat.cli.config import CONF, attention_setting, silence_libraries
 
 
 def test_the_configuration_tree_is_there():
@@ -16,7 +16,7 @@ def test_the_configuration_tree_is_there():
 def test_no_bar_flickers_up_for_what_takes_less_than_two_seconds(monkeypatch, capsys):
     monkeypatch.setattr("transformers.utils.logging._tqdm_hook", None)  # set back at the end
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    quieten()
+    silence_libraries()
     assert list(logging.tqdm(range(3), desc="Loading weights")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
     list(logging.tqdm(range(3), desc="Loading weights", delay=0))

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from visualchat.cli import ending
 from visualchat.cli.config import CONF
-from visualchat.cli.ending import command_to_go_on, explained, sole_use
+from visualchat.cli.ending import command_to_resume, explained, sole_use
 from visualchat.training.checkpoint_io import CheckpointFolders
 from visualchat.training.resume import require_same_model, settings_of
 from visualchat.training.stopping import RankSilent, RunStopped
@@ -37,9 +37,9 @@ def typed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["outputs/mine", "a b/it's", "outputs/sweeps/x=1,y=[2]", "o/${x}"])
-def test_the_command_to_go_on_can_be_typed(typed, tmp_path, folder):
+def test_the_command_to_resume_can_be_typed(typed, tmp_path, folder):
     typed("visualchat-train", "trainer.max_epochs=3", "resume=null", "model.language.system='a, b'", "hydra.run.dir=x")
-    program, *words = shlex.split(command_to_go_on(tmp_path / folder))
+    program, *words = shlex.split(command_to_resume(tmp_path / folder))
     assert program == "visualchat-train"
     assert words[:2] == ["trainer.max_epochs=3", "model.language.system='a, b'"]
     place, resume = OverridesParser.create().parse_overrides(words[2:])
@@ -47,28 +47,28 @@ def test_the_command_to_go_on_can_be_typed(typed, tmp_path, folder):
     assert (resume.key_or_group, resume.value()) == ("resume", "auto")
 
 
-def test_the_command_to_go_on_has_what_is_to_change(typed, tmp_path):
+def test_the_command_to_resume_has_what_is_to_change(typed, tmp_path):
     typed("visualchat-train", "optimizer.learning_rate=1", "seed=2", "+optimizer.embedding_learning_rate=4")
     rates = {"optimizer.learning_rate": "0.5", "optimizer.embedding_learning_rate": "2"}
-    assert command_to_go_on(tmp_path / "mine", rates) == (
+    assert command_to_resume(tmp_path / "mine", rates) == (
         "visualchat-train seed=2 optimizer.learning_rate=0.5 optimizer.embedding_learning_rate=2 hydra.run.dir=mine "
         "resume=auto"
     )
     typed("visualchat-train", "-m", "optimizer.learning_rate=1,2", mode=RunMode.MULTIRUN)
-    assert command_to_go_on(tmp_path / "mine", rates) == (
+    assert command_to_resume(tmp_path / "mine", rates) == (
         "visualchat-train -m optimizer.learning_rate=1,2 hydra.sweep.dir=outputs/sweeps/a resume=auto"
     )
 
 
 def test_a_sweep_goes_on_as_a_sweep(typed, tmp_path):
     typed("visualchat-train", "-m", "attention=causal,mmca", mode=RunMode.MULTIRUN)
-    command = command_to_go_on(tmp_path / "outputs/sweeps/a/attention=causal")
+    command = command_to_resume(tmp_path / "outputs/sweeps/a/attention=causal")
     assert command == "visualchat-train -m attention=causal,mmca hydra.sweep.dir=outputs/sweeps/a resume=auto"
 
 
 def test_a_module_goes_on_as_a_module(typed, tmp_path):
     typed("/somewhere/visualchat/cli/train.py", "seed=1")
-    words = shlex.split(command_to_go_on(tmp_path / "run"))
+    words = shlex.split(command_to_resume(tmp_path / "run"))
     assert words[1:] == ["-m", "visualchat.cli.train", "seed=1", "hydra.run.dir=run", "resume=auto"]
 
 
@@ -77,7 +77,7 @@ def test_an_early_end_says_what_is_kept_and_how_to_go_on(typed, tmp_path, capsys
     with pytest.raises(SystemExit) as left, explained(tmp_path / "mine"):
         raise RunStopped("stopped by SIGTERM after step 3", 143)
     assert left.value.code == 143
-    go_on = "go on with: visualchat-train seed=1 hydra.run.dir=mine resume=auto\n"
+    go_on = "resume with: visualchat-train seed=1 hydra.run.dir=mine resume=auto\n"
     assert capsys.readouterr().err == f"stopped by SIGTERM after step 3\nno checkpoint was saved\n{go_on}"
     CheckpointFolders().save_checkpoint(
         {"global_step": 2, "x": torch.zeros(1)}, tmp_path / "mine/checkpoints/last.ckpt"
@@ -104,7 +104,7 @@ def test_an_early_end_says_what_is_kept_and_how_to_go_on(typed, tmp_path, capsys
 def test_a_job_that_stops_by_itself_leaves_its_sweep_to_go_on(typed, tmp_path):
     typed("visualchat-train", "-m", "seed=1,2", mode=RunMode.MULTIRUN)
     with (
-        pytest.raises(RunStopped, match=r"(?s)loss is nan.*go on with: visualchat-train -m seed=1,2"),
+        pytest.raises(RunStopped, match=r"(?s)loss is nan.*resume with: visualchat-train -m seed=1,2"),
         explained(tmp_path),
     ):
         raise RunStopped("the training loss is nan")

@@ -7,9 +7,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from test_commands import run
 
-from visualchat.cli.config import CONF, folder_name, rows_to_accumulate
+from visualchat.cli.config import CONF, folder_name
 from visualchat.cli.plan import build_without_weights
 from visualchat.plan.shapes import sizes_of
+from visualchat.training.accumulation import batches_to_accumulate
 
 MILLION = 1_000_000
 
@@ -56,19 +57,19 @@ def test_the_recipe_is_the_papers():
 
 @pytest.mark.parametrize(("devices", "count"), [(2, 2), ("2", 2), ([0, 3], 2), (1, 1)])
 def test_batches_of_a_step(devices, count):
-    assert rows_to_accumulate(128, 4, devices, 2) == 128 // (4 * count * 2)
+    assert batches_to_accumulate(128, 4, devices, 2) == 128 // (4 * count * 2)
 
 
 def test_all_devices_are_counted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert rows_to_accumulate(128, 4, "auto", 1) == 32
+    assert batches_to_accumulate(128, 4, "auto", 1) == 32
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert rows_to_accumulate(128, 4, -1, 1) == 4
+    assert batches_to_accumulate(128, 4, -1, 1) == 4
 
 
 def test_a_step_that_cannot_be_dealt_out_is_refused():
     with pytest.raises(ValueError, match=r"data.batch_size=4 rows on each of 3 devices: 4 x 3 must divide 128"):
-        rows_to_accumulate(128, 4, 3, 1)
+        batches_to_accumulate(128, 4, 3, 1)
 
 
 def test_a_long_list_of_overrides_makes_a_short_name():

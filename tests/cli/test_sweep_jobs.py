@@ -22,11 +22,11 @@ def test_a_signal_is_handed_on_and_ends_the_sweep(monkeypatch, tmp_path, capsys,
     number = getattr(signal, name)
     before = signal.getsignal(number)
     monkeypatch.setattr(jobs, "job_command", lambda module, run: [sys.executable, "-c", JOB.format(name=name)])
-    monkeypatch.setattr(jobs, "command_to_go_on", lambda run: f"again {run}")
+    monkeypatch.setattr(jobs, "command_to_resume", lambda run: f"again {run}")
     with pytest.raises(SystemExit) as left:
         jobs.run_job("any", tmp_path)
     assert left.value.code == code
-    assert capsys.readouterr().err == f"the sweep goes on with: again {tmp_path}\n"
+    assert capsys.readouterr().err == f"resume the sweep with: again {tmp_path}\n"
     assert signal.getsignal(number) == before
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from visualchat.attention import GatedCrossAttention, Modality
-from visualchat.chat.session import ChatSession
+from visualchat.chat import ChatSession
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.trainable import Trainable, set_trainable, trainable_state

@@ -7,7 +7,7 @@ from recomputed import best_tokens
 from transformers import AutoTokenizer
 
 from visualchat.attention import Modality
-from visualchat.chat.session import ChatSession
+from visualchat.chat import ChatSession
 from visualchat.dialogue import Caption, Dialogue, Turn
 from visualchat.dialogue.image_references import insert_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor

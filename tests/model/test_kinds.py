@@ -6,7 +6,7 @@ from PIL import Image
 from recomputed import best_tokens
 
 from visualchat.attention import KINDS, Modality
-from visualchat.chat.session import ChatSession
+from visualchat.chat import ChatSession
 from visualchat.dialogue import Caption, Dialogue, Turn
 from visualchat.dialogue.encoding import NO_UNIT
 from visualchat.dialogue.template import label_text

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visualchat.chat.session import ChatSession
+from visualchat.chat import ChatSession
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 

@@ -1,0 +1,5 @@
+"""Conversations with a model."""
+
+from visualchat.chat.session import ChatSession
+
+__all__ = ["ChatSession"]

@@ -14,13 +14,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 from PIL import Image
-from rich.color import Color
 from rich.console import Console
-from rich.style import Style
-from rich.text import Text
 
-from visualchat.chat.session import ChatSession
-from visualchat.cli.config import PLAIN, quieten
+from visualchat.chat import ChatSession
+from visualchat.cli.config import PLAIN, silence_libraries
+from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
 from visualchat.dialogue import Turn
@@ -40,26 +38,6 @@ HELP = """Type a question, or:
 
 PROMPT = "you> "
 COMMANDS = [line.split()[0] for line in HELP.splitlines()[1:]]
-
-
-def picture_in_blocks(image: Image.Image, columns: int = 32) -> Text:
-    """A picture for the terminal, two pixels a character."""
-    most = 2 * columns  # rows of the tallest picture: a taller one gets narrower
-    columns = min(columns, max(1, most * image.width // image.height))
-    rows = min(most, max(2, round(columns * image.height / image.width) // 2 * 2))
-    pixels = image.resize((columns, rows)).load()
-    assert pixels is not None
-    text = Text()
-    for y in range(0, rows, 2):
-        for x in range(columns):
-            text.append("▀", Style(color=_colour(pixels[x, y]), bgcolor=_colour(pixels[x, y + 1])))
-        text.append("\n")
-    return text
-
-
-def _colour(pixel: Any) -> Color:
-    red, green, blue = pixel
-    return Color.from_rgb(red, green, blue)
 
 
 def named_files(text: str) -> list[Path]:
@@ -121,7 +99,7 @@ class Terminal:
     def show(self, image: Image.Image) -> None:
         """Keep a picture for the next question and show it."""
         self.waiting.append(image)
-        self.console.print(picture_in_blocks(image), end="")
+        self.console.print(image_in_blocks(image), end="")
         self.console.print(f"Image {self.session.images + len(self.waiting)} goes with your next question.")
 
     def command(self, line: str) -> bool:
@@ -194,7 +172,7 @@ class Terminal:
 
 def run(config: DictConfig) -> None:
     """The command."""
-    quieten()
+    silence_libraries()
     folder = saved_model(config.folder)
     model = load_model(folder, config.vision, config.language)
     processor = VisualChatProcessor.from_pretrained(folder)

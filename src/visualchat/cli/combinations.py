@@ -31,7 +31,7 @@ def check_combination(config: DictConfig) -> None:
         )
     if overfit := OmegaConf.select(config, "trainer.overfit_batches"):  # it wants a data set of rows in a fixed order
         raise ValueError(
-            f"trainer.overfit_batches={overfit} is not to be had: each epoch's batches are planned. Train on few rows "
+            f"trainer.overfit_batches={overfit} is not supported: each epoch's batches are planned. Train on few rows "
             "instead, by data.train.size=8 in the tiny world or source.files= that name a small file"
         )
     bits = config.model.quantization.bits

@@ -85,7 +85,7 @@ def start(command: Command) -> None:
                 return imported(command.work).run(config)
         except Exception as error:
             if hydra_config.mode == RunMode.MULTIRUN:
-                raise  # this run failed, the sweep goes on
+                raise  # this run failed, the sweep continues
             folder, name = Path(hydra_config.runtime.output_dir), hydra_config.job.name
             remove_empty_run(folder, hydra_config.output_subdir, f"{name}.log")
             raise _EndedError(error) from None

@@ -8,12 +8,14 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+
+from visualchat.training.accumulation import batches_to_accumulate
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "conf"  # in a wheel
@@ -43,7 +45,7 @@ for _resolver in (run_name, sweep_name):
     OmegaConf.register_new_resolver(_resolver.__name__, _resolver, replace=True)
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Keep other libraries' advertisements and notes to their own developers off people's screens."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # Lightning's own use of torch
@@ -96,33 +98,6 @@ def attention_setting(kind: str, image_numbers: str) -> str:
     return f"attention={choices[kind, 'none']} attention.image_numbers={image_numbers}"
 
 
-def rows_to_accumulate(rows: int, batch_size: int, devices: int | str | Sequence[int], num_nodes: int) -> int:
-    """How many batches make one optimizer step of so many rows; `${accumulation:...}` in configurations.
-
-    Args:
-        rows: Of one step, over all devices.
-        batch_size: Rows of a batch on each device.
-        devices: Of each node, in any form that Lightning's Trainer takes.
-        num_nodes: Machines.
-
-    Raises:
-        ValueError: The rows cannot be distributed evenly.
-    """
-    if devices in ("auto", -1, "-1"):
-        import torch
-
-        count = max(1, torch.cuda.device_count())
-    else:
-        count = int(devices) if isinstance(devices, int | str) else len(devices)
-    at_once = batch_size * count * num_nodes
-    if rows % at_once:
-        raise ValueError(
-            f"a step of rows_per_step={rows} cannot be made of batches of data.batch_size={batch_size} rows on each of "
-            f"{count * num_nodes} devices: {batch_size} x {count * num_nodes} must divide {rows}"
-        )
-    return rows // at_once
-
-
 def folder_name(overrides: str, number: int) -> str:
     """The folder of a sweep's run: its overrides in letters that neither a shell nor Hydra wants quoted.
 
@@ -145,5 +120,5 @@ def setting(name: str, value: object) -> str:
     return shlex.quote(f'{name}="{escaped}"')
 
 
-OmegaConf.register_new_resolver("accumulation", rows_to_accumulate, replace=True)
+OmegaConf.register_new_resolver("accumulation", batches_to_accumulate, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

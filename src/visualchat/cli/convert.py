@@ -6,14 +6,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import PLAIN, check_attention, quieten, setting
+from visualchat.cli.config import PLAIN, check_attention, setting, silence_libraries
 from visualchat.cli.main import convert as main
 from visualchat.model.convert_published import from_published, to_published
 
 
 def run(config: DictConfig) -> None:
     """The command."""
-    quieten()
+    silence_libraries()
     console = Console()
     if config.action == "from_published":
         check_attention(config.attention)

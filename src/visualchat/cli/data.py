@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from visualchat.cli.chat import picture_in_blocks
-from visualchat.cli.config import quieten
+from visualchat.cli.config import silence_libraries
+from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.main import data as main
 from visualchat.cli.scoring import blend_of
 from visualchat.data.batching.packing import Packing
@@ -33,6 +33,7 @@ from visualchat.data.progress import watched
 from visualchat.data.sources import Report, RowError, Source
 from visualchat.data.sources.rows import printable
 from visualchat.dialogue import Dialogue
+from visualchat.figures import figure_in
 from visualchat.images.decode import decode_image
 
 PARTS = ("train", "validation")
@@ -195,17 +196,12 @@ def _budget(fields: dict[str, list[int]], left: dict[str, Any], limit: int | Non
 
 
 def _draw(fields: dict[str, list[int]], picture: Path, title: str) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    figure.suptitle(title)
-    for axes, field in zip(figure.subplots(1, 3), ("tokens", "images", "turns"), strict=True):
-        values = fields[field]
-        whole = [edge - 0.5 for edge in range(min(values), max(values) + 2)]
-        axes.hist(values, bins=40 if field == "tokens" else whole)
-        axes.set(xlabel=f"{field} in a dialogue", ylabel="dialogues")
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
+    with figure_in(picture, 11, 3.2, title) as figure:
+        for axes, field in zip(figure.subplots(1, 3), ("tokens", "images", "turns"), strict=True):
+            values = fields[field]
+            whole = [edge - 0.5 for edge in range(min(values), max(values) + 2)]
+            axes.hist(values, bins=40 if field == "tokens" else whole)
+            axes.set(xlabel=f"{field} in a dialogue", ylabel="dialogues")
     console.print(f"  {os.path.relpath(picture)}", highlight=False)
 
 
@@ -231,7 +227,7 @@ def show(config: DictConfig, run: Path) -> None:
     images = iter(dialogue.images)
     for piece in found:
         if piece.kind == "image":
-            console.print(picture_in_blocks(decode_image(next(images))), end="")
+            console.print(image_in_blocks(decode_image(next(images))), end="")
         else:
             style = "strike dim" if piece.cut else "bold green" if piece.kind == "answer" else ""
             console.print(Text(printable(piece.text), style), end="")
@@ -266,7 +262,7 @@ def _leave(path: Path, text: str) -> None:
 
 def run(config: DictConfig) -> None:
     """The command."""
-    quieten()
+    silence_libraries()
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.action == "check":
         sys.exit(1 if check(config, folder) else 0)

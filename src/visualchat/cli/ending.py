@@ -1,4 +1,4 @@
-"""How a training command ends early and what is typed to go on; and that one process at a time trains in a folder."""
+"""How a training command ends early, what is typed to resume it, and that one process at a time trains in a folder."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def sole_use(run: Path) -> Iterator[None]:
 
 @contextmanager
 def explained(run: Path) -> Iterator[None]:
-    """Turn an early end of the block into a message that says what is kept and how to go on, and into an exit code.
+    """Turn an early end of the block into a message that says what is kept and how to resume, and into an exit code.
 
-    One of the jobs of a sweep that fails by itself leaves the others to go on.
+    One of the jobs of a sweep that fails by itself leaves the others to continue.
     """
     try:
         yield
@@ -65,15 +65,15 @@ def explained(run: Path) -> Iterator[None]:
             raise
         if not is_first_rank():  # the first rank speaks; Lightning would kill it for another's exit code
             raise SystemExit(stopped.code if isinstance(stopped, RankSilent) else 0) from None
-        message = f"{stopped}\n{_what_is_kept(run)}\ngo on with: {command_to_go_on(run, stopped.instead)}"
+        message = f"{stopped}\n{_what_is_kept(run)}\nresume with: {command_to_resume(run, stopped.instead)}"
         if stopped.code == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise RunStopped(message) from None
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(stopped.code) from None
 
 
-def command_to_go_on(run: Path, instead: Mapping[str, object] | None = None) -> str:
-    """The line that was typed, changed so that it goes on with this run, or with the sweep that it belongs to.
+def command_to_resume(run: Path, instead: Mapping[str, object] | None = None) -> str:
+    """The line that was typed, changed so that it resumes this run, or with the sweep that it belongs to.
 
     Args:
         run: The run's folder.

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from visualchat.cli.config import quieten, setting
+from visualchat.cli.config import setting, silence_libraries
 from visualchat.cli.main import evaluate as main
 from visualchat.cli.scoring import dialogues_to_score, score
 from visualchat.model import VisualChatProcessor
@@ -23,7 +23,7 @@ console = Console()
 
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     """Score a saved model; `metrics.json` and `samples.html` go into the folder `run`."""
-    quieten()
+    silence_libraries()
     folder = saved_model(config.folder)
     choices = HydraConfig.get().runtime.choices
     require_the_runs_data(folder, HydraConfig.get().overrides.task)

@@ -55,7 +55,7 @@ Examples
 
 CHAT = f"""visualchat-chat [SETTING=VALUE ...]
 
-Talks with a saved model in the terminal, with pictures in any round.
+Talks with a saved model in the terminal, with images in any round.
 
   folder=null               the model's folder, whole or light; null for the
                             newest under outputs/

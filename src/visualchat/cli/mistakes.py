@@ -1,6 +1,6 @@
 """What went wrong, in words for the person who typed the command: one to three lines, with what to type instead.
 
-A mistake ends a command with exit code 2, a run that cannot go on with 1; both without a trace. Everything else is a
+A mistake ends a command with exit code 2, a run that cannot continue with 1; both without a trace. Everything else is a
 fault of the program and keeps its trace.
 """
 

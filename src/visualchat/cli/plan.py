@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from visualchat.cli.combinations import check_combination
-from visualchat.cli.config import check_attention, quieten
+from visualchat.cli.config import check_attention, silence_libraries
 from visualchat.cli.main import plan as main
 from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
 from visualchat.model.trainable import set_trainable
@@ -107,7 +107,7 @@ def title(choices: dict[str, Any]) -> str:
 
 def run(config: DictConfig) -> None:
     """The command."""
-    quieten()
+    silence_libraries()
     show(make_plan(config, dict(HydraConfig.get().runtime.choices)), Console())
 
 

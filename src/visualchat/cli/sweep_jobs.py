@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from visualchat.cli.ending import command_to_go_on
+from visualchat.cli.ending import command_to_resume
 from visualchat.training.stopping import SIGNALS
 
 
@@ -73,7 +73,7 @@ def run_job(module: str, run: Path) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
-        print(f"the sweep goes on with: {command_to_go_on(run)}", file=sys.stderr)
+        print(f"resume the sweep with: {command_to_resume(run)}", file=sys.stderr)
         raise SystemExit(128 + asked[0])
     if code:
         raise RuntimeError(f"the job in {run} failed with exit code {code}; its message stands above")

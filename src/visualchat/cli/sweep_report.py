@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
+from visualchat.figures import figure_in
+
 SHOWN = {
     "exact_match/all": "all",
     "seen/exact_match/all": "seen",
@@ -38,7 +40,7 @@ class Run:
     Attributes:
         overrides: What was set.
         metrics: Its figures; none where it did not finish.
-        state: `finished`, `failed` (it ended with an error) or `unfinished` (it goes on, or was killed).
+        state: `finished`, `failed` (it ended with an error) or `unfinished` (it is running, or was killed).
     """
 
     overrides: dict[str, str]
@@ -109,8 +111,6 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    from matplotlib.figure import Figure  # here, because every command of a run loads this module
-
     scores = ("exact_match/all", "validation/exact_match")
     score = next((name for name in scores if all(name in run.metrics for run in runs if run.metrics)), scores[1])
     runs = [run for run in runs if score in run.metrics]
@@ -118,26 +118,25 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
         return False
     names = varied(runs)
     numeric = [name for name in names if all(_is_number(run.overrides.get(name, "")) for run in runs)]
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set(ylabel="exact match, %", title="held-out dialogues")
-    if numeric:
-        along = numeric[-1]
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for run in runs:
-            label = ", ".join(f"{n}={run.overrides.get(n, '')}" for n in names if n != along)
-            point = (float(run.overrides[along]), 100 * run.metrics[score])
-            lines.setdefault(label, []).append(point)
-        for label, points in lines.items():
-            axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
-        axes.set(xlabel=along)
-        if len(names) > 1:
-            axes.legend()
-    else:
-        labels = ["\n".join(f"{n}={run.overrides.get(n, '')}" for n in names) for run in runs]
-        axes.bar(labels, [100 * run.metrics[score] for run in runs])
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with figure_in(path, 6.5, 4) as figure:
+        axes = figure.subplots()
+        axes.set(ylabel="exact match, %", title="held-out dialogues")
+        if numeric:
+            along = numeric[-1]
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for run in runs:
+                label = ", ".join(f"{n}={run.overrides.get(n, '')}" for n in names if n != along)
+                point = (float(run.overrides[along]), 100 * run.metrics[score])
+                lines.setdefault(label, []).append(point)
+            for label, points in lines.items():
+                axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
+            axes.set(xlabel=along)
+            if len(names) > 1:
+                axes.legend()
+        else:
+            labels = ["\n".join(f"{n}={run.overrides.get(n, '')}" for n in names) for run in runs]
+            axes.bar(labels, [100 * run.metrics[score] for run in runs])
+        axes.grid(alpha=0.3)
     return True
 
 
@@ -163,7 +162,7 @@ class SweepReport(Callback):
             error = job_return._return_value
             folder = Path(config.hydra.runtime.output_dir)
             (folder / FAILURE).write_text("".join(traceback.format_exception(error)))
-            Console().print(f"this run failed: {error}\nthe rest of the sweep goes on", markup=False, highlight=False)
+            Console().print(f"this run failed: {error}\nthe rest of the sweep continues", markup=False, highlight=False)
         self._compare(Path(config.hydra.sweep.dir), show=False)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from visualchat.cli.combinations import check_combination
-from visualchat.cli.config import PLAIN, attention_setting, check_attention, quieten, setting
+from visualchat.cli.config import PLAIN, attention_setting, check_attention, setting, silence_libraries
 from visualchat.cli.ending import explained, sole_use
 from visualchat.cli.main import train as main
 from visualchat.cli.provenance import closing_wandb, record_results, record_run
@@ -44,7 +44,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
     Returns:
         The metrics, as in `metrics.json`.
     """
-    quieten()
+    silence_libraries()
     check_attention(config.attention)
     refuse_drawn_shapes(config)
     check_combination(config)

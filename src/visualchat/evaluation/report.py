@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import html
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
+from visualchat import html_page
 from visualchat.dialogue import Caption, Dialogue
+from visualchat.figures import figure_in
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
 
@@ -78,8 +78,6 @@ def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
     Raises:
         ValueError: The file holds no training loss.
     """
-    from matplotlib.figure import Figure
-
     with metrics_csv.open() as file:
         rows = list(csv.DictReader(file))
     names = list(rows[0]) if rows else []
@@ -94,34 +92,28 @@ def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:
     steps, losses = series("train/loss")
     if not steps:
         raise ValueError(f"{metrics_csv.name} holds no values of train/loss: nothing to draw")
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    figure.suptitle(title)
-    loss, match, rate = figure.subplots(1, 3)
-    loss.plot(steps, losses, color="C0", alpha=0.6, label="training")
-    loss.plot(*series("validation/loss"), "o-", color="C1", label="validation")
-    match.plot(*series("validation/exact_match"), "o-", color="C1", label="all")
-    for number, (source, points) in enumerate(below("train/loss/").items(), start=2):
-        loss.plot(*points, color=f"C{number}", linewidth=0.8, alpha=0.8, label=source)
-    for number, (source, points) in enumerate(below("validation/exact_match/").items(), start=2):
-        match.plot(*points, ".-", color=f"C{number}", linewidth=0.8, label=source)
-    loss.set(title="loss per answer token", xlabel="step", yscale="log")
-    loss.legend(fontsize="small")
-    match.set(title="exact match, validation", xlabel="step", ylim=(0, 1), xlim=loss.get_xlim())
-    if len(match.lines) > 1:
-        match.legend(fontsize="small")
-    for name, points in below("lr/").items():
-        rate.plot(*points, label=name)
-    rate.set(title="learning rate", xlabel="step")
-    if rate.lines:
-        rate.legend(fontsize="small")
-    figure.savefig(picture, dpi=120)
+    with figure_in(picture, 11, 3.4, title) as figure:
+        loss, match, rate = figure.subplots(1, 3)
+        loss.plot(steps, losses, color="C0", alpha=0.6, label="training")
+        loss.plot(*series("validation/loss"), "o-", color="C1", label="validation")
+        match.plot(*series("validation/exact_match"), "o-", color="C1", label="all")
+        for number, (source, points) in enumerate(below("train/loss/").items(), start=2):
+            loss.plot(*points, color=f"C{number}", linewidth=0.8, alpha=0.8, label=source)
+        for number, (source, points) in enumerate(below("validation/exact_match/").items(), start=2):
+            match.plot(*points, ".-", color=f"C{number}", linewidth=0.8, label=source)
+        loss.set(title="loss per answer token", xlabel="step", yscale="log")
+        loss.legend(fontsize="small")
+        match.set(title="exact match, validation", xlabel="step", ylim=(0, 1), xlim=loss.get_xlim())
+        if len(match.lines) > 1:
+            match.legend(fontsize="small")
+        for name, points in below("lr/").items():
+            rate.plot(*points, label=name)
+        rate.set(title="learning rate", xlabel="step")
+        if rate.lines:
+            rate.legend(fontsize="small")
 
 
-SIDE = 512
-"""Pixels of a picture's longer side on the page, at most."""
-
-STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}
-section{border:1px solid #ddd;border-radius:8px;padding:.6rem 1rem;margin:1rem 0}p{margin:.35rem 0}
+STYLE = """section{border:1px solid #ddd;border-radius:8px;padding:.6rem 1rem;margin:1rem 0}p{margin:.35rem 0}
 figure{display:inline-block;margin:.2rem .5rem .2rem 0;vertical-align:middle;text-align:center}
 figcaption{color:#888;font-size:.85em}
 img{image-rendering:pixelated;height:128px;max-width:100%;border:1px solid #ccc;display:block}
@@ -144,11 +136,8 @@ def samples_page(title: str, dialogues: Sequence[Dialogue], answers: Sequence[Se
         right = sum(answer == turn.answer for turn, answer in zip(dialogue.turns, given, strict=True))
         exact += right
         sections.append(_dialogue(dialogue, given, f"{right} of {len(given)} answers exact"))
-    name = html.escape(title)
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
-        f"<p id=score>{exact} of {sum(map(len, answers))} answers are exactly the true ones.</p>" + "\n".join(sections)
-    )
+    score = f"<p id=score>{exact} of {sum(map(len, answers))} answers are exactly the true ones.</p>"
+    return html_page.page(title, score + "\n".join(sections), STYLE)
 
 
 def _dialogue(dialogue: Dialogue, answers: Sequence[str], score: str) -> str:
@@ -172,10 +161,6 @@ def _shown(item: Caption | ImageInput, label: str) -> str:
     """HTML of a picture, or of the words that stand for it, with its number."""
     if isinstance(item, Caption):
         return f"<span class=caption>[{label}: <i>{html.escape(item.text)}</i>]</span> "
-    picture = decode_image(item).copy()  # one in memory may be the very one that is given
-    picture.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    source = html_page.image_source(decode_image(item))
     caption = f"<figcaption>{label}</figcaption>"
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{label}" title="{label}">{caption}</figure>'
+    return f'<figure><img src="{source}" alt="{label}" title="{label}">{caption}</figure>'

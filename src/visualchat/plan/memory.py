@@ -30,7 +30,7 @@ QUANTISED_NAME = {8: "int8", 4: "nf4"}
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a strategy deals out what a run keeps.
+    """How a strategy shards what a run keeps.
 
     Attributes:
         shards: What is sharded over the ranks.

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from visualchat import html_page
 from visualchat.attention import Modality
 from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import IGNORE_INDEX, Encoding
 from visualchat.images.decode import decode_image
-
-_SHOWN = 512  # pixels of the longer side of a picture on a page
 
 Kind = Literal["text", "answer", "image"]
 
@@ -68,8 +64,7 @@ def token_runs(
     return runs
 
 
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem;color:#222}
-pre{white-space:pre-wrap;font:14px/1.5 ui-monospace,monospace}.answer{background:#d8f3dc;color:#14532d}
+STYLE = """pre{white-space:pre-wrap;font:14px/1.5 ui-monospace,monospace}.answer{background:#d8f3dc;color:#14532d}
 .cut{opacity:.35;text-decoration:line-through}img{max-width:16rem;max-height:16rem;border:1px solid #ccc}
 .note{color:#888;font-size:.85em}"""
 
@@ -81,20 +76,13 @@ def page(dialogue: Dialogue, runs: Sequence[TokenRun], summary: str) -> str:
     for run in runs:
         classes = run.kind + (" cut" if run.cut else "")
         if run.kind == "image":
-            parts.append(f"<span class='{classes}'>{_picture(decode_image(next(images)))}</span>")
+            source = html_page.image_source(decode_image(next(images)))
+            parts.append(f"<span class='{classes}'><img src='{source}'></span>")
             parts.append(f"<span class=note> {run.tokens} tokens</span>")
         else:
             parts.append(f"<span class='{classes}'>{html.escape(run.text)}</span>")
-    name = html.escape(dialogue.id)
-    return (
-        f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style><h1>{name}</h1>"
+    body = (
         f"<p class=note>{html.escape(summary)}; <span class=answer>supervised tokens</span>, "
         f"<span class=cut>beyond the limit</span></p><pre>{''.join(parts)}</pre>"
     )
-
-
-def _picture(image: Image.Image) -> str:
-    image.thumbnail((_SHOWN, _SHOWN))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return html_page.page(dialogue.id, body, STYLE)

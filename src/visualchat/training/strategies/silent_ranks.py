@@ -22,7 +22,7 @@ def patience(seconds: float) -> timedelta:
     """How long processes wait for each other until training starts; the target of `timeout` in conf/trainer/strategy.
 
     Raises:
-        ValueError: Nobody can wait so long.
+        ValueError: No one can wait so long.
     """
     if seconds <= 0:
         raise ValueError(f"a timeout of {seconds} seconds: expected more than 0")
@@ -38,7 +38,7 @@ class RankTimeout(lightning.Callback):
         seconds: That long.
 
     Raises:
-        ValueError: Nobody can wait so long.
+        ValueError: No one can wait so long.
     """
 
     def __init__(self, seconds: float) -> None:
