@@ -1,6 +1,9 @@
 """The terminal, driven with typed lines and a session that answers what it is told to."""
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,7 +145,22 @@ def test_draw_draws_by_seed_and_fresh_ones_else():
 
 
 @pytest.mark.parametrize(
-    "line", ["/help", "/", "/image", "/image  ", "/draw x", "/draw -1", "/reset now", "/save", "/undo 2"]
+    "line",
+    [
+        "/help",
+        "/",
+        "/image",
+        "/image  ",
+        "/draw x",
+        "/draw -1",
+        "/reset now",
+        "/save",
+        "/undo 2",
+        "/edit",
+        "/edit x",
+        "/edit 1 ",
+        "/load",
+    ],
 )
 def test_any_other_command_shows_the_help(line):
     screen, session = run(line)
@@ -156,7 +174,11 @@ def test_the_help_names_every_command():
         "/draw",
         "/clear",
         "/undo",
+        "/edit",
         "/save",
+        "/load",
+        "/images",
+        "/stats",
         "/reset",
         "/quit",
     ]
@@ -237,6 +259,79 @@ def test_a_saved_conversation_is_data(model, processor, tmp_path):
         (turn.question, turn.answer.strip()) for turn in session.turns
     ]
     assert decode_image(again.images[0]).tobytes() == draw(random_scene(1)).tobytes()
+
+
+def test_a_question_is_edited_and_its_pictures_stay(model, processor):
+    plain, session = (ChatSession(model, processor, max_new_tokens=6) for _ in range(2))
+    Terminal(plain, Keyboard("/draw 1", "Which?")).run()
+    console = Keyboard("/draw 1", "What is it?", "Sure?", "/edit 3 No.", "/edit 1 Which?", "/draw 2", "/images")
+    Terminal(session, console).run()
+    screen = console.file.getvalue()
+    assert session.ids == plain.ids
+    assert f"you> /edit 1 Which?\n{plain.turns[0].answer}\n" in screen
+    assert "there is no round 3 to edit: the conversation has 2" in screen
+    assert "Image 1: 64 x 64 pixels, with question 1\nImage 2: 64 x 64 pixels, with your next question\n" in screen
+
+
+def test_a_saved_conversation_is_loaded_and_continued(make_model, processor, tmp_path):
+    for kind, told in (("mmca", "Pictures: 2 computed, 1 reused, 2 kept in 0.0 MB."), ("causal", "attention kind")):
+        model, folder = make_model(attention_kind=kind), tmp_path / kind
+        plain, session = (ChatSession(model, processor, max_new_tokens=6) for _ in range(2))
+        Terminal(plain, Keyboard("/draw 1", "What is it?", f"/save {folder}", "/draw 2", "And this?")).run()
+        console = Keyboard(
+            "/images",
+            "/stats",
+            f"/load {tmp_path}",
+            "/draw 1",
+            "Hm?",
+            f"/load {folder}",
+            "/draw 2",
+            "And this?",
+            "/stats",
+        )
+        Terminal(session, console).run()
+        screen = console.file.getvalue()
+        assert session.ids == plain.ids
+        assert "There is no picture yet." in screen
+        assert f"{tmp_path} is not a saved conversation: it has no dialogue.jsonl" in screen
+        assert "1 rounds with 1 pictures are loaded." in screen
+        assert told in screen
+        assert f"Last answer: {session.timing.tokens} tokens, the first after " in screen
+
+
+@pytest.mark.slow
+def test_the_command_obeys_in_a_process_of_its_own(make_model, processor, tmp_path):
+    make_model(attention_kind="unit").save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    typed = (
+        "/draw 1",
+        "What is it?",
+        "/draw 1",
+        "And this?",
+        "/undo",
+        "/edit 1 Which?",
+        "/images",
+        "/save kept",
+        "/reset",
+        "/load kept",
+        "Sure?",
+        "/stats",
+        "/quit",
+    )
+    done = subprocess.run(
+        [Path(sys.executable).parent / "visualchat-chat", "folder=model", "max_new_tokens=4"],
+        cwd=tmp_path,
+        input="".join(f"{line}\n" for line in typed),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Taken back; 1 rounds are left." in done.stdout
+    assert "Image 1: 64 x 64 pixels, with question 1" in done.stdout
+    assert "1 rounds with 1 pictures are loaded." in done.stdout
+    assert "Pictures: 2 computed, 2 reused, 2 kept" in done.stdout  # number 1, number 2; the edited and the loaded one
+    assert (tmp_path / "kept" / "image-1.png").is_file()
 
 
 def test_lines_are_edited_completed_and_remembered(tmp_path, monkeypatch):

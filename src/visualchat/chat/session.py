@@ -64,6 +64,11 @@ class Timing:
     tokens: int
     seconds: float
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the tokens after the first; None where there are none."""
+        return (self.tokens - 1) / (self.seconds - self.first_token) if self.tokens > 1 else None
+
 
 class ChatSession:
     """One conversation; not for use from several threads at once, but sessions in several threads may share a store.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from visualchat.cli.config import PLAIN, silence_libraries
 from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
-from visualchat.dialogue import Turn
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.model.saved import load_model, saved_model
@@ -32,7 +30,11 @@ HELP = """Type a question, or:
   /draw [SEED]  draw a fresh picture of the tiny world and show it with your next question
   /clear        forget the pictures that wait for your next question
   /undo         take the last question and its answer back
-  /save FOLDER  keep the conversation, with its pictures, as data to train on
+  /edit N TEXT  ask TEXT in place of question N and continue from there
+  /save FOLDER  keep the conversation, with its pictures; it is data to train on, too
+  /load FOLDER  continue a saved conversation in place of this one
+  /images       list the pictures of the conversation
+  /stats        tell how many pictures were reused, and how fast the last answer was
   /reset        start a new conversation
   /quit         leave, as Ctrl-D does; Ctrl-C stops an answer or empties the line"""
 
@@ -53,33 +55,6 @@ def named_files(text: str) -> list[Path]:
         return [Path(name).expanduser() for name in shlex.split(text)]
     except (RuntimeError, ValueError) as error:  # "~name" of no user
         raise ValueError(f"{text}: {error}") from error
-
-
-def save_conversation(turns: Sequence[Turn], folder: Path) -> None:
-    """Keep a conversation in a folder as `data/source=messages` reads it: `dialogue.jsonl` and its pictures.
-
-    Raises:
-        ValueError: There is nothing to keep, or the folder is not empty.
-    """
-    if not turns:
-        raise ValueError("there is nothing to save yet")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not an empty folder; choose another one")
-    folder.mkdir(parents=True, exist_ok=True)
-    messages: list[dict[str, Any]] = []
-    number = 0
-    for turn in turns:
-        content: list[dict[str, str]] = []
-        for part in turn.content:
-            if isinstance(part, Image.Image):
-                number += 1
-                part.save(folder / f"image-{number}.png")
-                content.append({"type": "image", "path": f"image-{number}.png"})
-            else:
-                content.append({"type": "text", "text": str(part)})
-        messages.append({"role": "user", "content": content})
-        messages.append({"role": "assistant", "content": turn.answer})
-    (folder / "dialogue.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
 
 
 class Terminal:
@@ -114,8 +89,21 @@ class Terminal:
             self.show(draw(random_scene(seed)))
         elif name == "/save" and argument:
             (folder,) = named_files(argument)[:1]
-            save_conversation(self.session.turns, folder)
+            self.session.save(folder)
             self.console.print(f"Saved in {folder}/", **PLAIN)
+        elif name == "/load" and argument:
+            (folder,) = named_files(argument)[:1]
+            self.session.load(folder)
+            self.waiting = []
+            self.console.print(
+                f"{len(self.session.turns)} rounds with {self.session.images} pictures are loaded.", **PLAIN
+            )
+        elif name == "/edit" and (found := re.fullmatch(r"(\d+)\s+(\S.*)", argument)):
+            self.show_answer(self.session.edit(int(found[1]), found[2]))
+        elif line == "/images":
+            self.list_images()
+        elif line == "/stats":
+            self.show_stats()
         elif line == "/clear":
             self.waiting = []
             self.console.print("No picture waits.")
@@ -132,10 +120,39 @@ class Terminal:
             self.console.print(HELP, highlight=False, markup=False)
         return True
 
+    def list_images(self) -> None:
+        """A line for each picture, those that wait among them."""
+        rounds = [*(turn.images for turn in self.session.turns), self.waiting]
+        shown: list[tuple[int, Any]] = [(n, image) for n, images in enumerate(rounds, start=1) for image in images]
+        for number, (asked, image) in enumerate(shown, start=1):
+            where = "your next question" if asked == len(rounds) else f"question {asked}"
+            self.console.print(f"Image {number}: {image.width} x {image.height} pixels, with {where}", **PLAIN)
+        if not shown:
+            self.console.print("There is no picture yet.")
+
+    def show_stats(self) -> None:
+        """What was reused, and how fast the last answer was."""
+        session, store = self.session, self.session.store.stats
+        if session.why_not_stored is None:
+            held = (store.device_bytes + store.host_bytes) / 1e6
+            text = f"Pictures: {store.misses} computed, {store.hits} reused, {store.entries} kept in {held:.1f} MB."
+        else:
+            text = f"Pictures are reused with all that precedes them only: {session.why_not_stored}."
+        self.console.print(text, **PLAIN)
+        if session.timing is not None:
+            speed, tokens = session.timing.tokens_per_second, session.timing.tokens
+            rate = "" if speed is None else f", then {speed:.1f} tokens a second"
+            text = f"Last answer: {tokens} tokens, the first after {session.timing.first_token:.2f} s{rate}."
+            self.console.print(text, **PLAIN)
+
     def question(self, line: str) -> None:
-        """Ask, and print the answer as it comes; Ctrl-C cuts it short."""
+        """Ask, with the pictures that wait."""
         answer = self.session.ask(line, self.waiting)
         self.waiting = []
+        self.show_answer(answer)
+
+    def show_answer(self, answer: Generator[str, None, None]) -> None:
+        """Print an answer as it comes; Ctrl-C cuts it short."""
         try:
             for piece in answer:
                 self.console.out(piece, end="", style="bold", highlight=False)
