@@ -84,7 +84,8 @@ class Checkpoints(Checkpoint):
             )
         if len(self._random) == trainer.world_size:
             set_random_state(self._random[trainer.global_rank])
-        # Lightning's count of logged steps is this one, but for what its loop is about to add where it resumes
+        # Lightning's count of logged steps is this one, less what its loop is about to add where it resumes: the first
+        # lines of `_TrainingEpochLoop.reset` (2.6) have the condition
         loop = trainer.fit_loop.epoch_loop
         validates = loop.val_loop.restarted_mid_evaluation
         added = loop.restarting and not loop._should_accumulate() and (validates or not loop.restarted_on_last)
