@@ -112,12 +112,12 @@ def check_action(arguments: Sequence[str], actions: Sequence[str]) -> None:
     """
     if not actions or any(argument.startswith("-") for argument in arguments):
         return
-    found = next((item.removeprefix("action=") for item in arguments if item.startswith("action=")), None)
+    action = next((item.removeprefix("action=") for item in arguments if item.startswith("action=")), None)
     expected = f"expected one of {', '.join(actions)}"
-    if found is None:
+    if action is None:
         raise ValueError(f"missing action: {expected}")
-    if found not in actions:
-        raise ValueError(f"unknown action {found}{nearest(found, actions)}\n{expected}")
+    if action not in actions:
+        raise ValueError(f"unknown action {action}{nearest(action, actions)}\n{expected}")
 
 
 def check_flags(arguments: Sequence[str], config: str) -> None:
@@ -167,8 +167,8 @@ def remove_empty_run(folder: Path, records: str | None, log: str) -> None:
     """
     if records is None:
         return
-    left = {path.name for path in folder.iterdir()} - {records}
-    if left - {log} or (log in left and (folder / log).stat().st_size):
+    files = {path.name for path in folder.iterdir()} - {records}
+    if files - {log} or (log in files and (folder / log).stat().st_size):
         return
     shutil.rmtree(folder)
     for parent in folder.parents:
@@ -182,10 +182,10 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     if not arguments or "=" in arguments[0] or arguments[0].startswith("-"):
         return list(arguments)
     action, *rest = arguments
-    found = [f"action={action}"]
+    settings = [f"action={action}"]
     if action == "show" and rest and rest[0].isdecimal():
-        found.append(f"number={rest.pop(0)}")
-    return [*found, *rest]
+        settings.append(f"number={rest.pop(0)}")
+    return [*settings, *rest]
 
 
 def imported(module: str) -> ModuleType:

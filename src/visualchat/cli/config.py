@@ -116,7 +116,7 @@ def setting(name: str, value: object) -> str:
     text = str(value)
     if re.fullmatch(r"[\w./+@:%-]+", text, flags=re.ASCII):
         return f"{name}={text}"
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + (found[2] and '\\"'), text)
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + (match[2] and '\\"'), text)
     return shlex.quote(f'{name}="{escaped}"')
 
 

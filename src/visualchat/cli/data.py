@@ -98,22 +98,22 @@ def check(config: DictConfig, run: Path) -> int:
     """
     skip_damaged_rows(config)
     data = load(config)
-    found = Check(data.parts, data.sources)
+    report = Check(data.parts, data.sources)
     try:
-        found.run(instantiate(config.processor), config.data.max_length, config.num_workers)
+        report.run(instantiate(config.processor), config.data.max_length, config.num_workers)
     except KeyboardInterrupt:
         console.print("interrupted: this is what was found so far", style="yellow")
-    for name, findings in found.findings.items():
+    for name, findings in report.findings.items():
         console.print(_totals_table(name, findings))
-    _print_rows(found.reports())
-    errors = found.errors()
+    _print_rows(report.reports())
+    errors = report.errors()
     _print_errors(errors)
-    empty = found.empty() if found.complete else []
+    empty = report.empty() if report.complete else []
     for name in empty:
         console.print(f"{name} holds no sound dialogue", style="red")
-    console.print(f"{len(errors)} bad rows" if errors else "no bad row so far" if not found.complete else _GOOD)
-    _leave(run / "check.json", json.dumps(found.as_json(), indent=2) + "\n")
-    if not found.complete:
+    console.print(f"{len(errors)} bad rows" if errors else "no bad row so far" if not report.complete else _GOOD)
+    _leave(run / "check.json", json.dumps(report.as_json(), indent=2) + "\n")
+    if not report.complete:
         sys.exit(130)
     return len(errors) + len(empty)
 
@@ -162,7 +162,7 @@ def stats(config: DictConfig, run: Path) -> None:
     skip_damaged_rows(config)
     processor = instantiate(config.processor)
     limit = config.data.max_length
-    left: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, dialogues in load(config).parts.items():
         looks = survey(dialogues, processor, limit, decode=False, num_workers=config.num_workers)
         good = [finding for finding in watched(looks, f"measuring {name}", len(dialogues)) if not finding.reason]
@@ -171,28 +171,28 @@ def stats(config: DictConfig, run: Path) -> None:
         fields = {field: [getattr(f, field) for f in good] for field in ("tokens", "answer_tokens", "images", "turns")}
         table = Table(title=f"{name}: {len(good)} dialogues")
         table.add_column("in a dialogue")
-        left[name] = {"dialogues": len(good), "tokens": sum(fields["tokens"])}
+        figures[name] = {"dialogues": len(good), "tokens": sum(fields["tokens"])}
         for field, values in fields.items():
-            numbers = left[name][f"{field} in a dialogue"] = quantiles(values)
+            numbers = figures[name][f"{field} in a dialogue"] = quantiles(values)
             if not table.rows:
                 for column in numbers:
                     table.add_column(column, justify="right")
             table.add_row(field.replace("_", " "), *(f"{number:.1f}".removesuffix(".0") for number in numbers.values()))
         console.print(table)
-        console.print(_budget(fields, left[name], limit))
+        console.print(_budget(fields, figures[name], limit))
         _draw(fields, run / f"{name}.png", f"{name}: {len(good)} dialogues")
-    _leave(run / "stats.json", json.dumps(left, indent=2) + "\n")
+    _leave(run / "stats.json", json.dumps(figures, indent=2) + "\n")
 
 
-def _budget(fields: dict[str, list[int]], left: dict[str, Any], limit: int | None) -> str:
-    """The token budget in words; its figures go into `left`."""
+def _budget(fields: dict[str, list[int]], figures: dict[str, Any], limit: int | None) -> str:
+    """The token budget in words; its numbers go into `figures`."""
     tokens, answers = sum(fields["tokens"]), sum(fields["answer_tokens"])
-    said = f"{tokens} tokens an epoch, {100 * answers / tokens:.1f}% of them supervised"
+    sentence = f"{tokens} tokens an epoch, {100 * answers / tokens:.1f}% of them supervised"
     if limit is not None:
         packing = Packing(dict(enumerate(fields["tokens"])), limit)
-        left["packed rows"], left["real tokens in packed rows"] = len(packing), packing.efficiency
-        said += f"; packed: {len(packing)} rows of {limit}, {100 * packing.efficiency:.1f}% real tokens"
-    return said
+        figures["packed rows"], figures["real tokens in packed rows"] = len(packing), packing.efficiency
+        sentence += f"; packed: {len(packing)} rows of {limit}, {100 * packing.efficiency:.1f}% real tokens"
+    return sentence
 
 
 def _draw(fields: dict[str, list[int]], picture: Path, title: str) -> None:
@@ -220,19 +220,19 @@ def show(config: DictConfig, run: Path) -> None:
     encoding = processor.encode(dialogue)
     fits = turns_that_fit(dialogue.require_answers(), encoding, config.data.max_length)
     kept = encoding.answer_spans[fits - 1][1]
-    found = token_runs(encoding, processor.tokenizer, processor.image_seq_length, kept)
-    supervised = sum(piece.tokens for piece in found if piece.kind == "answer")
+    runs = token_runs(encoding, processor.tokenizer, processor.image_seq_length, kept)
+    supervised = sum(one.tokens for one in runs if one.kind == "answer")
     summary = f"{name} {config.number}: {len(encoding)} tokens, {supervised} supervised, {kept} within the limit"
     console.print(f"{printable(dialogue.id)}; {summary}", highlight=False, markup=False)
     images = iter(dialogue.images)
-    for piece in found:
-        if piece.kind == "image":
+    for one in runs:
+        if one.kind == "image":
             console.print(image_in_blocks(decode_image(next(images))), end="")
         else:
-            style = "strike dim" if piece.cut else "bold green" if piece.kind == "answer" else ""
-            console.print(Text(printable(piece.text), style), end="")
+            style = "strike dim" if one.cut else "bold green" if one.kind == "answer" else ""
+            console.print(Text(printable(one.text), style), end="")
     console.print()
-    _leave(run / f"dialogue-{config.number}.html", page(dialogue, found, summary))
+    _leave(run / f"dialogue-{config.number}.html", page(dialogue, runs, summary))
 
 
 def convert(config: DictConfig, run: Path) -> None:

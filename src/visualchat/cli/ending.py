@@ -87,9 +87,9 @@ def command_to_resume(run: Path, instead: Mapping[str, object] | None = None) ->
         place = "'" + place.replace("\\", "\\\\").replace("'", "\\'") + "'"
     other = {} if whole else dict(instead or {})
     replaced = tuple(f"{name}=" for name in (key, "resume", *other))
-    given = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
+    typed = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(replaced)]
     changed = [f"{name}={value}" for name, value in other.items()]
-    return shlex.join([*_program(), *given, *changed, f"{key}={place}", "resume=auto"])
+    return shlex.join([*_program(), *typed, *changed, f"{key}={place}", "resume=auto"])
 
 
 def _program() -> list[str]:

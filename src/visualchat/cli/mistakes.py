@@ -84,11 +84,11 @@ def describe(error: BaseException, config: str, arguments: Sequence[str]) -> tup
 def as_settings(words: str, config: str, arguments: Sequence[str]) -> str:
     """Arguments of our functions that a message names, as `limit=3`, by the settings that give them: `data.limit=3`."""
     pattern = r"(?<![\w./])([a-z_]+)(?==\w)"
-    if not (found := set(re.findall(pattern, words))):
+    if not (arguments_named := set(re.findall(pattern, words))):
         return words
     names = _settings_of(config, arguments)
     full: dict[str, str] = {}
-    for name in found - {*names, *groups()}:
+    for name in arguments_named - {*names, *groups()}:
         if same := sorted((other for other in names if other.endswith(f".{name}")), key=lambda other: other.count(".")):
             full[name] = names[same[0]] or same[0]  # a setting that follows another one is set by that
     return re.sub(pattern, lambda match: full.get(match[1], match[1]), words)
@@ -96,16 +96,16 @@ def as_settings(words: str, config: str, arguments: Sequence[str]) -> str:
 
 def shortened(words: str, lines: int = 3) -> str:
     """At most three lines; the place of the rest is named."""
-    found = [line for line in words.strip().splitlines() if line.strip()]
-    if len(found) <= lines:
-        return "\n".join(found)
-    return "\n".join([*found[: lines - 1], f"({len(found) - lines + 1} more lines: debug=true shows them)"])
+    spoken = [line for line in words.strip().splitlines() if line.strip()]
+    if len(spoken) <= lines:
+        return "\n".join(spoken)
+    return "\n".join([*spoken[: lines - 1], f"({len(spoken) - lines + 1} more lines: debug=true shows them)"])
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean X?` for a name that is nearly a known one, else nothing."""
-    found = near(name, [*known])
-    return f"; did you mean {found}?" if found else ""
+    known_name = near(name, [*known])
+    return f"; did you mean {known_name}?" if known_name else ""
 
 
 def near(name: str, known: Sequence[str]) -> str | None:
@@ -175,25 +175,25 @@ def _settings(error: BaseException, config: str, arguments: Sequence[str]) -> st
     text = str(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error, arguments)
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '([^']+)'", text)):
-        group, _, choice = found[1].rpartition("/")
+    if isinstance(error, MissingConfigException) and (match := re.search(r"Could not find '([^']+)'", text)):
+        group, _, choice = match[1].rpartition("/")
         if not (known := groups().get(group, [])):
             return f"unknown setting {group or choice}{nearest(group or choice, groups())}"
         return f"unknown choice {group}={choice}{nearest(choice, known)}\n{group} is one of {', '.join(known)}"
-    if found := re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)'", text):
-        return _unknown(found[1] or found[2], config, arguments)
-    if found := re.search(r"Multiple values for (\S+)\.", text):
-        return f"{found[1]} has a value already: type {found[1]}=... without the +"
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        key, _, value = found[1].partition("=")
-        return f"{found[1]}: for a sweep over these values add -m, for a list type '{key}=[{value}]'"
-    if isinstance(error, InterpolationKeyError) and (found := re.search(r"Interpolation key '([^']+)'", text)):
-        wanting = {group: choices for group, choices in groups().items() if group.rpartition("/")[2] == found[1]}
+    if match := re.search(r"Could not override '([^']+)'|Could not delete from config\. '([^']+)'", text):
+        return _unknown(match[1] or match[2], config, arguments)
+    if match := re.search(r"Multiple values for (\S+)\.", text):
+        return f"{match[1]} has a value already: type {match[1]}=... without the +"
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = match[1].partition("=")
+        return f"{match[1]}: for a sweep over these values add -m, for a list type '{key}=[{value}]'"
+    if isinstance(error, InterpolationKeyError) and (match := re.search(r"Interpolation key '([^']+)'", text)):
+        wanting = {group: choices for group, choices in groups().items() if group.rpartition("/")[2] == match[1]}
         for group, choices in wanting.items():
             return f"{group} is not chosen: type {group}=...\n{group} is one of {', '.join(choices)}"
-        return f"a setting refers to {found[1]}, which does not exist{nearest(found[1], _settings_of(config, []))}"
-    if isinstance(error, MissingMandatoryValue) and (found := re.search(r"Missing mandatory value: (\S+)", text)):
-        return f"{found[1]} is needed: type {found[1]}=..."
+        return f"a setting refers to {match[1]}, which does not exist{nearest(match[1], _settings_of(config, []))}"
+    if isinstance(error, MissingMandatoryValue) and (match := re.search(r"Missing mandatory value: (\S+)", text)):
+        return f"{match[1]} is needed: type {match[1]}=..."
     if isinstance(error, HydraException | OmegaConfBaseException) and not isinstance(error, InstantiationException):
         return None if _is_ours(error) else text
     return None

@@ -52,15 +52,15 @@ def find_workload(config: DictConfig, blend: str | None) -> Workload:
     Raises:
         ValueError: It can neither be looked up nor measured.
     """
-    given = {name: value for name, value in config.workload.items() if value is not None}
-    if len(given) == len(config.workload):
-        return Workload(**given, source="as given by workload.*")
+    typed = {name: value for name, value in config.workload.items() if value is not None}
+    if len(typed) == len(config.workload):
+        return Workload(**typed, source="as given by workload.*")
     if blend in SETS:
-        return replace(of_table(SETS[str(blend)], 1.0 - config.blend.validation), **given)
+        return replace(of_table(SETS[str(blend)], 1.0 - config.blend.validation), **typed)
     train, prompt = instantiate(config.data, processor=None).train, config.processor
     language = located(prompt.language)
     measured = measured_workload(train, language, prompt.system, prompt.template, prompt.image_seq_length)
-    return replace(measured, **given)
+    return replace(measured, **typed)
 
 
 def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:

@@ -50,17 +50,17 @@ def code_state(package: Path) -> tuple[dict[str, Any], str]:
         None where the code is no part of a git checkout; and the changes as a patch, empty for none.
     """
     try:
-        found = version("visualchat")
+        installed = version("visualchat")
     except PackageNotFoundError:
-        found = "not installed"
+        installed = "not installed"
     # An installed package may lie in somebody else's checkout, so its own files must be tracked.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return {"version": found, "commit": None, "dirty": None, "untracked": None}, ""
+        return {"version": installed, "commit": None, "dirty": None, "untracked": None}, ""
     changes = _git(package, "diff", "--no-color", "--no-ext-diff", "HEAD") or ""
     top = (_git(package, "rev-parse", "--show-toplevel") or "").strip()
     untracked = (_git(Path(top), "ls-files", "--others", "--exclude-standard") or "").splitlines()
     commit = (_git(package, "rev-parse", "HEAD") or "").strip() or None
-    return {"version": found, "commit": commit, "dirty": bool(changes), "untracked": len(untracked)}, changes
+    return {"version": installed, "commit": commit, "dirty": bool(changes), "untracked": len(untracked)}, changes
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -38,8 +38,8 @@ def blend_of(data: DictConfig) -> Blend | OwnData | None:
 def validation_dialogues(data: DictConfig) -> Sequence[Dialogue]:
     """The validation dialogues of a data configuration; what trains is not touched."""
     blend = blend_of(data)
-    found: Sequence[Dialogue] = instantiate(data.validation) if blend is None else blend.validation
-    return found
+    dialogues: Sequence[Dialogue] = instantiate(data.validation) if blend is None else blend.validation
+    return dialogues
 
 
 def check_evaluation(settings: DictConfig) -> None:
@@ -77,8 +77,8 @@ def dialogues_to_score(
     check_evaluation(settings)
     if settings.dialogues != VALIDATION:
         return {name: [*part] for name, part in instantiate(settings.dialogues).items()}
-    found = validation_dialogues(data) if validation is None else validation
-    return held_out(found, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")
+    dialogues = validation_dialogues(data) if validation is None else validation
+    return held_out(dialogues, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")
 
 
 def score(
@@ -96,7 +96,7 @@ def score(
     Returns:
         The first column's figures, and those of the others under the columns' names.
     """
-    found = {
+    figures = {
         name: evaluate_parts(
             model,
             processor,
@@ -113,14 +113,14 @@ def score(
     answers_given = sum(len(dialogue.turns) for dialogue in dialogues)
     console = Console()
     console.print(f"\n{title}: {len(dialogues)} dialogues, {answers_given} answers", highlight=False, soft_wrap=True)
-    console.print(metrics_table(found))
-    console.print(legend(found), highlight=False, soft_wrap=True)
+    console.print(metrics_table(figures))
+    console.print(legend(figures), highlight=False, soft_wrap=True)
     chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
     answers = answer_turns(
         model, processor, chosen, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size
     )
     (run / "samples.html").write_text(samples_page("Sample dialogues", chosen, answers), encoding="utf-8")
-    metrics = found.pop(first)
-    for name, column in found.items():
+    metrics = figures.pop(first)
+    for name, column in figures.items():
         metrics |= prefixed(name, column)
     return metrics

@@ -50,7 +50,7 @@ class Run:
 
 def read_runs(folder: Path) -> list[Run]:
     """The runs of a sweep that have begun, in the order of their jobs."""
-    found: list[tuple[int, Run]] = []
+    by_job: list[tuple[int, Run]] = []
     for path in folder.rglob(".hydra/hydra.yaml"):
         hydra = OmegaConf.load(path).hydra
         overrides = dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
@@ -59,8 +59,8 @@ def read_runs(folder: Path) -> list[Run]:
             run = Run(overrides, json.loads(figures.read_text()))
         else:
             run = Run(overrides, {}, "failed" if figures.with_name(FAILURE).is_file() else "unfinished")
-        found.append((int(hydra.job.num), run))
-    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
+        by_job.append((int(hydra.job.num), run))
+    return [run for _, run in sorted(by_job, key=lambda pair: pair[0])]
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
@@ -181,8 +181,8 @@ class SweepReport(Callback):
         if any(run.metrics for run in runs):
             drawn = draw_sweep(runs, folder / "sweep.png")
             if show:
-                said = f"all figures are in {folder}/sweep.csv"
-                said += f", the picture in {folder}/sweep.png" if drawn else "; no picture: no exact match was measured"
-                console.print(said, markup=False, highlight=False, soft_wrap=True)
+                line = f"all figures are in {folder}/sweep.csv"
+                line += f", the picture in {folder}/sweep.png" if drawn else "; no picture: no exact match was measured"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif show:
             console.print(f"no run of the sweep finished: {folder}/ holds no metrics.json", highlight=False)

@@ -135,12 +135,12 @@ def _where_to_begin(resume: str | None, run: Path, settings: dict[str, Any]) -> 
         ValueError: There is no such checkpoint, or it is another model's.
     """
     checkpoint = find_checkpoint(resume, run)
-    found = None if checkpoint is None else manifest(checkpoint)
-    changed = require_same_model(found["settings"], settings) if found else []
+    saved = None if checkpoint is None else manifest(checkpoint)
+    changed = require_same_model(saved["settings"], settings) if saved else []
     if is_first_rank():
         console.print(f"the run's folder: {os.path.relpath(run)}/", highlight=False, soft_wrap=True)
-        if checkpoint is not None and found:
-            place = f"{os.path.relpath(checkpoint)} at step {found['step']}"
+        if checkpoint is not None and saved:
+            place = f"{os.path.relpath(checkpoint)} at step {saved['step']}"
             console.print(f"resuming from {place}", highlight=False, soft_wrap=True)
         if changed:
             console.print(f"changed since: {'; '.join(changed)}", highlight=False, markup=False, soft_wrap=True)

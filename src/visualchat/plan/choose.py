@@ -29,8 +29,8 @@ class Choice:
 
 def assess(sizes: Sizes, machine: Machine, strategy: str, step: Step, base_bits: int | None = None) -> Choice:
     """One strategy with one batch."""
-    found = estimate(sizes, STRATEGIES[strategy], machine.gpus, step, base_bits=base_bits, reserve=machine.reserve)
-    return Choice(strategy, step, found, found.total <= machine.usable)
+    memory = estimate(sizes, STRATEGIES[strategy], machine.gpus, step, base_bits=base_bits, reserve=machine.reserve)
+    return Choice(strategy, step, memory, memory.total <= machine.usable)
 
 
 def largest(

@@ -24,8 +24,8 @@ def attention_pairs(kind: str, text: float, images: float, image_tokens: int) ->
         return text * text / 2
     if kind not in KINDS or KINDS[kind].image_context in ("all", "text"):
         return total * total / 2
-    own = 0.0 if KINDS[kind].image_context == "self" else images * image_tokens**2
-    return text * text / 2 + before + own
+    within = 0.0 if KINDS[kind].image_context == "self" else images * image_tokens**2
+    return text * text / 2 + before + within
 
 
 @dataclass(frozen=True)
