@@ -50,3 +50,14 @@ def test_the_figures_of_numbered_images_are_those_of_the_committed_result():
     assert {row[0].strip("`"): [float(figure) for figure in row[1:]] for row in rows} == {
         kind: [figures[name] for name in names] for kind, figures in measured.items()
     }
+
+
+def test_the_speeds_of_the_kinds_are_those_of_the_committed_result():
+    found = json.loads((ROOT / "benchmarks" / "results" / "attention-cpu.json").read_text())["layouts"]
+    measured = {r["form"].removesuffix("/sdpa"): r["training_speedup"] for r in found if r["layout"] == "8 images"}
+    measured |= {"numbered": measured["mmca_joint"], "causal": 1.0}
+    table = cell("docs/attention.md", r"^\| kind \| image_context .*?\n\|[-|]+\n(.*?)\n\n")
+    rows = [[part.strip(" `") for part in row.split("|")[1:-1]] for row in table.splitlines()]
+    assert {row[0]: row[4] for row in rows if row[4]} == {
+        row[0]: f"{measured[row[0]]:.1f}" for row in rows if row[0] in measured
+    }
