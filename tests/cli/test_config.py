@@ -15,6 +15,7 @@ def test_the_configuration_tree_is_there():
 
 def test_no_bar_flickers_up_for_what_takes_less_than_two_seconds(monkeypatch, capsys):
     monkeypatch.setattr("transformers.utils.logging._tqdm_hook", None)  # set back at the end
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)  # whatever a command has left
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     silence_libraries()
     assert list(logging.tqdm(range(3), desc="Loading weights")) == [0, 1, 2]
