@@ -11,8 +11,10 @@ from PIL import Image
 from visualchat.attention import KINDS
 from visualchat.chat.image_store import ImageStore
 from visualchat.chat.session import ChatSession
-from visualchat.model import VisualChatForConditionalGeneration
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.image_states import OWN_STATES, why_not_own
+from visualchat.model.trainable import Trainable, set_trainable
+from visualchat.tiny import backbone
 
 OWN = [name for name, kind in KINDS.items() if kind.image_context in OWN_STATES]
 MOST = 4
@@ -180,6 +182,41 @@ def test_families_reuse_exactly_with_grouped_heads(backbones, tokenizer, process
     assert_same_bits(logits, a_dialogue(model, processor, ImageStore(), rounds)[0])
     assert store.stats.hits >= 2
     assert_answers_are_those_of_one_pass(model, session, logits)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_quantized_models_and_adapters_reuse_exactly(bits):
+    """A known image gives a new one's bits; adapters that are switched, changed or merged make another model."""
+    tiny = backbone("vision"), backbone("language_mixed")
+    torch.manual_seed(0)
+    model = VisualChatForConditionalGeneration.from_backbones(
+        *tiny, image_seq_length=16, projector_type="linear_norm", language_bits=bits, attention_kind="unit"
+    )
+    processor = VisualChatProcessor.from_backbones(*tiny, image_seq_length=16)
+    set_trainable(model, Trainable(language="lora", lora_rank=4))
+    store, rounds = ImageStore(), [("What are these?", [0, 1]), ("Sure?", []), ("And this?", [1])]
+
+    def known_is_new():
+        before = store.stats.misses
+        for _ in range(2):
+            found, _ = a_dialogue(model, processor, store, [("Hello.", []), *rounds])
+            assert_same_bits(found, a_dialogue(model, processor, ImageStore(), [("Hello.", []), *rounds])[0])
+        assert store.stats.misses == before + 3
+        return found[1]
+
+    answers = [known_is_new()]
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    answers.append(known_is_new())
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    for layer in layers:
+        layer.enable_adapters(False)
+    answers.append(known_is_new())
+    assert not torch.equal(answers[0][0], answers[1][0])
+    assert torch.equal(answers[0][0], answers[2][0])
 
 
 @pytest.mark.parametrize("kind", ["causal", "image", "mmca_reference", "cross"])

@@ -183,9 +183,9 @@ def model_state(model: nn.Module) -> str:
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         version = -1 if tensor.is_inference() else tensor._version
         seen.append((name, tensor.data_ptr(), version, tensor.dtype, tuple(tensor.shape), _sample(tensor)))
-    for name, module in model.named_modules():
+    for name, module in model.named_modules():  # transformers' models have methods of these names
         adapters = [getattr(module, flag, None) for flag in ("active_adapters", "disable_adapters", "merged_adapters")]
-        if any(flag is not None for flag in adapters):
+        if any(flag is not None and not callable(flag) for flag in adapters):
             seen.append((name, repr(adapters)))
     state = tuple(seen)
     with _states_lock:
