@@ -103,7 +103,7 @@ format: $(STAMP) ## Format the code and repair what the linter can
 	@$(BIN)/ruff format .
 
 docs: $(STAMP) ## Build the site of documents and API reference into build/docs; a broken link is an error
-	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/docs
+	@$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -c docs . build/docs
 	@echo "Built build/docs/index.html"
 
 clean: ## Remove caches and builds; keeps .venv and runs
