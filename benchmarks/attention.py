@@ -24,6 +24,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the commands do
 
 import torch
+from attention_report import document, draw, show
+from common import cpu_name
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -43,7 +45,6 @@ SLOW = ("textbook", "mmca_reference/sdpa")
 """Forms with dense masks: repeated less."""
 LAYERS = 32
 """Layers of a decode step, each with a cache of its own; as many as LLaMA-2 7B has."""
-MARKS = ("<!-- measured -->", "<!-- end of measured -->")
 
 
 @dataclass(frozen=True)
@@ -310,109 +311,11 @@ def measure_memory(setting: Setting, image_tokens: int) -> list[dict[str, Any]]:
 
 def machine(setting: Setting) -> dict[str, Any]:
     """What the numbers were measured on; no names, no paths."""
-    name = torch.cuda.get_device_name() if setting.device == "cuda" else _cpu_model()
+    name = torch.cuda.get_device_name() if setting.device == "cuda" else cpu_name()
     shape = {"dtype": str(setting.dtype).removeprefix("torch."), "heads": setting.heads, "head_size": setting.head_size}
     run = {"threads": torch.get_num_threads(), "repeats": setting.repeats, "batch": 1}
     run |= {"waiting": os.environ["OMP_WAIT_POLICY"]}
     return {"device": setting.device, "processor": name, "torch": torch.__version__, **shape, **run}
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def show(result: dict[str, Any]) -> None:
-    """The table on the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    facts = result["machine"]
-    title = f"{facts['processor']}, {facts['dtype']}, H={facts['heads']}, D={facts['head_size']}"
-    table = Table(title=f"{title}, {facts['threads']} threads; x: times faster than causal")
-    for column in ("layout", "form", "forward ms", "x", "fwd+bwd ms", "x", "x by pairs", "decode ms", "cost", "MiB"):
-        table.add_column(column, justify="left" if column in ("layout", "form") else "right")
-
-    def number(value: float | None, digits: int) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
-
-    for r in result["layouts"]:
-        first = r["form"] == "causal"
-        cells = [
-            number(r["forward_ms"], 1),
-            number(r["forward_speedup"], 2),
-            number(r["training_ms"], 1),
-            number(r["training_speedup"], 2),
-            number(r["pairs_speedup"], 2),
-            number(r.get("decode_ms"), 3),
-            number(r["decode_cost"], 2),
-            number(r["extra_bytes"] / 2**20, 0),
-        ]
-        table.add_row(f"{r['layout']}, {r['tokens']}" if first else "", r["form"], *cells, end_section=False)
-    Console(width=150).print(table)
-
-
-def document(result: dict[str, Any], path: Path) -> None:
-    """Put the table between the marks of a Markdown document."""
-    facts = result["machine"]
-    lines = [
-        f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, {facts['dtype']}, B=1, "
-        f"H={facts['heads']}, D={facts['head_size']}; times faster than plain causal attention of the same length, "
-        f"median (least to most) of {facts['repeats']} pairs, and what a decode step costs beside the causal one:",
-        "",
-        "| layout | form | forward | forward + backward | by pairs | decode cost | extra MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in result["layouts"]:
-        spread = f"{r['training_speedup']:.2f} ({r['training_least']:.2f} to {r['training_most']:.2f})"
-        others = ["" if r[name] is None else f"{r[name]:.2f}" for name in ("pairs_speedup", "decode_cost")]
-        cells = [f"{r['forward_speedup']:.2f}", spread, *others]
-        lines.append(
-            "| "
-            + " | ".join([f"{r['layout']}, {r['tokens']}", r["form"], *cells, f"{r['extra_bytes'] / 2**20:.0f}"])
-            + " |"
-        )
-    put_between(path, MARKS, lines)
-
-
-def put_between(path: Path, marks: tuple[str, str], lines: list[str]) -> None:
-    """Replace what stands between two marks of a Markdown document."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(marks[0])
-    after = rest.partition(marks[1])[2]
-    table = "\n".join(lines)
-    path.write_text(f"{before}{marks[0]}\n\n{table}\n\n{marks[1]}{after}", encoding="utf-8")
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Two panels: times faster than causal by layout; memory by length."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
-    names = [name for name in dict.fromkeys(r["form"] for r in result["layouts"]) if name != "causal"]
-    layouts = list(LAYOUTS)
-    height = 0.8 / len(names)
-    for place, name in enumerate(names):
-        values = {r["layout"]: r["training_speedup"] for r in result["layouts"] if r["form"] == name}
-        left.barh(
-            [i + place * height for i in range(len(layouts))], [values.get(k, 0) for k in layouts], height, label=name
-        )
-    left.axvline(1, color="black", linewidth=0.8)
-    left.set_yticks([i + 0.4 - height / 2 for i in range(len(layouts))], layouts)
-    left.invert_yaxis()
-    left.set_xlabel("forward + backward: times faster than plain causal attention")
-    left.legend(fontsize=8)
-    for name in dict.fromkeys(r["form"] for r in result["memory"]):
-        points = [(r["tokens"], r["extra_bytes"] / 2**20) for r in result["memory"] if r["form"] == name]
-        right.loglog(*zip(*points, strict=True), marker="o", label=name, base=2)
-    right.set_xlabel("tokens (eight images)")
-    right.set_ylabel("peak extra memory, forward + backward, MiB")
-    right.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -446,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     threads = "" if cuda or options.threads == 2 else f"-{options.threads}"
     path = options.output / f"attention-{options.device}{threads}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(result, path.with_suffix(".png"))
+    draw(result, list(LAYOUTS), path.with_suffix(".png"))
     if options.document is not None:
         document(result, options.document)
 

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from data_report import table
 from PIL import Image
 
 RESULTS = Path(__file__).parent / "results" / "data-cpu.json"
@@ -353,33 +354,6 @@ def run(gigabytes: float, dialogues: int) -> dict:
     return found
 
 
-def table(found: dict) -> str:
-    """The figures for people."""
-    lines = ["| loader | dialogues/s | images/s | peak MB, process | peak MB, worker |", "|---|---:|---:|---:|---:|"]
-    for name, one in found["loader"].items():
-        peak = one["peak MB"]
-        lines.append(
-            f"| {name} | {one['dialogues/s']} | {one['images/s']} | {peak['process']} | {peak['largest worker']} |"
-        )
-    packing, index = found["packing"], found["index"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Packing {packing['dialogues']} dialogues of the paper's blend to {MAX_LENGTH}: {packing['rows']} rows, "
-            f"{100 * packing['real tokens']:.2f}% real tokens, planned in {packing['seconds to plan']} s.",
-            f"Indexing {found['mimic file, bytes'] / 1e9:.2f} GB of MIMIC-IT: {index['seconds']} s, "
-            f"peak {index['peak MB']['process']} MB.",
-            f"Beside a plain loop: {100 * found['beside a plain loop']['ours / plain']:.0f}% of its speed.",
-            *(
-                f"{found[name]['rows']} {name}: {found[name]['CPU s']} CPU s to the first batch, peak "
-                f"{found[name]['peak MB']['process']} MB."
-                for name in ("many rows, first start", "many rows, later start")
-            ),
-        ]
-    )
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -403,7 +377,7 @@ def main() -> None:
     found |= run_newest(chosen.dialogues, chosen.rows)
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(found, indent=2) + "\n")
-    print(table(found))
+    print(table(found, MAX_LENGTH))
 
 
 if __name__ == "__main__":

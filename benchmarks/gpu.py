@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import train_step
+from common import put_between
 
 import attention
 from visualchat.plan.memory import STRATEGIES, Step, estimate
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.output / f"gpu-{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if options.document is not None:
-        attention.put_between(options.document, MARKS, lines)
+        put_between(options.document, MARKS, lines)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from common import process_memory
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy
@@ -86,21 +87,15 @@ def peak(way: str, width: int, dtype: str, rows: int, device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-        before = _status("VmRSS")
+        before = process_memory("VmRSS")
     for _ in range(2):
         one_pass(way, model, states, targets)
-    after = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else process_memory("VmHWM")
     return (after - before) / MEGABYTE
 
 
 def _few(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return states[:4].detach().requires_grad_(), targets[:4]
-
-
-def _status(name: str) -> int:
-    """Bytes of a line of Linux's own account of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
 
 
 def times(width: int, dtype: str, rows: int, device: str, rounds: int) -> dict[str, list[float]]:

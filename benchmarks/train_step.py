@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -36,17 +36,17 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the commands do
 
 import torch
+from common import cpu_name, process_memory
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import CLIPVisionConfig, LlamaConfig
+from train_step_model import SIZES, Size, make_model, make_rows
+from train_step_report import draw, show
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from visualchat.attention import Modality, implementation_name
 from visualchat.dialogue.encoding import IGNORE_INDEX, NO_UNIT
 from visualchat.images.feature_store import FeatureStore, image_key
-from visualchat.model import VisualChatConfig, VisualChatForConditionalGeneration
-from visualchat.model.trainable import set_trainable
 from visualchat.training.feature_cache import open_store
 from visualchat.training.optim import OptimizerSettings, build_optimizer
 
@@ -63,104 +63,8 @@ PAIRS = {
 }
 HOW = ("", ", all rows", ", cached", ", padded", ", packed")
 CASES = ("mmca", "unit", "causal", *(f"{kind}{how}" for how in HOW[1:] for kind in KINDS))
-LABEL = 6
-"""Text tokens before an image that label it, at most."""
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16 FLOP/s of devices whose name holds these letters."""
-TARGETS = {"mmca and unit times faster than causal, at least": 1.35, "their peak memory on a CPU, GB": 1.1}
-
-
-@dataclass(frozen=True)
-class Size:
-    """The model: a LLaMA, a CLIP encoder that gives `image_tokens` patches, a linear projector."""
-
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    vocabulary: int
-    image_tokens: int
-    vision_hidden: int
-    vision_layers: int
-
-    @property
-    def pixels(self) -> int:
-        """Of a side of a picture."""
-        return 14 * round(self.image_tokens**0.5)
-
-
-SIZES = {
-    "tiny": Size(32, 64, 1, 4, 300, 16, 16, 1),
-    "small": Size(256, 688, 4, 8, 32000, 256, 128, 4),
-    "7b": Size(4096, 11008, 32, 32, 32000, 256, 1024, 24),
-}
-
-
-def make_model(size: Size, device: str, dtype: torch.dtype) -> VisualChatForConditionalGeneration:
-    """Random weights; what trains requires gradients."""
-    vision = CLIPVisionConfig(
-        hidden_size=size.vision_hidden,
-        intermediate_size=4 * size.vision_hidden,
-        num_hidden_layers=size.vision_layers,
-        num_attention_heads=max(1, size.vision_hidden // 64),
-        image_size=size.pixels,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=size.hidden,
-        intermediate_size=size.mlp,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        vocab_size=size.vocabulary,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-    )
-    config = VisualChatConfig(
-        vision_config=vision,
-        text_config=text,
-        image_seq_length=size.image_tokens,
-        vision_feature_select_strategy="default",  # without the class token
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    with torch.device(device):
-        model = VisualChatForConditionalGeneration(config).train()
-    torch.set_default_dtype(torch.float32)
-    set_trainable(model)
-    return model
-
-
-def make_rows(dialogues: list[list[tuple[int, int, int]]], size: Size) -> list[dict[str, Tensor]]:
-    """Each dialogue as columns (1, S): of its rounds (text, answer) tokens around an image, and how many rounds follow.
-
-    Args:
-        dialogues: For each its rounds, each as tokens of text before the image, of text after it, and of the answer.
-        size: Of the model.
-    """
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for rounds in dialogues:
-        kinds, answers, units = [], [], []
-        for number, (before, after, answer) in enumerate(rounds, 1):
-            label = min(LABEL, before)
-            units += (
-                [NO_UNIT] * (before - label) + [number] * (label + size.image_tokens) + [NO_UNIT] * (after + answer)
-            )
-            text = [Modality.TEXT] * (after + answer)
-            kinds += [Modality.TEXT] * before + [Modality.IMAGE] * size.image_tokens + text
-            answers += [False] * (before + size.image_tokens + after) + [True] * answer
-        ids = torch.randint(3, size.vocabulary, (1, len(kinds)), generator=generator)
-        found.append(
-            {
-                "input_ids": ids,
-                "mm_token_type_ids": torch.tensor([kinds]),
-                "unit_ids": torch.tensor([units]),
-                "labels": ids.masked_fill(~torch.tensor([answers]), IGNORE_INDEX),
-                "attention_mask": torch.ones_like(ids),
-                "position_ids": torch.arange(len(kinds))[None],
-            }
-        )
-    return found
 
 
 def scaled(tokens: int, size: Size) -> int:
@@ -319,12 +223,7 @@ def memory(device: str) -> int:
     """Bytes at the peak so far, of this process on a CPU (`VmHWM`; it begins anew in a new program), else torch's."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return process_memory("VmHWM")
 
 
 def measure_memory(size: str, device: str, case: str) -> dict[str, Any]:
@@ -352,10 +251,7 @@ def machine(device: str, threads: int, peak: float | None) -> dict[str, Any]:
         name = torch.cuda.get_device_name()
         known = next((flops for letters, flops in PEAKS.items() if letters in name), None)
         return {**facts, "processor": name, "dtype": "bfloat16", "peak_flops": peak or known}
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {**facts, "processor": name, "dtype": "float32", "peak_flops": peak}
+    return {**facts, "processor": cpu_name(), "dtype": "float32", "peak_flops": peak}
 
 
 def measure(options: argparse.Namespace, size: str) -> dict[str, Any]:
@@ -391,50 +287,6 @@ def measure(options: argparse.Namespace, size: str) -> dict[str, Any]:
     return {"machine": facts, "size": {"name": size, **asdict(SIZES[size])}, "cases": records, "times faster": found}
 
 
-def show(result: dict[str, Any]) -> None:
-    """The tables on the terminal, and the targets."""
-    from rich.console import Console
-    from rich.table import Table
-
-    facts, console = result["machine"], Console(width=130)
-    table = Table(title=f"{facts['processor']}, {facts['dtype']}, {result['size']['name']}, {facts['threads']} threads")
-    for column in ("case", "seconds", "tokens/s", "GFLOP/s", "MFU", "peak GB", "of it in the steps", "loss"):
-        table.add_column(column, justify="left" if column == "case" else "right")
-    for r in result["cases"]:
-        mfu = "" if r["mfu"] is None else f"{r['mfu']:.1%}"
-        grown = f"{(r['peak_bytes'] - r['bytes_before']) / 1e9:.2f}"
-        speed = (f"{r['seconds']:.3f}", f"{r['tokens_a_second']:.0f}", f"{r['flops_a_second'] / 1e9:.0f}", mfu)
-        table.add_row(r["case"], *speed, f"{r['peak_bytes'] / 1e9:.2f}", grown, f"{r['loss']:.5f}")
-    console.print(table)
-    for name, gain in result["times faster"].items():
-        before, after = PAIRS[name]
-        spread = f"({gain['least']:.2f} to {gain['most']:.2f})"
-        console.print(f"{after} is {gain['median']:.2f} times as fast as {before} {spread}", highlight=False)
-    console.print("targets: " + "; ".join(f"{name} {value}" for name, value in TARGETS.items()), highlight=False)
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Two panels: tokens a second and peak memory by case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained", sharey=True)
-    cases = [r["case"] for r in result["cases"]]
-    colours = ["tab:grey" if case.startswith("causal") else "tab:blue" for case in cases]
-    left.barh(cases, [r["tokens_a_second"] for r in result["cases"]], color=colours)
-    left.invert_yaxis()
-    left.set_xlabel("real tokens a second, whole training step")
-    right.barh(cases, [r["peak_bytes"] / 1e9 for r in result["cases"]], color=colours)
-    right.set_xlabel("peak memory, GB")
-    if result["machine"]["device"] == "cpu" and result["size"]["name"] == "small":
-        right.axvline(1.1, color="black", linewidth=0.8, linestyle="--")
-    figure.suptitle(f"{result['machine']['processor']}, {result['machine']['threads']} threads", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -453,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure_memory(size, options.device, options.measure)))
         return
     result = measure(options, size)
-    show(result)
+    show(result, PAIRS)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"train_step-{options.device}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -221,3 +221,10 @@ python -m visualchat.cli.nowhere; echo 'make gamma'
         "make nothing",
         "visualchat-sing",
     ]
+
+
+def test_files_are_short_enough_to_read():
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines()) for path in repository_files() if path.suffix == ".py"
+    }
+    assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400} == {}

@@ -1,43 +1,12 @@
 """A session equals recomputing every round from nothing, does each piece of work once, and survives what goes wrong."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from talking import MOST, ROUNDS, picture, prompt_of, recompute, state, talk
 
 from visualchat.chat import ChatSession
-from visualchat.chat import session as session_module
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration
-
-MOST = 12  # tokens of an answer
-
-
-def picture(seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-
-
-ROUNDS = (
-    ("What are these?", (picture(0), picture(1))),
-    ("Are you sure?", ()),
-    ("And what is this?", (picture(2),)),
-)
-
-
-@pytest.fixture
-def session(model, processor):
-    return ChatSession(model, processor, max_new_tokens=MOST)
-
-
-def talk(session, rounds=ROUNDS):
-    """The pieces of each answer."""
-    return [list(session.ask(question, images)) for question, images in rounds]
-
-
-def state(session):
-    return session.turns, list(session.ids), list(session.modality), session.cache.get_seq_length()
 
 
 def end_at_once(model, eos):
@@ -68,58 +37,6 @@ def say(model, ids):
         return logits
 
     return model.get_output_embeddings().register_forward_hook(force)
-
-
-def prompt_of(processor, rounds, answers):
-    """Token ids and modality of a whole conversation with an open last turn, by the answers' own tokens."""
-    turns = [Turn.ask(question, images, answer="") for question, images in rounds]
-    encoding = processor.encode(Dialogue((*turns[:-1], replace(turns[-1], answer=None))))
-    ids, modality = encoding.input_ids, encoding.mm_token_type_ids
-    for (start, stop), answer in reversed(list(zip(encoding.answer_spans, answers, strict=True))):
-        ids[start:stop] = answer
-        modality[start:stop] = [0] * len(answer)
-    return ids, modality
-
-
-def recompute(model, processor, rounds, *, cached):
-    """Each answer's tokens, end token included, from the whole conversation and nothing kept between rounds.
-
-    With `cached` by one `generate`, else by a full forward pass a token.
-    """
-    eos = processor.tokenizer.eos_token_id
-    answers = []
-    for k in range(1, len(rounds) + 1):
-        ids, modality = prompt_of(processor, rounds[:k], answers)
-        images = [image for _, images in rounds[:k] for image in images]
-        pixels = processor.image_processor(images=images, return_tensors="pt")["pixel_values"] if images else None
-        whole = torch.tensor([ids])
-        kinds = torch.tensor([modality])
-        if cached:
-            out = model.generate(
-                input_ids=whole,
-                attention_mask=torch.ones_like(whole),
-                mm_token_type_ids=kinds,
-                pixel_values=pixels,
-                do_sample=False,
-                max_new_tokens=MOST,
-                eos_token_id=eos,
-                pad_token_id=processor.tokenizer.pad_token_id,
-            )
-            answer = out[0, len(ids) :].tolist()
-        else:
-            answer = []
-            with torch.no_grad():
-                while len(answer) < MOST and eos not in answer:
-                    said = torch.tensor([answer], dtype=torch.long)
-                    out = model(
-                        input_ids=torch.cat([whole, said], 1),
-                        mm_token_type_ids=torch.cat([kinds, torch.zeros_like(said)], 1),
-                        pixel_values=pixels,
-                        use_cache=False,
-                    )
-                    answer.append(int(out.logits[0, -1].argmax()))
-        answers.append(answer if answer[-1] == eos else [*answer, eos])
-    return answers
 
 
 def assert_equal_to_recomputing(session, pieces, rounds, *, cached):
@@ -262,95 +179,6 @@ def test_a_conversation_too_long_for_the_model_is_refused(session, model):
     model.config.text_config.max_position_embeddings = needed
     assert list(session.ask(*ROUNDS[2]))
     assert len(session.turns) == 3
-
-
-class Patient(session_module._Stopped):
-    """Lets three tokens be said, then waits until the stream is closed."""
-
-    steps = 0
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.steps += 1
-        if self.steps < 3:
-            return torch.zeros(len(input_ids), dtype=torch.bool)
-        assert self.event.wait(60)
-        return super().__call__(input_ids, scores, **kwargs)
-
-
-class Breaking(Patient):
-    """Lets two tokens be said, then fails."""
-
-    def __call__(self, input_ids, scores, **kwargs):
-        if self.steps == 2:
-            raise RuntimeError("out of memory")
-        return super().__call__(input_ids, scores, **kwargs)
-
-
-class BreakingWhenClosed(Patient):
-    """Fails once the stream is closed."""
-
-    def __call__(self, input_ids, scores, **kwargs):
-        if super().__call__(input_ids, scores, **kwargs).any():
-            raise RuntimeError("out of memory")
-        return torch.zeros(len(input_ids), dtype=torch.bool)
-
-
-def test_closing_the_stream_stops_and_keeps_what_was_said(session, processor, monkeypatch):
-    whole = recompute(session.model, processor, ROUNDS[:1], cached=True)[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", Patient)
-        stream = session.ask(*ROUNDS[0])
-        next(stream)
-        stream.close()
-    said = [*whole[:3], processor.tokenizer.eos_token_id]
-    assert session.ids == [*prompt_of(processor, ROUNDS[:1], [])[0], *said]
-    assert session.turns[0].answer == processor.tokenizer.decode(whole[:3])
-    list(session.ask(*ROUNDS[1]))
-    ids, modality = prompt_of(processor, ROUNDS[:2], [said])
-    assert session.ids[: len(ids)] == ids
-    expected = session.model.generate(
-        input_ids=torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        mm_token_type_ids=torch.tensor([modality]),
-        pixel_values=processor.image_processor(images=list(ROUNDS[0][1]), return_tensors="pt")["pixel_values"],
-        do_sample=False,
-        max_new_tokens=MOST,
-    )
-    assert session.ids[: expected.shape[1]] == expected[0].tolist()
-
-
-def test_a_stream_that_was_never_read_counts_for_nothing(session):
-    expected = talk(session)
-    session.reset()
-    before = state(session)
-    session.ask(*ROUNDS[2]).close()
-    assert state(session) == before
-    assert talk(session) == expected
-
-
-def test_a_failure_amid_an_answer_is_raised_and_starts_a_new_conversation(session, monkeypatch):
-    expected = talk(session)
-    session.reset()
-    talk(session, ROUNDS[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", Breaking)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            list(session.ask(*ROUNDS[1]))
-    assert state(session) == ((), [], [], 0)
-    assert talk(session) == expected
-
-
-def test_a_failure_while_the_stream_is_closed_starts_a_new_conversation(session, monkeypatch):
-    expected = talk(session)
-    session.reset()
-    talk(session, ROUNDS[:1])
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", BreakingWhenClosed)
-        stream = session.ask(*ROUNDS[1])
-        next(stream)
-        stream.close()
-    assert state(session) == ((), [], [], 0)
-    assert talk(session) == expected
 
 
 def test_an_answer_may_be_empty(session, model, processor):

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from visualchat.chat import ChatSession
 from visualchat.cli.chat import COMMANDS, HELP, Terminal
-from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.data.sources import Messages
 from visualchat.images.decode import decode_image
@@ -388,21 +387,3 @@ def test_a_real_session_on_the_screen(model, processor):
     screen = console.file.getvalue()
     assert f"you> What is it?\n{first}\nyou> Sure?\n{second}\n" in screen
     assert len(session.turns[0].images) == 1
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "lines"),
-    [(64, 64, 16), (64, 32, 8), (32, 64, 32), (1000, 1, 1), (100, 99, 16), (99, 100, 16)],
-)
-def test_a_picture_is_drawn_in_blocks_of_two_pixels(width, height, lines):
-    text = image_in_blocks(picture(0, width, height))
-    assert text.plain == ("▀" * 32 + "\n") * lines
-
-
-def test_blocks_have_the_colours_of_the_pixels():
-    image = picture(0, 4, 6)
-    text = image_in_blocks(image, columns=4)
-    assert text.plain == "▀▀▀▀\n" * 3
-    found = [(tuple(span.style.color.triplet), tuple(span.style.bgcolor.triplet)) for span in text.spans]
-    expected = [(image.getpixel((x, y)), image.getpixel((x, y + 1))) for y in (0, 2, 4) for x in range(4)]
-    assert found == expected

@@ -176,7 +176,7 @@ def test_every_argument_of_the_trainer_can_be_set():
     config = composed("train").trainer
     assert set(config) - {"_target_"} == set(parameters) - {"self", "logger", "callbacks", "plugins"}
     ours = {"accelerator", "devices", "precision", "max_epochs", "gradient_clip_val", "log_every_n_steps"}
-    ours |= {"num_sanity_val_steps", "enable_model_summary", "default_root_dir"}
+    ours |= {"num_sanity_val_steps", "enable_model_summary", "default_root_dir", "use_distributed_sampler"}
     for name in set(config) - {"_target_", "strategy"} - ours:  # Lightning's own defaults
         assert config[name] == parameters[name].default, name
 

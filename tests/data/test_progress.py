@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from visualchat.data import datamodule, progress
-from visualchat.data.batching.collate import Collator
-from visualchat.data.datamodule import token_lengths
+from visualchat.data import progress
+from visualchat.data.batching import lengths
 from visualchat.data.sources import Llava, base
 from visualchat.dialogue import Dialogue, Turn
 
@@ -72,16 +71,16 @@ def test_planning_packed_rows_shows_a_bar_before_the_first_dialogue_is_measured(
     dialogues = [Dialogue((Turn.ask("Q", answer="A"),), str(number)) for number in range(600)]
     seen: list[str] = []
     done: list[int] = []
-    measure = datamodule.measure
+    encode = lengths.encode_example
 
     def look(*arguments):
         seen.append(terminal.shown())
-        return measure(*arguments)
+        return encode(*arguments)
 
-    monkeypatch.setattr(datamodule, "measure", look)
+    monkeypatch.setattr(lengths, "encode_example", look)
     monkeypatch.setattr(progress.Progress, "update", lambda self, task, *, completed: done.append(completed))
-    lengths, _ = token_lengths(dialogues, Collator(processor, 300))
-    assert len(lengths) == len(seen) == 600
+    found, _ = lengths.token_lengths(dialogues, processor, 300)
+    assert len(found) == len(seen) == 600
     assert "measuring dialogues to pack them" in seen[0]
-    assert done == [1, 2, 3]  # chunks of 256
+    assert done == list(range(1, 601))
     assert max(map(len, terminal.shown().splitlines())) <= 80

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from visualchat.attention import Modality
 from visualchat.chat.answering import Answerer, Tokens
 from visualchat.chat.image_store import ImageStore
+from visualchat.chat.rounds import Round, Timing
 from visualchat.chat.saving import Saved, load_conversation, save_conversation
 from visualchat.chat.stopping import before, until
 from visualchat.dialogue import Dialogue, Turn
@@ -33,41 +33,6 @@ from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a session keeps of an answered round.
-
-    Attributes:
-        said: The answer's tokens, with what ends it.
-        end: Tokens of the conversation after it.
-        held: How many of them the cache held then, if it was computed round by round.
-    """
-
-    said: list[int]
-    end: int
-    held: int
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long the last answer took.
-
-    Attributes:
-        first_token: Seconds until its first token.
-        tokens: How many it has.
-        seconds: In all.
-    """
-
-    first_token: float
-    tokens: int
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Of the tokens after the first; None where there are none."""
-        return (self.tokens - 1) / (self.seconds - self.first_token) if self.tokens > 1 else None
 
 
 class ChatSession:
@@ -271,7 +236,8 @@ class ChatSession:
     def ask(self, question: str, images: Sequence[ImageInput] = ()) -> Generator[str, None, None]:
         """Send a round and stream the answer in pieces; the round counts once the stream is read to its end or closed.
 
-        An earlier answer that is still streaming is cut short first.
+        An earlier answer that is still streaming is cut short first. If computing the answer fails, reading it raises
+        the error, and the conversation is as before.
 
         Raises:
             ValueError: An image cannot be read, the question is empty, or the conversation would outgrow the model.
@@ -342,7 +308,7 @@ class ChatSession:
                 self.timing = Timing(result["first"] - begun, len(said), ended - begun)
                 self._close_turn(turn, tokens, said, result.get("answer"))
             else:
-                self._forget()  # the cache may hold half a round
+                self._restart(self.turns, [round.said for round in self.rounds])  # the cache may hold half a round
         if "error" in result:
             raise result["error"]
 
