@@ -156,7 +156,7 @@ def test_what_cannot_be_loaded_is_named_and_changes_nothing(model, processor, tm
         "dialogue.jsonl",
         text.replace("image-1.png", "../image-1.png"),
     )
-    refused(r"image-9\.png' cannot be read as a picture", "dialogue.jsonl", text.replace("image-1.png", "image-9.png"))
+    refused(r"image-9\.png' cannot be read as an image", "dialogue.jsonl", text.replace("image-1.png", "image-9.png"))
 
 
 def test_an_edited_answer_is_taken_as_it_stands(model, processor, tmp_path):

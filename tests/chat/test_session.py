@@ -150,9 +150,9 @@ def test_a_bad_image_leaves_the_session_as_it_was(session, tmp_path, asked_befor
     session.reset()
     talk(session, ROUNDS[:asked_before])
     before = state(session)
-    with pytest.raises(ValueError, match=r"text\.png' cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"text\.png' cannot be read as an image"):
         session.ask("What is this?", [picture(0), bad_file(tmp_path)])
-    with pytest.raises(ValueError, match=r"^image 2 cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"^image 2 cannot be read as an image"):
         session.ask("What is this?", [picture(0), b"no picture"])
     assert state(session) == before
     assert talk(session, ROUNDS[asked_before:]) == expected[asked_before:]

@@ -123,8 +123,8 @@ def test_what_cannot_be_read_is_told_and_nothing_is_sent(tmp_path):
     screen, session = run(
         f"/image {missing}", f"/image {tmp_path / 'text.png'}", "/image ~nobody.at.all/a.png", "Hello."
     )
-    assert f"image file '{missing}' cannot be read as a picture: it does not exist or is not a file\n" in screen
-    assert f"image file '{tmp_path / 'text.png'}' cannot be read as a picture: cannot identify image file" in screen
+    assert f"image file '{missing}' cannot be read as an image: it does not exist or is not a file\n" in screen
+    assert f"image file '{tmp_path / 'text.png'}' cannot be read as an image: cannot identify image file" in screen
     assert "~nobody.at.all/a.png: Could not determine home directory" in screen
     assert "next question" not in screen.replace(HELP, "")
     assert session.asked == [("Hello.", [])]
@@ -273,7 +273,7 @@ def test_a_question_is_edited_and_its_pictures_stay(model, processor):
 
 
 def test_a_saved_conversation_is_loaded_and_continued(make_model, processor, tmp_path):
-    for kind, told in (("mmca", "Pictures: 2 computed, 1 reused, 2 kept in 0.0 MB."), ("causal", "attention kind")):
+    for kind, told in (("mmca", "Images: 2 computed, 1 reused, 2 kept in 0.0 MB."), ("causal", "attention kind")):
         model, folder = make_model(attention_kind=kind), tmp_path / kind
         plain, session = (ChatSession(model, processor, max_new_tokens=6) for _ in range(2))
         Terminal(plain, Keyboard("/draw 1", "What is it?", f"/save {folder}", "/draw 2", "And this?")).run()
@@ -291,9 +291,9 @@ def test_a_saved_conversation_is_loaded_and_continued(make_model, processor, tmp
         Terminal(session, console).run()
         screen = console.file.getvalue()
         assert session.ids == plain.ids
-        assert "There is no picture yet." in screen
+        assert "There is no image yet." in screen
         assert f"{tmp_path} is not a saved conversation: it has no dialogue.jsonl" in screen
-        assert "1 rounds with 1 pictures are loaded." in screen
+        assert "1 rounds with 1 images are loaded." in screen
         assert told in screen
         assert f"Last answer: {session.timing.tokens} tokens, the first after " in screen
 
@@ -328,8 +328,8 @@ def test_the_command_obeys_in_a_process_of_its_own(make_model, processor, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "Taken back; 1 rounds are left." in done.stdout
     assert "Image 1: 64 x 64 pixels, with question 1" in done.stdout
-    assert "1 rounds with 1 pictures are loaded." in done.stdout
-    assert "Pictures: 2 computed, 2 reused, 2 kept" in done.stdout  # number 1, number 2; the edited and the loaded one
+    assert "1 rounds with 1 images are loaded." in done.stdout
+    assert "Images: 2 computed, 2 reused, 2 kept" in done.stdout  # number 1, number 2; the edited and the loaded one
     assert (tmp_path / "kept" / "image-1.png").is_file()
 
 

@@ -191,7 +191,7 @@ def test_the_report_of_a_sweep(tmp_path, capsys, monkeypatch):
     with console.capture() as expected:
         console.print(sweep_table(read_runs(tmp_path)))
     assert expected.get() in printed
-    assert f"all figures are in {tmp_path}/sweep.csv, the picture in {tmp_path}/sweep.png" in printed
+    assert f"all figures are in {tmp_path}/sweep.csv, the figure in {tmp_path}/sweep.png" in printed
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 5
     with Image.open(tmp_path / "sweep.png") as picture:
         assert picture.format == "PNG"
@@ -213,7 +213,7 @@ def test_a_sweep_without_any_exact_match_is_compared(tmp_path, capsys):
     make_run(tmp_path / "seed=2", 1, ["seed=2"], {"train/seconds": 4.0})
     report(tmp_path)
     printed = capsys.readouterr().out
-    assert "no picture: no exact match was measured" in printed
+    assert "no figure: no exact match was measured" in printed
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 3
     assert not (tmp_path / "sweep.png").exists()
 

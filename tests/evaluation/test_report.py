@@ -266,5 +266,5 @@ def test_every_dialogue_and_turn_needs_an_answer():
 
 def test_a_missing_image_is_named():
     dialogues = [Dialogue((Turn.ask("What?", [Path("missing.png")], "It."),))]
-    with pytest.raises(ValueError, match=r"'missing\.png' cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"'missing\.png' cannot be read as an image"):
         samples_page("Samples", dialogues, [["It."]])

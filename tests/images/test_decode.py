@@ -165,14 +165,14 @@ def test_a_broken_file_is_named_with_its_trouble(tmp_path, name):
     make, trouble = BROKEN[name]
     path = tmp_path / name
     make(path)
-    with pytest.raises(ValueError, match="cannot be read as a picture") as error:
+    with pytest.raises(ValueError, match="cannot be read as an image") as error:
         decode_image(path, "overruled by the path")
-    assert str(error.value).startswith(f"image file {str(path)!r} cannot be read as a picture: ")
+    assert str(error.value).startswith(f"image file {str(path)!r} cannot be read as an image: ")
     assert trouble in str(error.value)
 
 
 def test_a_path_that_no_file_can_have_is_named():
-    with pytest.raises(ValueError, match=r"^image file 'a{5000}' cannot be read as a picture: "):
+    with pytest.raises(ValueError, match=r"^image file 'a{5000}' cannot be read as an image: "):
         decode_image(Path("a" * 5000))
 
 
@@ -180,7 +180,7 @@ def test_a_path_that_no_file_can_have_is_named():
 def test_broken_bytes_are_called_by_the_name_given(tmp_path, name):
     make, trouble = BROKEN[name]
     data = make(tmp_path / name).read_bytes()
-    with pytest.raises(ValueError, match=r"^row 7, image 2 cannot be read as a picture: ") as error:
+    with pytest.raises(ValueError, match=r"^row 7, image 2 cannot be read as an image: ") as error:
         decode_image(data, "row 7, image 2")
     assert trouble in str(error.value)
 
@@ -216,7 +216,7 @@ def test_damage_anywhere_is_a_value_error_or_still_a_picture(form):
             changed[place] = rng.integers(256)
         damaged.append(bytes(changed))
     complaints = [found for found in map(complaint, damaged) if found is not None]
-    assert {found.partition(": ")[0] for found in complaints} == {"row 7 cannot be read as a picture"}
+    assert {found.partition(": ")[0] for found in complaints} == {"row 7 cannot be read as an image"}
 
 
 def png_that_claims(width, height):
@@ -245,16 +245,16 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, monkeypatch, wi
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels were read"))
     path = write(tmp_path / "bomb.png", png_that_claims(width, height))
     for source, name in ((path, f"image file {str(path)!r}"), (path.read_bytes(), "row 7")):
-        with pytest.raises(ValueError, match="cannot be read as a picture") as error:
+        with pytest.raises(ValueError, match="cannot be read as an image") as error:
             decode_image(source, "row 7")
-        assert str(error.value).startswith(f"{name} cannot be read as a picture: ")
+        assert str(error.value).startswith(f"{name} cannot be read as an image: ")
         assert trouble in str(error.value)
 
 
 def test_the_limit_itself_is_allowed(monkeypatch):
     monkeypatch.setattr("visualchat.images.decode.MAX_PIXELS", 35)
     assert decode_image(noise(5, 7)).size == (7, 5)
-    with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: it has 6 x 6 pixels, at most 35 are"):
+    with pytest.raises(ValueError, match=r"^row 7 cannot be read as an image: it has 6 x 6 pixels, at most 35 are"):
         decode_image(noise(6, 6), "row 7")
 
 
@@ -271,15 +271,15 @@ class Shelf:
 def test_a_picture_in_a_store_is_read_when_it_is_decoded():
     store = Shelf(red=encoded(Image.new("RGB", (2, 2), RED)), broken=b"no picture")
     assert decode_image(ArchivedImage(store, "red")).getpixel((0, 0)) == RED
-    with pytest.raises(ValueError, match=r"^row 7, image 2 cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"^row 7, image 2 cannot be read as an image"):
         decode_image(ArchivedImage(store, "broken"), "row 7, image 2")
-    with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: 'gone'"):
+    with pytest.raises(ValueError, match=r"^row 7 cannot be read as an image: 'gone'"):
         decode_image(ArchivedImage(store, "gone"), "row 7")
 
 
 @pytest.mark.parametrize("form", ["EPS", "PDF", "ICO", "PCX"])
 def test_other_formats_are_refused_with_those_that_are_read(form):
-    with pytest.raises(ValueError, match=r"^row 7 cannot be read as a picture: cannot identify image file, expected"):
+    with pytest.raises(ValueError, match=r"^row 7 cannot be read as an image: cannot identify image file, expected"):
         decode_image(encoded(quarters(), form), "row 7")
 
 

@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _with_image(message: Any, folder: Path) -> Any:
-    """A message whose images are pictures, read from the folder alone."""
+    """A message whose images are read from the folder alone."""
     if not isinstance(message, Mapping) or not isinstance(message.get("content"), Sequence):
         return message  # refused by its reader, by name
     content = message["content"]
@@ -133,5 +133,5 @@ def _item(item: Any, folder: Path) -> Any:
 
 
 def _decoded(part: Any) -> Any:
-    """Text as it is, a picture as RGB."""
+    """Text as it is, an image as RGB."""
     return part if isinstance(part, str) else decode_image(part)

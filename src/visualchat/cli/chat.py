@@ -26,15 +26,15 @@ from visualchat.model.saved import load_model, saved_model
 from visualchat.tiny.scenes import draw, random_scene
 
 HELP = """Type a question, or:
-  /image PATH   show the model a picture with your next question (again for more pictures)
-  /draw [SEED]  draw a fresh picture of the tiny world and show it with your next question
-  /clear        forget the pictures that wait for your next question
+  /image PATH   show the model an image with your next question (again for more images)
+  /draw [SEED]  draw a new image of the tiny world and show it with your next question
+  /clear        forget the images that wait for your next question
   /undo         take the last question and its answer back
   /edit N TEXT  ask TEXT in place of question N and continue from there
-  /save FOLDER  keep the conversation, with its pictures; it is data to train on, too
+  /save FOLDER  keep the conversation, with its images; it is data to train on, too
   /load FOLDER  continue a saved conversation in place of this one
-  /images       list the pictures of the conversation
-  /stats        tell how many pictures were reused, and how fast the last answer was
+  /images       list the images of the conversation
+  /stats        tell how many images were reused, and how fast the last answer was
   /reset        start a new conversation
   /quit         leave, as Ctrl-D does; Ctrl-C stops an answer or empties the line"""
 
@@ -72,7 +72,7 @@ class Terminal:
         self.waiting: list[Image.Image] = []
 
     def show(self, image: Image.Image) -> None:
-        """Keep a picture for the next question and show it."""
+        """Keep an image for the next question and show it."""
         self.waiting.append(image)
         self.console.print(image_in_blocks(image), end="")
         self.console.print(f"Image {self.session.images + len(self.waiting)} goes with your next question.")
@@ -96,7 +96,7 @@ class Terminal:
             self.session.load(folder)
             self.waiting = []
             self.console.print(
-                f"{len(self.session.turns)} rounds with {self.session.images} pictures are loaded.", **PLAIN
+                f"{len(self.session.turns)} rounds with {self.session.images} images are loaded.", **PLAIN
             )
         elif name == "/edit" and (found := re.fullmatch(r"(\d+)\s+(\S.*)", argument)):
             self.show_answer(self.session.edit(int(found[1]), found[2]))
@@ -106,7 +106,7 @@ class Terminal:
             self.show_stats()
         elif line == "/clear":
             self.waiting = []
-            self.console.print("No picture waits.")
+            self.console.print("No image waits.")
         elif line == "/undo":
             self.session.undo()
             self.console.print(f"Taken back; {len(self.session.turns)} rounds are left.")
@@ -121,23 +121,23 @@ class Terminal:
         return True
 
     def list_images(self) -> None:
-        """A line for each picture, those that wait among them."""
+        """A line for each image, those that wait among them."""
         rounds = [*(turn.images for turn in self.session.turns), self.waiting]
         shown: list[tuple[int, Any]] = [(n, image) for n, images in enumerate(rounds, start=1) for image in images]
         for number, (asked, image) in enumerate(shown, start=1):
             where = "your next question" if asked == len(rounds) else f"question {asked}"
             self.console.print(f"Image {number}: {image.width} x {image.height} pixels, with {where}", **PLAIN)
         if not shown:
-            self.console.print("There is no picture yet.")
+            self.console.print("There is no image yet.")
 
     def show_stats(self) -> None:
         """What was reused, and how fast the last answer was."""
         session, store = self.session, self.session.store.stats
         if session.why_not_stored is None:
             held = (store.device_bytes + store.host_bytes) / 1e6
-            text = f"Pictures: {store.misses} computed, {store.hits} reused, {store.entries} kept in {held:.1f} MB."
+            text = f"Images: {store.misses} computed, {store.hits} reused, {store.entries} kept in {held:.1f} MB."
         else:
-            text = f"Pictures are reused with all that precedes them only: {session.why_not_stored}."
+            text = f"Images are reused with all that precedes them only: {session.why_not_stored}."
         self.console.print(text, **PLAIN)
         if session.timing is not None:
             speed, tokens = session.timing.tokens_per_second, session.timing.tokens
@@ -146,7 +146,7 @@ class Terminal:
             self.console.print(text, **PLAIN)
 
     def question(self, line: str) -> None:
-        """Ask, with the pictures that wait."""
+        """Ask, with the images that wait."""
         answer = self.session.ask(line, self.waiting)
         self.waiting = []
         self.show_answer(answer)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 def image_in_blocks(image: Image.Image, columns: int = 32) -> Text:
     """An image for the terminal, two pixels a character."""
-    most = 2 * columns  # rows of the tallest picture: a taller one gets narrower
+    most = 2 * columns  # rows of the tallest image: a taller one gets narrower
     columns = min(columns, max(1, most * image.width // image.height))
     rows = min(most, max(2, round(columns * image.height / image.width) // 2 * 2))
     pixels = image.resize((columns, rows)).load()

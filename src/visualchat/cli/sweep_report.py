@@ -1,4 +1,4 @@
-"""What a Hydra multirun leaves: one table, one file and one picture that compare its runs, failed ones named."""
+"""What a Hydra multirun leaves: one table, one file and one figure that compare its runs, failed ones named."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class SweepReport(Callback):
         self._compare(Path(config.hydra.sweep.dir), show=True)
 
     def _compare(self, folder: Path, *, show: bool) -> None:
-        """Write the file and, once a run has finished, the picture; print the table if asked or if a run failed."""
+        """Write the file and, once a run has finished, the figure; print the table if asked or if a run failed."""
         runs = read_runs(folder)
         show |= any(run.state == "failed" for run in runs)
         console = Console()
@@ -182,7 +182,7 @@ class SweepReport(Callback):
             drawn = draw_sweep(runs, folder / "sweep.png")
             if show:
                 line = f"all figures are in {folder}/sweep.csv"
-                line += f", the picture in {folder}/sweep.png" if drawn else "; no picture: no exact match was measured"
+                line += f", the figure in {folder}/sweep.png" if drawn else "; no figure: no exact match was measured"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif show:
             console.print(f"no run of the sweep finished: {folder}/ holds no metrics.json", highlight=False)

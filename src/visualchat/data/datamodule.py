@@ -75,7 +75,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
             without decoding its images.
         bad_rows: `error` ends the run at a row that cannot be trained on; `skip` leaves it out: a batch is then smaller
             by it. Both what is cut and what is skipped stand in `reports` and are logged at the end.
-        feature_cache: A folder in which what the frozen vision encoder makes of each picture is kept; None for none.
+        feature_cache: A folder in which what the frozen vision encoder makes of each image is kept; None for none.
 
     Raises:
         ValueError: There is no dialogue, the policy is unknown, or packing has no `max_length`.
@@ -130,10 +130,10 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return cls(processor, own.train, own.validation, **settings)
 
     def open_features(self, open_store: Callable[[str | Path, Any], FeatureStore]) -> FeatureStore | None:
-        """From here on look the pictures of all batches up in the store of `feature_cache`; before loaders are made.
+        """From here on look the images of all batches up in the store of `feature_cache`; before loaders are made.
 
         Args:
-            open_store: Opens a folder's store for pictures that this processor prepares.
+            open_store: Opens a folder's store for images that this processor prepares.
 
         Returns:
             The store, to which what is missing must be written; None if there is no cache.
@@ -147,7 +147,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
     def digest(self) -> str:
         """A hash (hex) of the content of all dialogues, those that train and those that validate.
 
-        Rows of files count by their bytes, with the readers' settings; pictures in files of their own are not read.
+        Rows of files count by their bytes, with the readers' settings; images in files of their own are not read.
         """
         return joint_digest(digest_of(self.train), digest_of(self.validation))
 
@@ -174,7 +174,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         return [f"{dialogues[index].id} ({place_of(dialogues, index)})" for row in spec.rows for index in row]
 
     def samples(self, count: int) -> list[Dialogue]:
-        """At most `count` validation dialogues with their pictures, always the same ones, cut to the limit.
+        """At most `count` validation dialogues with their images, always the same ones, cut to the limit.
 
         Raises:
             ValueError: One of them is bad and the policy is `error`; with `skip` the next good one takes its place.
@@ -251,7 +251,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
             if summary := report.summary():
                 log.warning("%s%s: %s", name, where, summary)
         if any(self.feature_counts.values()):
-            counts = "%(read)d pictures read from the feature cache, %(encoded)d encoded, %(damaged)d damaged files"
+            counts = "%(read)d images read from the feature cache, %(encoded)d encoded, %(damaged)d damaged files"
             log.info("%s%s", counts % self.feature_counts, where)
 
     def _settings(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def insert_image(dialogue: Dialogue, image: ImageInput, at: int) -> Dialogue | N
 
     Args:
         dialogue: With more than `at` images.
-        image: Any picture; no word speaks of it.
+        image: Any image; no word speaks of it.
         at: How many images stand before it.
 
     Returns:

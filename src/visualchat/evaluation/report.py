@@ -1,4 +1,4 @@
-"""What a run leaves for people: a table, a picture of its curves, and a page of sample dialogues."""
+"""What a run leaves for people: a table, a figure of its curves, and a page of sample dialogues."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _dialogue(dialogue: Dialogue, answers: Sequence[str], score: str) -> str:
 
 
 def _shown(item: Caption | ImageInput, label: str) -> str:
-    """HTML of a picture, or of the words that stand for it, with its number."""
+    """HTML of an image, or of the words that stand for it, with its number."""
     if isinstance(item, Caption):
         return f"<span class=caption>[{label}: <i>{html.escape(item.text)}</i>]</span> "
     source = html_page.image_source(decode_image(item))

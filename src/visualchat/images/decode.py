@@ -1,4 +1,4 @@
-"""Any picture -> an RGB picture, by one function for training, evaluation and chat."""
+"""Any image -> an RGB image, by one function for training, evaluation and chat."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from visualchat.images import ArchivedImage, ImageInput
 
 MAX_PIXELS = 64_000_000
-"""Pictures that would open to more pixels than this are refused before they are decoded."""
+"""Images that would open to more pixels than this are refused before they are decoded."""
 
 MAX_ROW_PIXELS = 256_000_000
-"""Dialogues whose pictures open to more pixels than this together are refused while they are decoded."""
+"""Dialogues whose images open to more pixels than this together are refused while they are decoded."""
 
 MAX_ASPECT = 200
-"""Pictures whose aspect ratio exceeds this are refused: scaled to a short side, they would become huge."""
+"""Images whose aspect ratio exceeds this are refused: scaled to a short side, they would become huge."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA")
 """What is read, known by the content whatever the file is called; formats that run programs (EPS) are not read."""
@@ -36,7 +36,7 @@ _TURNS = {
 """What makes stored pixels upright, by EXIF's orientation."""
 
 _NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-"""Where a picture in memory keeps the notes that speak of its orientation."""
+"""Where an image in memory keeps the notes that speak of its orientation."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ScaledImage:
 
     Attributes:
         pixels: (3, height, width), at the encoder's size.
-        key: Equal for equal pictures; empty if nothing compares it.
+        key: Equal for equal images; empty if nothing compares it.
     """
 
     pixels: Tensor
@@ -53,14 +53,14 @@ class ScaledImage:
 
 
 def decode_image(source: ImageInput, name: str = "image") -> Image.Image:
-    """The picture as RGB: first frame, turned as its EXIF says, transparency on white, 16 bits scaled to 8.
+    """The image as RGB: first frame, turned as its EXIF says, transparency on white, 16 bits scaled to 8.
 
     Args:
-        source: A picture in memory, a file's path, an encoded file's bytes, or an entry of an archive.
+        source: An image in memory, a file's path, an encoded file's bytes, or an entry of an archive.
         name: What error messages call it; a path names itself.
 
     Raises:
-        ValueError: The file is missing, no picture, of none of `FORMATS`, damaged, or too large.
+        ValueError: The file is missing, no image, of none of `FORMATS`, damaged, or too large.
     """
     if isinstance(source, Path):
         name = f"image file {str(source)!r}"
@@ -75,10 +75,10 @@ def decode_image(source: ImageInput, name: str = "image") -> Image.Image:
             return _upright_rgb(image)
     except UnidentifiedImageError:  # whose own text tells addresses of memory
         raise ValueError(
-            f"{name} cannot be read as a picture: cannot identify image file, expected one of {', '.join(FORMATS)}"
+            f"{name} cannot be read as an image: cannot identify image file, expected one of {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # PIL's decoders raise errors of many kinds on damaged files
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -87,7 +87,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"it has {width} x {height} pixels, at most {MAX_PIXELS} are allowed")
     if not width * height or max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"it has {width} x {height} pixels, a side may be at most {MAX_ASPECT} times the other")
-    if image.format not in (None, "MPO", *FORMATS):  # MPO is a JPEG that holds further pictures
+    if image.format not in (None, "MPO", *FORMATS):  # MPO is a JPEG that holds further images
         raise ValueError(f"it is a {image.format} file, expected one of {', '.join(FORMATS)}")
     image.load()
     turn = _TURNS.get(_orientation(image))

@@ -1,6 +1,6 @@
-"""A folder of frozen vision features: what an encoder made of each picture, kept between epochs and between runs.
+"""A folder of frozen vision features: what an encoder made of each image, kept between epochs and between runs.
 
-One safetensors file a picture, found by the picture's pixels and by all that its features depend on otherwise. Files
+One safetensors file an image, found by the image's pixels and by all that its features depend on otherwise. Files
 appear whole or not at all, so any number of processes may read and write one folder, and be killed.
 """
 
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 
 
 def image_key(image: Image.Image) -> str:
-    """A name (hex) for a decoded picture: equal exactly where mode, size and every pixel are."""
+    """A name (hex) for a decoded image: equal exactly where mode, size and every pixel are."""
     header = f"{image.mode} {image.width}x{image.height}\n"
     return hashlib.sha256(header.encode() + image.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """What a store knows of N pictures.
+    """What a store knows of N images.
 
     Attributes:
-        features: (N, P, D), 0 where a picture is unknown; None where all are.
-        keys: For each picture its key if it is unknown, else an empty string.
-        damaged: Files that could not be trusted; their pictures count as unknown.
+        features: (N, P, D), 0 where an image is unknown; None where all are.
+        keys: For each image its key if it is unknown, else an empty string.
+        damaged: Files that could not be trusted; their images count as unknown.
     """
 
     features: Tensor | None
@@ -51,7 +51,7 @@ class FeatureStore:
 
     Args:
         folder: Made when something is first written.
-        maker: All that features depend on beside the picture (encoder, preprocessing, precision), in words or hashes.
+        maker: All that features depend on beside the image (encoder, preprocessing, precision), in words or hashes.
     """
 
     def __init__(self, folder: str | Path, maker: Mapping[str, str]) -> None:
@@ -60,11 +60,11 @@ class FeatureStore:
         self.folder = Path(folder) / self.maker[:32]
 
     def path(self, key: str) -> Path:
-        """Where the features of the picture of that key are, or would be."""
+        """Where the features of the image of that key are, or would be."""
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def lookup(self, pictures: Sequence[str]) -> Lookup:
-        """The features of the pictures of those keys, as far as known; a damaged file is named in the log."""
+        """The features of the images of those keys, as far as known; a damaged file is named in the log."""
         keys = [*pictures]
         known: dict[int, Tensor] = {}
         damaged = 0
@@ -86,10 +86,10 @@ class FeatureStore:
         return Lookup(features_of_all, keys, damaged)
 
     def read(self, key: str) -> Tensor | None:
-        """The features (P, D) of the picture of that key, as they were written; None where they are not there.
+        """The features (P, D) of the image of that key, as they were written; None where they are not there.
 
         Raises:
-            ValueError: The file is cut, altered, or of another picture or encoder.
+            ValueError: The file is cut, altered, or of another image or encoder.
         """
         path = self.path(key)
         try:
@@ -107,7 +107,7 @@ class FeatureStore:
         return features
 
     def write(self, key: str, features: Tensor) -> None:
-        """Keep the features (P, D) of the picture of that key, bit for bit.
+        """Keep the features (P, D) of the image of that key, bit for bit.
 
         Raises:
             OSError: The folder cannot be written to, or the disk is full.

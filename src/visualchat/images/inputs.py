@@ -1,4 +1,4 @@
-"""What people hand over as a picture -> `ImageInput`: paths, data URIs, base64, arrays, tensors; nothing is fetched."""
+"""What people hand over as an image -> `ImageInput`: paths, data URIs, base64, arrays, tensors; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from PIL import Image
 from visualchat.images import ArchivedImage, ImageInput
 
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
-"""How encoded pictures begin, to know raw base64 from a path."""
+"""How encoded images begin, to know raw base64 from a path."""
 
 
 def is_image_input(value: Any) -> bool:
-    """Whether a value is one picture, not several."""
+    """Whether a value is one image, not several."""
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.ndim < 4
     return isinstance(value, Image.Image | Path | bytes | ArchivedImage | str)
 
 
 def image_input(value: Any, name: str) -> ImageInput:
-    """One picture, whatever it is given as.
+    """One image, whatever it is given as.
 
     Args:
-        value: A picture, its encoded bytes, a path, a `file:` or `data:` address, raw base64, or an array or tensor
+        value: An image, its encoded bytes, a path, a `file:` or `data:` address, raw base64, or an array or tensor
             (height, width), (height, width, channels) or (channels, height, width), of whole numbers from 0 to 255 or
             fractions from 0 to 1.
         name: What error messages call it.
@@ -47,7 +47,7 @@ def image_input(value: Any, name: str) -> ImageInput:
     if isinstance(value, np.ndarray):
         return _from_array(value, name)
     raise ValueError(
-        f"{name}: cannot read a picture from {type(value).__name__}, expected a PIL image, a path, bytes, a data URI, "
+        f"{name}: cannot read an image from {type(value).__name__}, expected a PIL image, a path, bytes, a data URI, "
         "base64, a numpy array or a torch tensor"
     )
 

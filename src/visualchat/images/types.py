@@ -29,5 +29,5 @@ class ArchivedImage:
 
 
 ImageInput = Image.Image | Path | bytes | ArchivedImage
-"""A picture in memory, a file, an encoded file's bytes or an entry of an archive: all that
+"""An image in memory, a file, an encoded file's bytes or an entry of an archive: all that
 `visualchat.images.decode.decode_image` reads."""

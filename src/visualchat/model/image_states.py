@@ -93,7 +93,7 @@ def units_from(model: VisualChatModel, ids: list[int], modality: list[int], unit
 
 @torch.no_grad()
 def unit_states(model: VisualChatModel, unit: Unit, pixel_values: Tensor) -> Tensor:
-    """Keys and values (2, L, H, n, D) of a unit from its picture (1, 3, height, width)."""
+    """Keys and values (2, L, H, n, D) of a unit from its image (1, 3, height, width)."""
     device = model.device
     positions = _own_positions(model, len(unit)).to(device)
     cache = _empty_cache(model)

@@ -1,4 +1,4 @@
-"""The embedded tiny world: drawn pictures, dialogues about them and small pretrained backbones, for any laptop."""
+"""The embedded tiny world: drawn images, dialogues about them and small pretrained backbones, for any laptop."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The tiny world's dialogues: one to four drawn pictures over one to six rounds, made on the fly from a seed.
+"""The tiny world's dialogues: one to four drawn images over one to six rounds, made on the fly from a seed.
 
 A `Sketch` is a dialogue before anything is drawn; `TinyDialogues` draws it, `caption_segments` puts captions in the
-pictures' place, for pretraining on text.
+images' place, for pretraining on text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RELATED = 0.5  # how often a later image takes up a colour or a shape of an ear
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the pictures that arrive with it, and its question."""
+    """One round: the images that arrive with it, and its question."""
 
     scenes: tuple[Scene, ...]
     question: Question
@@ -46,19 +46,19 @@ class Sketch:
 
     @property
     def scenes(self) -> tuple[Scene, ...]:
-        """Every picture's scene; image k of the dialogue is `scenes[k - 1]`."""
+        """Every image's scene; image k of the dialogue is `scenes[k - 1]`."""
         return tuple(scene for turn in self.rounds for scene in turn.scenes)
 
     def dialogue(self) -> Dialogue:
-        """The dialogue with drawn pictures; each has its caption in `.info["caption"]`."""
+        """The dialogue with drawn images; each has its caption in `.info["caption"]`."""
         return self._with(lambda scene: draw(scene))
 
     def captioned(self) -> Dialogue:
-        """The same dialogue in words alone: each picture's caption stands in its place."""
+        """The same dialogue in words alone: each image's caption stands in its place."""
         return self._with(lambda scene: Caption(scene.caption))
 
     def undrawn(self) -> Dialogue:
-        """The same dialogue, each picture replaced by its caption's bytes: quick, and never to be decoded."""
+        """The same dialogue, each image replaced by its caption's bytes: quick, and never to be decoded."""
         return self._with(lambda scene: scene.caption.encode())
 
     def _with(self, picture: Callable[[Scene], Content]) -> Dialogue:
@@ -73,13 +73,13 @@ class TinyDialogues:
     """A map-style data set: item i depends on split, seed and i only.
 
     Splits: "train" shows `SEEN` compositions only, nor do its questions name others; "validation" is the same with
-    other pictures; in "unseen" every picture shows a held-out composition, and questions turn to them where they can.
+    other images; in "unseen" every image shows a held-out composition, and questions turn to them where they can.
 
     Args:
         split: Which of `SPLITS`.
         size: Number of dialogues.
-        seed: Another seed gives other dialogues; no seed of one split gives a picture of another.
-        captions: Whether captions stand where the pictures would be.
+        seed: Another seed gives other dialogues; no seed of one split gives an image of another.
+        captions: Whether captions stand where the images would be.
         shuffled: In how many of the dialogues with two or more images an unrelated image is inserted, so that
             image numbers are not 1, 2, ... (arXiv 2309.14327, section 5.2.4); references in the words are rewritten.
 
@@ -126,7 +126,7 @@ class TinyDialogues:
 def sketch_dialogue(
     split: Split | Literal["pretraining"], seed: int, index: int, max_images: int = 4, most_rounds: int = 6
 ) -> Sketch:
-    """Dialogue `index` of a split and seed, with at most `max_images` pictures; "pretraining" has all compositions."""
+    """Dialogue `index` of a split and seed, with at most `max_images` images; "pretraining" has all compositions."""
     rng = random.Random(f"{split} {seed} {index}")
     unseen = split == "unseen"
     pairs = SEEN if split in ("train", "validation") else COMPOSITIONS
@@ -173,5 +173,5 @@ def _next_scene(
 
 
 def caption_segments(sketch: Sketch) -> tuple[Segment, ...]:
-    """The prompt of a dialogue with captions for pictures: the world in words alone."""
+    """The prompt of a dialogue with captions for images: the world in words alone."""
     return render(sketch.captioned(), system=SYSTEM)

@@ -1,7 +1,7 @@
 """The tiny world's question types: from the scenes of a dialogue so far to a question with one right answer.
 
-Every answer follows from the captions alone. A question about one picture names it ("in image 2") unless only one
-picture was shown yet or its words fit one thing in all pictures so far; a question over all pictures says "any image"
+Every answer follows from the captions alone. A question about one image names it ("in image 2") unless only one
+image was shown yet or its words fit one thing in all images so far; a question over all images says "any image"
 or "which image".
 """
 
@@ -36,7 +36,7 @@ class Context:
     """What a question may speak of.
 
     Attributes:
-        scenes: The pictures shown so far; image k is `scenes[k - 1]`.
+        scenes: The images shown so far; image k is `scenes[k - 1]`.
         pairs: The compositions that questions may name.
         rng: Source of every choice.
         prefer_held_out: Ask about held-out compositions where there are any.
@@ -240,13 +240,13 @@ ASK: dict[str, tuple[Callable[[Context], Question | None], int]] = {
     "same": (ask_same, 12),
     "describe": (ask_describe, 7),
 }
-"""Each question type with its maker, which gives None where the pictures do not allow the type, and its weight."""
+"""Each question type with its maker, which gives None where the images do not allow the type, and its weight."""
 
 KINDS = tuple(ASK)
 
 
 def ask(context: Context, asked: set[str]) -> Question:
-    """A random question about the pictures so far whose text is not in `asked`."""
+    """A random question about the images so far whose text is not in `asked`."""
     weights = [weight for _, weight in ASK.values()]
     for _ in range(200):
         kind = context.rng.choices(KINDS, weights)[0]

@@ -1,6 +1,6 @@
-"""The tiny world's pictures: one to four coloured shapes in a 2x2 grid, drawn with noise, and their captions.
+"""The tiny world's images: one to four coloured shapes in a 2x2 grid, drawn with noise, and their captions.
 
-A `Scene` says all there is to say about a picture: what stands where, and the seed of its looks. `draw` makes pixels of
+A `Scene` says all there is to say about an image: what stands where, and the seed of its looks. `draw` makes pixels of
 it.
 """
 
@@ -29,7 +29,7 @@ CELLS = ("top-left", "top-right", "bottom-left", "bottom-right")
 
 COMPOSITIONS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 HELD_OUT = (("red", "star"), ("blue", "triangle"), ("green", "cross"), ("purple", "circle"))
-"""Pairs of colour and shape that no training picture shows and no training question names."""
+"""Pairs of colour and shape that no training image shows and no training question names."""
 SEEN = tuple(pair for pair in COMPOSITIONS if pair not in HELD_OUT)
 
 PICTURE_SIZE = 64
@@ -37,10 +37,10 @@ PATCH_SIZE = 16
 GRID = PICTURE_SIZE // PATCH_SIZE
 PATCHES = GRID * GRID
 CELL_OF_PATCH = tuple(2 * (p // GRID // 2) + (p % GRID) // 2 for p in range(PATCHES))
-"""The cell in which each of a picture's patches lies, patches in raster order."""
+"""The cell in which each of an image's patches lies, patches in raster order."""
 
 _CANVAS = 2 * PICTURE_SIZE  # drawn at twice the size, then reduced
-_COUNT_WEIGHTS = (25, 37, 28, 10)  # how often a picture holds 1, 2, 3, 4 shapes
+_COUNT_WEIGHTS = (25, 37, 28, 10)  # how often an image holds 1, 2, 3, 4 shapes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """What an image shows.
 
     Attributes:
         shapes: One to four shapes in raster order, each in a cell of its own.
@@ -102,12 +102,12 @@ def sample_scene(
 
 
 def random_scene(seed: int) -> Scene:
-    """The scene of this seed, out of all compositions: for chats about fresh pictures."""
+    """The scene of this seed, out of all compositions: for chats about new images."""
     return sample_scene(random.Random(f"random scene {seed}"))
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, 64x64 pixels, its caption in `.info["caption"]`. Equal scenes give equal pixels."""
+    """The image of a scene: RGB, 64x64 pixels, its caption in `.info["caption"]`. Equal scenes give equal pixels."""
     rng = np.random.default_rng(scene.look)
     ground = rng.uniform(190, 245) + rng.uniform(-12, 12, 3)
     image = Image.new("RGB", (_CANVAS, _CANVAS), _rgb(ground))

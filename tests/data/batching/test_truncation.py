@@ -69,8 +69,8 @@ def rows(tmp_path) -> list[Dialogue]:
 LIMIT = 60
 REASONS = {
     1: "open: turn 1 has no answer (found None); a training dialogue needs one",
-    2: "gone.png' cannot be read as a picture: it does not exist or is not a file",
-    3: "broken, image 1 of 1: it cannot be read as a picture: cannot identify image file",
+    2: "gone.png' cannot be read as an image: it does not exist or is not a file",
+    3: "broken, image 1 of 1: it cannot be read as an image: cannot identify image file",
     4: "long: the first turn alone has",
 }
 

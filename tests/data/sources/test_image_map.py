@@ -98,7 +98,7 @@ def test_bad_base64_is_named_when_it_is_read(tmp_path, value):
 def test_an_id_twice_with_one_picture_is_fine_with_two_it_is_not(tmp_path):
     found = image_map(written(tmp_path, b'{"a": "QQ==", "b": "Qg==", "a": "QQ==", "b": "Qw=="}'))
     assert found.read("a") == b"A"
-    with pytest.raises(ValueError, match="image id 'b' occurs more than once, with different pictures"):
+    with pytest.raises(ValueError, match="image id 'b' occurs more than once, with different images"):
         found.read("b")
 
 

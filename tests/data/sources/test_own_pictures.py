@@ -118,7 +118,7 @@ def test_a_text_beside_each_picture(folder):
     assert source[0].turns[0].question in SHORT_REQUESTS
     assert [str(error) for error in source.errors] == [
         "pictures, own, picture 2 (id b.JPG): empty answer: the caption is blank",
-        "pictures, own, picture 3 (id sub/c.png): no answer: the picture has no caption, expected c.txt",
+        "pictures, own, picture 3 (id sub/c.png): no answer: the image has no caption, expected c.txt",
     ]
 
 

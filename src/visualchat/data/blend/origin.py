@@ -52,7 +52,7 @@ def rows_in(dialogues: Sequence[Dialogue], index: int) -> tuple[Origin, ...]:
 
 
 def digest_of(dialogues: Sequence[Dialogue]) -> str:
-    """A hash (hex) of all dialogues: of the rows that a source read, or of every word and picture of a plain list."""
+    """A hash (hex) of all dialogues: of the rows that a source read, or of every word and image of a plain list."""
     if isinstance(dialogues, Digested):
         return dialogues.digest()
     content = hashlib.sha256()
@@ -66,7 +66,7 @@ def digest_of(dialogues: Sequence[Dialogue]) -> str:
 
 
 def _told(dialogue: Dialogue) -> list[object]:
-    """All words and pictures of a dialogue."""
+    """All words and images of a dialogue."""
     told: list[object] = [dialogue.id, dialogue.system]
     for turn in dialogue.turns:
         told += [item.text if isinstance(item, Caption) else item for item in turn.content if _is_text(item)]
@@ -79,7 +79,7 @@ def _key(image: ImageInput) -> str:
     try:
         return image_key(decode_image(image))
     except ValueError:
-        return "a damaged picture"
+        return "a damaged image"
 
 
 def joint_digest(*parts: object) -> str:

@@ -81,7 +81,7 @@ class OwnData:
 
 
 def _on_files(source: Source, validation: str | Sequence[str]) -> Source:
-    """The same reader on other files, or on another folder of pictures.
+    """The same reader on other files, or on another folder of images.
 
     Raises:
         ValueError: The reader takes neither, or what is named trains too.

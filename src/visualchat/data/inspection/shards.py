@@ -19,7 +19,7 @@ from visualchat.images import ArchivedImage, ImageInput
 
 
 def message_row(dialogue: Dialogue) -> dict[str, Any]:
-    """A dialogue as one row; encoded images stay as they are byte for byte, pictures in memory become PNG files.
+    """A dialogue as one row; encoded images stay as they are byte for byte, images in memory become PNG files.
 
     Raises:
         ValueError: It holds a caption, which the format does not know, or a file cannot be read.

@@ -1,6 +1,6 @@
 """What all corpora have in common: rows become dialogues, every row is accounted for, and each has a lasting identity.
 
-A source is a `Sequence[Dialogue]`. It reads its annotations on first use; pictures are read when they are decoded. Of
+A source is a `Sequence[Dialogue]`. It reads its annotations on first use; images are read when they are decoded. Of
 each row one of three things becomes:
 - a **member** of a dialogue (most dialogues have one; related rows of MIMIC-IT are rounds of one dialogue);
 - **left out** by the source's own settings, such as a limit of images: counted, no mistake;
@@ -109,7 +109,7 @@ class Source(LazySequence[Dialogue]):
         return ", ".join(f"{n}={getattr(self, n)}" for n in ("files", "file", "folder", "parts") if hasattr(self, n))
 
     def digest(self) -> str:
-        """A hash (hex) of every row's content, of the settings, and of which rows are used; pictures are not read."""
+        """A hash (hex) of every row's content, of the settings, and of which rows are used; images are not read."""
         tally = self._tally
         report = tally.report()
         told = [tally.digest, self._settings(), report.dialogues, report.members, [e.row for e in tally.errors]]
@@ -287,7 +287,7 @@ def checked(dialogue: Dialogue) -> Dialogue:
 
 
 def image_identity(image: ImageInput, root: DataRoot) -> str:
-    """A name of the picture that is the same in every run, and for sources that share it."""
+    """A name of the image that is the same in every run, and for sources that share it."""
     if isinstance(image, Path):
         return root.identity(image)
     if isinstance(image, ArchivedImage):

@@ -1,8 +1,8 @@
-"""Image files that hold many pictures under ids, read one picture at a time and never loaded whole.
+"""Image files that hold many images under ids, read one image at a time and never loaded whole.
 
-MIMIC-IT (arXiv 2306.05425) ships its pictures as one flat JSON map `{"SD_IMG_...": "<base64>"}` of up to many
-gigabytes, later as Parquet tables. A first reading notes where each picture lies; the index it leaves in a cache folder
-makes every later start immediate. Parquet has no cheap access to a single row, so its pictures are unpacked once beside
+MIMIC-IT (arXiv 2306.05425) ships its images as one flat JSON map `{"SD_IMG_...": "<base64>"}` of up to many
+gigabytes, later as Parquet tables. A first reading notes where each image lies; the index it leaves in a cache folder
+makes every later start immediate. Parquet has no cheap access to a single row, so its images are unpacked once beside
 the index.
 
 Layout of an index file: one line of JSON, then N sorted 8-byte digests of the ids, then N pairs of byte offsets.
@@ -34,11 +34,11 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ImageMap:
-    """Pictures by id, out of one JSON map or one or more Parquet tables (an `ImageArchive`).
+    """Images by id, out of one JSON map or one or more Parquet tables (an `ImageArchive`).
 
     Attributes:
         files: The JSON file, or the Parquet files.
-        name: Opens the identity of each picture, the same wherever the files lie.
+        name: Opens the identity of each image, the same wherever the files lie.
         cache: The folder of the index; made where it is missing.
 
     Raises:
@@ -66,16 +66,16 @@ class ImageMap:
         """The encoded image.
 
         Raises:
-            ValueError: The id is unknown, occurs with different pictures, or its text is not valid base64.
+            ValueError: The id is unknown, occurs with different images, or its text is not valid base64.
         """
         images = {self._entry(int(start), int(stop), key) for start, stop in self._matches(key)} - {None}
         if len(images) != 1:
-            trouble = "occurs more than once, with different pictures" if images else "is unknown"
+            trouble = "occurs more than once, with different images" if images else "is unknown"
             raise ValueError(f"{self._title}: image id {key!r} {trouble}")
         return images.pop() or b""
 
     def prepare(self) -> int:
-        """Make the index if it is missing or out of date; returns how many pictures there are."""
+        """Make the index if it is missing or out of date; returns how many images there are."""
         return len(self)
 
     @property
@@ -147,7 +147,7 @@ class ImageMap:
         return places[first:last]
 
     def _entry(self, start: int, stop: int, key: str) -> bytes | None:
-        """The picture of one entry; None where the entry is another id's with the same digest."""
+        """The image of one entry; None where the entry is another id's with the same digest."""
         with self._data.open("rb") as stream:
             stream.seek(start)
             entry = stream.read(stop - start)
@@ -195,7 +195,7 @@ def _load(path: Path, stamp: list[list[Any]], data: Path) -> tuple[NDArray[np.ui
 
 
 def _pack(stream: BinaryIO, files: Sequence[Path]) -> Iterator[Span]:
-    """Write each picture of Parquet tables after its id; yields where each lies."""
+    """Write each image of Parquet tables after its id; yields where each lies."""
     at = 0
     for number, row in enumerate(parquet_rows(files), start=1):
         where = f"{files[0].name}, image row {number}"

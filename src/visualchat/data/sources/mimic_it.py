@@ -45,7 +45,7 @@ class MimicIt(Source):
         folder: Where its files lie, from the root on.
         max_images: Rows with more images are left out; null for no limit.
         coco_folder: Read the COCO image whose number the id holds from here, not from the part's image file; for CGD,
-            whose pictures are those of COCO, made small.
+            whose images are those of COCO, made small.
         cache: The folder of the image index; null for `.visualchat` in the data root.
         on_error: `error` or `skip`.
     """

@@ -1,4 +1,4 @@
-"""Your own pictures in a folder, with captions: a text file beside each picture (a.jpg, a.txt), or one file for all."""
+"""Your own images in a folder, with captions: a text file beside each image (a.jpg, a.txt), or one file for all."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class _Pictures(HeldTable):
 
 @dataclass(frozen=True)
 class PictureFolder(RowSource):
-    """Every picture of a folder and its subfolders, with its caption.
+    """Every image of a folder and its subfolders, with its caption.
 
     Attributes:
         root: The data root.
         folder: From the root on.
         captions: A file of all captions, in the folder: .json ({"a.jpg": "A cat."}), or .jsonl, .csv or .tsv with
-            `file_name` and `text`, as the Hub's image folders have it; null for a text file beside each picture.
-        request: What asks for a caption; null draws one of a few for each picture.
+            `file_name` and `text`, as the Hub's image folders have it; null for a text file beside each image.
+        request: What asks for a caption; null draws one of a few for each image.
         name: What reports call the source.
         seed: Of the drawn requests.
         on_error: `error` or `skip`.
@@ -67,7 +67,7 @@ class PictureFolder(RowSource):
             raise RejectedRowError(Reason.FORM, caption.detail)
         if caption is None:
             wanted = Path(name).with_suffix(".txt").name if self.captions is None else f"a line in {self.captions}"
-            raise RejectedRowError(Reason.NO_ANSWER, f"the picture has no caption, expected {wanted}")
+            raise RejectedRowError(Reason.NO_ANSWER, f"the image has no caption, expected {wanted}")
         if not isinstance(caption, str) or "\0" in caption:
             raise RejectedRowError(Reason.FORM, f"expected a text as caption, found {caption!r:.60}")
         if not caption.strip():
@@ -78,7 +78,7 @@ class PictureFolder(RowSource):
 
 
 def _text_beside(picture: Path) -> str | BrokenRow | None:
-    """The caption of a picture; None where there is no file for it."""
+    """The caption of an image; None where there is no file for it."""
     try:
         return picture.with_suffix(".txt").read_text(encoding="utf-8-sig")
     except FileNotFoundError:

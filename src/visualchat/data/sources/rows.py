@@ -82,7 +82,7 @@ class Entry:
         id: Names the dialogue; unique in its source.
         group: What the split between training and validation goes by; rows with one id share it.
         members: The ids of the rows that it is made of.
-        images: The identities of its images, in order; equal pictures of different sources have equal ones.
+        images: The identities of its images, in order; equal images of different sources have equal ones.
         rows: Where the rows lie in the source's table.
     """
 

@@ -1,4 +1,4 @@
-"""Your own pictures in a table: a CSV or TSV file with a line of column names, one question or caption a row.
+"""Your own images in a table: a CSV or TSV file with a line of column names, one question or caption a row.
 
 image,question,answer          or    image,caption
 a.jpg,What is it?,A cat.             a.jpg,A cat on a chair.

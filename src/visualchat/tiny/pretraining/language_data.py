@@ -1,6 +1,6 @@
 """What the tiny language model is pretrained on: strings to copy, dialogues over captions, and over folded captions.
 
-A folded caption is a picture without pixels: a 4x4 grid of word sums, laid out like the patches of the picture. It
+A folded caption is an image without pixels: a 4x4 grid of word sums, laid out like the patches of the image. It
 teaches the model the interface that a linear projector of patch features can reach.
 """
 
@@ -25,7 +25,7 @@ from visualchat.tiny.scenes import CELL_OF_PATCH, CELLS, PATCHES, Scene
 # Shapes: B dialogues, S tokens, W = 4 words a patch, N = image tokens of the whole batch.
 
 Form = Literal["text", "folded"]
-"""How pictures enter a prompt: as their captions, or as folded captions."""
+"""How images enter a prompt: as their captions, or as folded captions."""
 
 WORDS = 3  # colour, shape and place
 _DROPPED = 0.15  # how often a covered patch is left empty, as where a shape hardly touches it

@@ -29,7 +29,7 @@ from visualchat.tiny.scenes import (
     sample_scene,
 )
 
-# Shapes: B pictures, P = 16 patches in raster order, D = 96 hidden size.
+# Shapes: B images, P = 16 patches in raster order, D = 96 hidden size.
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def vision_config() -> SiglipVisionConfig:
 
 
 def image_processor() -> SiglipImageProcessorPil:
-    """Pictures -> pixel values in [-1, 1], 64x64; needs PIL only."""
+    """Images -> pixel values in [-1, 1], 64x64; needs PIL only."""
     size = {"height": PICTURE_SIZE, "width": PICTURE_SIZE}
     return SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
 class PatchReader(nn.Module):
-    """Linear heads over the last hidden state [B, P, D]; per patch, and per picture over the mean of its patches."""
+    """Linear heads over the last hidden state [B, P, D]; per patch, and per image over the mean of its patches."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def targets_of(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def pixels_of(scenes: list[Scene]) -> Tensor:
-    """The drawn pictures as the image processor would give them, float [B, 3, 64, 64] in [-1, 1]."""
+    """The drawn images as the image processor would give them, float [B, 3, 64, 64] in [-1, 1]."""
     pixels = np.stack([np.asarray(draw(scene)) for scene in scenes])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -119,11 +119,11 @@ def train_vision(
 
     Args:
         recipe: Steps, batch size and rates.
-        seed: Decides weights and pictures.
+        seed: Decides weights and images.
         on_step: Called after each step with steps done, steps in all and the loss.
 
     Returns:
-        The tower in evaluation mode, and what its heads score on 2000 new pictures.
+        The tower in evaluation mode, and what its heads score on 2000 new images.
     """
     torch.manual_seed(seed)
     rng = random.Random(f"vision {seed}")
@@ -157,7 +157,7 @@ def _loss(outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
 def score_vision(
     tower: SiglipVisionModel, reader: PatchReader, rng: random.Random, size: int = 2000
 ) -> dict[str, float]:
-    """Share of right answers of each head on `size` new pictures (per patch, per picture, or per composition)."""
+    """Share of right answers of each head on `size` new images (per patch, per image, or per composition)."""
     right: dict[str, float] = {}
     for _ in range(size // 250):
         scenes = [sample_scene(rng) for _ in range(250)]
