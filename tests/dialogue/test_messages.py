@@ -132,12 +132,12 @@ EXPECTED_ITEM = (
         pytest.param({"type": "image", "url": "data:image/png;base64,!"}, "not valid base64: ", id="bad data URL"),
         pytest.param(
             {"type": "image", "path": 7},
-            "cannot read a picture from int, expected ",
+            "cannot read an image from int, expected ",
             id="number as path",
         ),
         pytest.param(
             {"type": "image", "bytes": [7]},
-            "cannot read a picture from list, expected ",
+            "cannot read an image from list, expected ",
             id="list",
         ),
     ],
