@@ -1,25 +1,15 @@
 """The benchmark runs at small sizes, and with its measure the fast form's memory grows linearly."""
 
-import importlib.util
 import json
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 import torch
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "attention.py"
-
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("attention_benchmark", PATH)
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return import_module("attention")
 
 
 def test_it_measures_every_layout_and_form(benchmark, tmp_path):

@@ -1,22 +1,16 @@
 """The benchmark of the chat at a tiny size: all ways answer alike, and it writes what the page quotes."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 import torch
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "chat.py"
-
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("chat_benchmark", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return import_module("chat")
 
 
 @torch.no_grad()

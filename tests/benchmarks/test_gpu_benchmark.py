@@ -1,10 +1,10 @@
 """The command for a GPU runs from end to end at tiny shapes, so that only the device is new to it."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """The benchmark, imported as its own process would."""
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module("gpu")
-    for name in ("gpu", "attention", "train_step"):
-        sys.modules.pop(name, None)
+def gpu():
+    return import_module("gpu")
 
 
 def test_it_measures_attention_and_steps_and_fills_the_document(gpu, tmp_path, monkeypatch):

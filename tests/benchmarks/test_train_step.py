@@ -1,24 +1,15 @@
 """The benchmark of a whole training step runs at a tiny size, and its cases compute one loss."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 import torch
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "train_step.py"
-
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("train_step_benchmark", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return import_module("train_step")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visualchat.chat.image_store import ImageKeys, ImageStore, digest, image_digest, model_state
+from visualchat.chat.image_store import ImageKeys, ImageStore, digest, model_state
+from visualchat.images.feature_store import image_key
 from visualchat.model.image_states import Unit
 
 CPU = torch.device("cpu")
@@ -39,10 +40,10 @@ def test_equal_bytes_of_another_size_mode_or_framing_are_another_image():
         Image.frombytes("L", (6, 8), pixels.tobytes()),
         Image.frombytes("CMYK", (3, 4), pixels.tobytes()),
     ]
-    found = {image_digest(image) for image in images}
+    found = {image_key(image) for image in images}
     assert len(found) == len(images)
     assert {len(name) for name in found} == {64}
-    assert image_digest(images[0]) == image_digest(images[0].copy())
+    assert image_key(images[0]) == image_key(images[0].copy())
     assert len({digest("ab", "c"), digest("a", "bc"), digest("abc"), digest("abc", ""), digest("", "abc")}) == 5
 
 

@@ -37,9 +37,6 @@ class Tokens:
     modality: list[int]
     units: list[int]
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
 
 class Answerer:
     """A model with its processor, and the images that it knows.

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from visualchat.images.feature_store import image_key
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.image_states import Unit
 
@@ -36,11 +37,6 @@ def digest(*fields: str | bytes) -> str:
         found.update(len(data).to_bytes(8, "big"))
         found.update(data)
     return found.hexdigest()
-
-
-def image_digest(image: Image.Image) -> str:
-    """Of mode, size and every pixel."""
-    return digest(image.mode, f"{image.width} x {image.height}", image.tobytes())
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class ImageKeys:
             label = [id for id, kind in zip(unit.ids, unit.modality, strict=True) if not kind]
             numbered = bool(label) or config.image_numbers != "none"
             number = str(unit.number) if numbered else ""
-            keys.append(digest(*maker, config.attention_kind, image_digest(image), number, repr(label)))
+            keys.append(digest(*maker, config.attention_kind, image_key(image), number, repr(label)))
         return keys
 
 
