@@ -4,6 +4,7 @@ import pytest
 import torch
 from talking import MOST, ROUNDS, prompt_of, recompute, state, talk
 
+from visualchat.chat import ChatSession
 from visualchat.chat import session as session_module
 
 
@@ -71,28 +72,26 @@ def test_a_stream_that_was_never_read_counts_for_nothing(session):
     assert talk(session) == expected
 
 
-def test_a_failure_amid_an_answer_is_raised_and_keeps_the_rounds_before(session, monkeypatch):
+def read(stream):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(stream)
+
+
+def close(stream):
+    next(stream)
+    stream.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("failing", "hear"), [(Breaking, read), (BreakingWhenClosed, close)])
+def test_a_failed_answer_leaves_the_conversation_as_it_was(model, processor, monkeypatch, failing, hear, temperature):
+    session = ChatSession(model, processor, max_new_tokens=MOST, temperature=temperature, seed=1)
     expected = talk(session)
     session.reset()
     talk(session, ROUNDS[:1])
     kept = state(session)[:3]
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", Breaking)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            list(session.ask(*ROUNDS[1]))
-    assert state(session) == (*kept, 0)  # computed again with the next round
-    assert talk(session, ROUNDS[1:]) == expected[1:]
-
-
-def test_a_failure_while_the_stream_is_closed_keeps_the_rounds_before(session, monkeypatch):
-    expected = talk(session)
-    session.reset()
-    talk(session, ROUNDS[:1])
-    kept = state(session)[:3]
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", BreakingWhenClosed)
-        stream = session.ask(*ROUNDS[1])
-        next(stream)
-        stream.close()
+        patch.setattr(session_module, "_Stopped", failing)
+        hear(session.ask(*ROUNDS[1]))
     assert state(session) == (*kept, 0)  # computed again with the next round
     assert talk(session, ROUNDS[1:]) == expected[1:]

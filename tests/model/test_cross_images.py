@@ -107,7 +107,7 @@ def test_a_chat_equals_recomputing_every_round(model, processor):
     """Each token that was said is the best one of a single pass over the whole conversation, without a cache."""
     session, shown = ChatSession(model, processor, max_new_tokens=6), []
     for number, images in enumerate(([picture("red")], [], [picture("blue"), picture("green")])):
-        asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0])
+        asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0].ids)
         list(session.ask(f"Question {number}?", images))
         shown += images
         pixels = processor.image_processor(images=shown, return_tensors="pt")["pixel_values"]

@@ -99,7 +99,7 @@ def test_packed_shared_cached_and_in_rounds_it_is_the_same(numbered, backbones, 
     assert torch.equal(answer, model.generate(**prompt, max_new_tokens=8, do_sample=False, use_cache=False)[0, asked:])
     session = ChatSession(model, processor, max_new_tokens=5)
     for images in ([RED], [], [RED, BLUE]):
-        asked = len(session._encode(Turn.ask("And?", images))[0])
+        asked = len(session._encode(Turn.ask("And?", images))[0].ids)
         list(session.ask("And?", images))
     best = best_tokens(model, processor, session, [RED, RED, BLUE])
     said = session.ids[asked : asked + 5]

@@ -83,7 +83,7 @@ def test_a_chat_equals_recomputing_every_round_also_after_saving(make_model, pro
     again = VisualChatForConditionalGeneration.from_pretrained(tmp_path)
     assert again.config.attention_kind == kind
     for number, images in enumerate(([picture("red")], [], [picture("blue"), picture("green")])):
-        asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0])
+        asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0].ids)
         list(session.ask(f"Question {number}?", images))
         shown += images
         best = best_tokens(again, processor, session, shown)

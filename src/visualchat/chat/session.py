@@ -286,6 +286,7 @@ class ChatSession:
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
         cut = threading.Event()
         result: dict[str, Any] = {}
+        drawn = None if self.generator is None else self.generator.get_state()
 
         def generate() -> None:
             try:
@@ -309,6 +310,8 @@ class ChatSession:
                 self._close_turn(turn, tokens, said, result.get("answer"))
             else:
                 self._restart(self.turns, [round.said for round in self.rounds])  # the cache may hold half a round
+                if self.generator is not None and drawn is not None:
+                    self.generator.set_state(drawn)
         if "error" in result:
             raise result["error"]
 
