@@ -57,6 +57,8 @@ def renumber(text: str, number: Callable[[int], int]) -> str | None:
 def insert_image(dialogue: Dialogue, image: ImageInput, at: int) -> Dialogue | None:
     """The dialogue with an image inserted as number `at` + 1, later ones counted up in images and words.
 
+    What an evaluation knows of its questions is left out: it speaks of the images as they were.
+
     Args:
         dialogue: With more than `at` images.
         image: Any image; no word speaks of it.
@@ -83,5 +85,5 @@ def insert_image(dialogue: Dialogue, image: ImageInput, at: int) -> Dialogue | N
         answer = None if turn.answer is None else renumber(turn.answer, lambda old: old + (old > at))
         if answer is None and turn.answer is not None:
             return None
-        turns.append(replace(turn, content=tuple(content), answer=answer))
+        turns.append(replace(turn, content=tuple(content), answer=answer, expected=None))
     return replace(dialogue, turns=tuple(turns)) if seen > at else None

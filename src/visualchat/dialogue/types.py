@@ -5,8 +5,8 @@ The first step of the way from data to model; pure data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from visualchat.images import ImageInput
 
@@ -24,6 +24,23 @@ _WORDS = (str, Caption)
 
 
 @dataclass(frozen=True)
+class Expected:
+    """What an evaluation knows of a question beside its true answer; training does without.
+
+    Attributes:
+        references: Further answers that are accepted.
+        options: What there is to choose from, A first; empty for an open question.
+        about: The numbers of the images that the question is about; empty if unknown.
+        tags: What else scores are split by, such as {"category": "counting"}.
+    """
+
+    references: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    about: tuple[int, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Turn:
     """One round: what the user sends and what the model answers.
 
@@ -31,11 +48,13 @@ class Turn:
         content: Text and images in the order in which the user sent them.
         answer: The model's answer; None where it is still to be given.
         kind: What sort of question this is, for reports by kind; empty if unused.
+        expected: What an evaluation knows of the question, if anything.
     """
 
     content: tuple[Content, ...]
     answer: str | None = None
     kind: str = ""
+    expected: Expected | None = None
 
     @classmethod
     def ask(cls, question: str, images: Iterable[Content] = (), answer: str | None = None, kind: str = "") -> Turn:
