@@ -11,6 +11,7 @@ from visualchat.attention import Modality, attention_kind
 from visualchat.attention.layout import Layout
 from visualchat.attention.sdpa_plan import make_sides
 from visualchat.dialogue import Dialogue, Turn
+from visualchat.model.growing_cache import GrowingCache
 from visualchat.model.images_first import ImagesFirstCache, new_cache
 
 kinds = pytest.mark.parametrize("kind", ["mmca", "unit_split"])
@@ -132,4 +133,4 @@ def test_beams_take_their_rows_order_along(make_model, processor):
 @pytest.mark.parametrize("kind", ["causal", "mmca_joint", "unit", "cross"])
 def test_one_softmax_needs_no_order(make_model, kind):
     more = {"cross_attention_every": 1} if kind == "cross" else {}
-    assert type(new_cache(make_model(attention_kind=kind, **more).config)) is DynamicCache
+    assert type(new_cache(make_model(attention_kind=kind, **more).config)) is GrowingCache

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from visualchat.chat.image_store import ImageKeys, ImageStore
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.growing_cache import GrowingCache
 from visualchat.model.image_states import Unit, in_place, unit_states, units_from, why_not_own
 from visualchat.model.images_first import ImagesFirstCache, new_cache
 
@@ -57,11 +57,10 @@ class Answerer:
         self.keys = ImageKeys(model, processor.image_processor.to_json_string())
         self.why_not_stored = why_not_own(model)
 
-    def new_cache(self) -> DynamicCache:
+    def new_cache(self) -> GrowingCache:
         """An empty cache for a conversation."""
         if self.why_not_stored is None:
-            text_config: Any = self.model.config.text_config
-            return ImagesFirstCache(config=text_config)
+            return ImagesFirstCache(self.model.config.text_config)
         return new_cache(self.model.config)
 
     def pixels(self, images: list[Image.Image]) -> Tensor:
@@ -69,7 +68,7 @@ class Answerer:
         found: Tensor = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return found.to(self.model.device)
 
-    def prefill(self, tokens: Tokens, images: list[Image.Image], cache: DynamicCache) -> Tensor:
+    def prefill(self, tokens: Tokens, images: list[Image.Image], cache: GrowingCache) -> Tensor:
         """Logits (1, V) of the next token; `images` are those of the tokens that are not in the cache."""
         device = self.model.device
         modality = torch.tensor(tokens.modality, device=device)
@@ -103,8 +102,7 @@ class Answerer:
             self.store.get(key, device, partial(self._compute, image, unit))
             for key, (image, unit) in zip(self.keys.of(pairs), pairs, strict=True)
         ]
-        keys, values, places = in_place(self.model, units, states)
-        cache.insert(keys, values, places, modality)
+        cache.insert(in_place(self.model, units, states), modality)
         assert cache.order is not None
         return cache.order[0, cache.get_seq_length() :]
 
@@ -115,7 +113,7 @@ class Answerer:
         self,
         tokens: Tokens,
         images: list[Image.Image],
-        cache: DynamicCache,
+        cache: GrowingCache,
         generator: torch.Generator | None,
         streamer: BaseStreamer,
         begun: Callable[[], None],

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
-from transformers.cache_utils import DynamicLayer
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from visualchat.attention import Modality
 from visualchat.chat.answering import Answerer, Tokens
@@ -31,6 +30,7 @@ from visualchat.dialogue.encoding import NO_UNIT, encode_text
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.growing_cache import GrowingCache
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class ChatSession:
         self.modality: list[int] = []
         self.units: list[int] = []
         self.cached = 0  # rounds that the cache holds
-        self.cache: DynamicCache = self._answerer.new_cache()
+        self.cache: GrowingCache = self._answerer.new_cache()
         for turn, answer in zip(turns, said, strict=True):
             tokens, _ = self._encode(Turn(turn.content))
             self._append(turn, tokens, answer)
@@ -150,7 +150,7 @@ class ChatSession:
 
     def _crop(self, length: int) -> bool:
         """Cut the cache to the first tokens of the conversation; False where it has layers that cannot be cut."""
-        if not all(type(layer) is DynamicLayer for layer in self.cache.layers):
+        if not self.cache.keeps_all:
             return False
         self.cache.crop(length - self.cache.get_seq_length())
         return True

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 
 from visualchat.attention import KINDS, Modality
 from visualchat.model.base_model import VisualChatModel
+from visualchat.model.images_first import Insertion
 
 OWN_STATES = ("self", "label", "unit")
 """Image contexts under which an image's states are its own, position by position."""
@@ -110,12 +112,25 @@ def unit_states(model: VisualChatModel, unit: Unit, pixel_values: Tensor) -> Ten
 
 
 @torch.no_grad()
-def in_place(model: VisualChatModel, units: list[Unit], states: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values (L, H, N, D) of all tokens of some units in a conversation, and their places (N,)."""
+def in_place(model: VisualChatModel, units: list[Unit], states: list[Tensor]) -> list[Insertion]:
+    """The states of some units, given as of `unit_states`, at their places in a conversation.
+
+    Keys are turned unit by unit and layer by layer, when a layer is asked for: what is in hand stays in the processor's
+    cache.
+    """
     places = torch.cat([torch.arange(unit.place, unit.place + len(unit)) for unit in units])
     shifts = places - torch.cat([_own_positions(model, len(unit)) for unit in units])
-    keys, values = torch.cat(states, dim=3).to(model.device)
-    return _rotated(model, keys, shifts.to(model.device)), values, places.to(model.device)
+    sizes = [len(unit) for unit in units]
+    turns = zip(*(tensor.split(sizes, 1) for tensor in _turn(model, states[0], shifts)), strict=True)
+    return [
+        Insertion(unit.place, unit.modality.count(Modality.TEXT), len(unit), partial(_layer, model, own, turn))
+        for unit, own, turn in zip(units, states, turns, strict=True)
+    ]
+
+
+def _layer(model: VisualChatModel, states: Tensor, turn: tuple[Tensor, Tensor], number: int) -> tuple[Tensor, Tensor]:
+    """Keys, turned, and values (H, n, D) of a layer by its number."""
+    return _turned(model, states[0, number], turn), states[1, number]
 
 
 def _own_positions(model: VisualChatModel, length: int) -> Tensor:
@@ -153,14 +168,20 @@ def _decoder(model: VisualChatModel) -> nn.Module:
     return next(module for module in model.language_model.modules() if hasattr(module, "rotary_emb"))
 
 
-def _rotated(model: VisualChatModel, keys: Tensor, shifts: Tensor) -> Tensor:
-    """Keys (L, H, N, D) turned on by so many positions (N,) each."""
-    rotary, rotate = _rotary(model), _rotate_function(model)
-    assert rotate is not None
-    cos, sin = rotary(keys, shifts[None])
+def _turn(model: VisualChatModel, like: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1, N, D) that turn keys on by so many positions (N,) each."""
+    rotary: Any = _rotary(model)
+    cos, sin = rotary(like, shifts[None].to(like.device))
     if rotary.attention_scaling != 1.0:  # which the keys have already
         cos, sin = cos / rotary.attention_scaling, sin / rotary.attention_scaling
-    return rotate(keys, keys, cos, sin)[1]
+    return cos, sin
+
+
+def _turned(model: VisualChatModel, keys: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Keys (H, n, D) turned by the model's own function."""
+    rotate = _rotate_function(model)
+    assert rotate is not None
+    return rotate(keys[None, :0], keys[None], *turn)[1][0]
 
 
 @torch.no_grad()
@@ -176,6 +197,7 @@ def _turns_as_the_model(model: VisualChatModel) -> bool:
         at = torch.full_like(ids, position)
         model.base_model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True)
         states.append(_stacked(cache)[0])
-    turned = _rotated(model, states[0], torch.tensor([7], device=model.device))
+    turn = _turn(model, states[0], torch.tensor([7]))
+    turned = torch.stack([_turned(model, keys, turn) for keys in states[0]])
     eps = torch.finfo(turned.dtype).eps
     return bool((turned - states[1])[0].abs().max() <= 16 * eps * states[1][0].abs().max())

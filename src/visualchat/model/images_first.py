@@ -10,19 +10,41 @@ Shapes: B batch, H key heads, K tokens of the conversation so far, D head size.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from visualchat.attention import KINDS, Modality
 from visualchat.model.configuration_visualchat import VisualChatConfig
+from visualchat.model.growing_cache import GrowingCache, GrowingLayer, Room
 
 
-class ImagesFirstCache(DynamicCache):
-    """transformers' growing cache whose entries the model puts in this order after each call with images.
+@dataclass(frozen=True)
+class Insertion:
+    """States of neighbouring tokens that were computed elsewhere.
+
+    Attributes:
+        place: Where in the conversation the first of them stands.
+        text: How many of them, the first ones, are text.
+        length: How many there are.
+        layer: Keys and values (H, n, D) of a layer by its number, rotated to their places.
+    """
+
+    place: int
+    text: int
+    length: int
+    layer: Callable[[int], tuple[Tensor, Tensor]]
+
+    @property
+    def places(self) -> range:
+        """Where its tokens stand."""
+        return range(self.place, self.place + self.length)
+
+
+class ImagesFirstCache(GrowingCache):
+    """A growing cache whose entries the model puts in this order after each call with images.
 
     Attributes:
         order: (B, n), where in the conversation each of the first n entries stands; entries behind them stand at
@@ -46,24 +68,27 @@ class ImagesFirstCache(DynamicCache):
         """Whether the next tokens stand between entries, at places that `order` tells."""
         return self.order is not None and self.order.shape[1] > self.get_seq_length()
 
-    def insert(self, keys: Tensor, values: Tensor, places: Tensor, modality: Tensor) -> None:
+    def insert(self, given: Sequence[Insertion], modality: Tensor) -> None:
         """Put in states that were computed elsewhere; the text around them is to come, in one call.
 
+        Every entry is written once, into new room.
+
         Args:
-            keys: (layers, H, n, D), rotated to their places.
-            values: (layers, H, n, D).
-            places: (n,), where in the conversation they stand, rising.
+            given: In the order of the conversation, behind all that the cache holds; each is text, then of an image.
             modality: (K,), a `Modality` each, of the conversation up to the end of the text to come.
         """
         before = self.get_seq_length()
-        for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
-            self.update(key[None], value[None], layer)
-        order = torch.cat([self._order(places.new_empty(1, before)), places[None]], 1)
-        index = (modality[order] != Modality.IMAGE).to(torch.uint8).argsort(dim=1, stable=True)
-        self._move(order, index)
+        held = self._order(modality.new_empty(1, before))[0]
+        images = int((modality[held] == Modality.IMAGE).sum())
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, GrowingLayer)
+            _refill(layer, number, given, images, len(modality))
+        new = [place for each in given for place in each.places[each.text :]]
+        labels = [place for each in given for place in each.places[: each.text]]
+        known = torch.cat([held[:images], held.new_tensor(new), held[images:], held.new_tensor(labels)])
         coming = torch.ones_like(modality, dtype=torch.bool)
-        coming[order[0]] = False
-        self.order = torch.cat([order.gather(1, index), coming.nonzero().T], 1)
+        coming[known] = False
+        self.order = torch.cat([known, coming.nonzero()[:, 0]])[None]
 
     def in_order(self, ids: Tensor) -> Tensor:
         """Ids (B, K) in the order of the conversation, put in that of the entries; new tokens stand behind them."""
@@ -122,11 +147,33 @@ class ImagesFirstCache(DynamicCache):
         self.order = None if (order == here).all() else order
 
 
-def new_cache(config: VisualChatConfig) -> DynamicCache:
+def _refill(layer: GrowingLayer, number: int, given: Sequence[Insertion], images: int, length: int) -> None:
+    """Write a layer's entries and those given into new room for `length`: images, old text, the given ones' text."""
+    held = layer.get_seq_length()
+    image, text = images, held + sum(each.length - each.text for each in given)
+    room = None
+    for each in given:
+        keys, values = (states[None] for states in each.layer(number))
+        room = Room.for_entries(length, keys, values) if room is None else room
+        for ours, theirs in ((room.keys, keys), (room.values, values)):
+            ours[:, :, text : text + each.text] = theirs[:, :, : each.text]
+            ours[:, :, image : image + each.length - each.text] = theirs[:, :, each.text :]
+        image, text = image + each.length - each.text, text + each.text
+    assert room is not None
+    if held:
+        assert layer.keys is not None
+        assert layer.values is not None
+        for ours, theirs in ((room.keys, layer.keys), (room.values, layer.values)):
+            ours[:, :, :images] = theirs[:, :, :images]
+            ours[:, :, image : image + held - images] = theirs[:, :, images:]
+    elif not layer.is_initialized:
+        layer.lazy_initialization(keys, values)
+    layer.live_in(room, text)
+
+
+def new_cache(config: VisualChatConfig) -> GrowingCache:
     """An empty cache for a conversation: images first where the configured kind has two softmaxes."""
-    text_config: Any = config.text_config
-    plain = DynamicCache(config=text_config)
+    plain = GrowingCache(config.text_config)
     if config.images_outside or KINDS[config.attention_kind].softmax == "joint":
         return plain
-    movable = all(type(layer) is DynamicLayer for layer in plain.layers)
-    return ImagesFirstCache(config=text_config) if movable else plain
+    return ImagesFirstCache(config.text_config) if plain.keeps_all else plain
