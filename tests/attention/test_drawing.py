@@ -10,6 +10,10 @@ from layouts import Tokens, sees
 
 from visualchat.attention import KINDS, AttentionKind
 from visualchat.attention.__main__ import CONTEXTS, TOKENS, drawn, example
+from visualchat.model.positions import shared_positions
+
+LAYERS = ("image", "mmca_joint", "causal", "image")
+"""Of `image_then_self` and of `all_then_image`, early ones before the others."""
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "attention.md"
 
@@ -56,6 +60,17 @@ def test_the_document_draws_the_same():
         column = [line[4 + 12 * place :][:8] for line in lines]
         grid = drawn(AttentionKind(context, "joint")).splitlines()
         assert column == [line[4:] for line in grid]
+
+
+def test_the_document_draws_kinds_by_depth_and_positions():
+    text = DOCUMENT.read_text()
+    (block,) = re.findall(r"```\n( +image_then_self .*?)```", text, flags=re.DOTALL)
+    columns = [line[4:].split() for line in block.rstrip().splitlines()[1:]]
+    drawings = [[line[4:] for line in drawn(KINDS[kind]).splitlines()] for kind in LAYERS]
+    assert columns == [list(row) for row in zip(*drawings, strict=True)]
+    (running, shared) = re.findall(r"^ (?:running|shared) +(\d+)$", text, flags=re.MULTILINE)
+    assert running == "".join(map(str, range(len(TOKENS))))
+    assert shared == "".join(map(str, shared_positions(example().modality, None, None)[0].tolist()))
 
 
 def test_the_example_has_every_kind_of_token():

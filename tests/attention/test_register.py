@@ -4,7 +4,7 @@ import pytest
 import torch
 from twins import language_model, prompt
 
-from visualchat.attention import enable, implementation_name
+from visualchat.attention import EarlyLayers, enable, implementation_name
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,16 @@ def test_units_that_a_kind_needs_are_asked_for():
 
 
 def test_names():
-    assert implementation_name("causal") == "sdpa"
+    assert implementation_name("causal") == "causal_sdpa"
+    assert implementation_name("mmca_joint", "eager", EarlyLayers("image", 8)) == "image_8_mmca_joint_eager"
     assert implementation_name("causal", "flex") == "flex_attention"
     assert implementation_name("mmca", "eager") == "mmca_eager"
     with pytest.raises(ValueError, match="unknown attention kind 'MMCA'"):
         implementation_name("MMCA")
     with pytest.raises(ValueError, match="unknown implementation 'flash'"):
         implementation_name("causal", "flash")
+    with pytest.raises(ValueError, match="unknown attention kind 'MMCA'"):
+        implementation_name("mmca", early=EarlyLayers("MMCA", 1))
     with pytest.raises(ValueError, match="unknown attention kind 'MMCA'"):
         enable(language_model("llama"), "MMCA")
 

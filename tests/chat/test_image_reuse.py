@@ -16,7 +16,12 @@ from visualchat.model.image_states import OWN_STATES, why_not_own
 from visualchat.model.trainable import Trainable, set_trainable
 from visualchat.tiny import backbone
 
-OWN = [name for name, kind in KINDS.items() if kind.image_context in OWN_STATES]
+OWN = {name: {"attention_kind": name} for name, kind in KINDS.items() if kind.image_context in OWN_STATES} | {
+    "image, then self": {"attention_kind": "mmca_joint", "early_attention_kind": "image"},
+    "shared": {"attention_kind": "mmca_joint", "image_positions": "shared"},
+    "image, shared": {"attention_kind": "image", "image_positions": "shared"},
+}
+"""What a model is configured by whose images' states are their own."""
 MOST = 4
 
 
@@ -56,7 +61,7 @@ def assert_same_bits(found, expected):
 )
 def test_a_known_image_gives_the_same_bits_in_any_dialogue(make_model, processor, kind, numbers):
     """Other positions, orders, numbers of other images, sessions, and another text before them."""
-    model = make_model(attention_kind=kind, image_numbers=numbers)
+    model = make_model(**OWN[kind], image_numbers=numbers)
     if numbers == "learned":
         torch.nn.init.normal_(model.image_numbers.weight)
     store = ImageStore()
@@ -72,7 +77,7 @@ def test_a_known_image_gives_the_same_bits_in_any_dialogue(make_model, processor
         assert_same_bits(known, new)
     in_order = [[seed for _, seeds in dialogue for seed in seeds] for dialogue in dialogues]
     numbered = {(number, seed) for seeds in in_order for number, seed in enumerate(seeds)}
-    by_picture = kind.startswith("mmca") and numbers == "none"
+    by_picture = not kind.startswith(("label", "unit")) and numbers == "none"
     assert store.stats.misses == store.stats.entries == (4 if by_picture else len(numbered))
 
 
@@ -129,7 +134,7 @@ def assert_answers_are_those_of_one_pass(model, session, logits):
 
 @pytest.mark.parametrize("kind", OWN)
 def test_ten_rounds_with_images_in_1_3_and_7_equal_recomputing(make_model, processor, kind):
-    model = make_model(attention_kind=kind)
+    model = make_model(**OWN[kind])
     rounds = [(f"Question {n}?", {1: [0, 1], 3: [2], 7: [0, 3, 1]}.get(n, [])) for n in range(1, 11)]
     logits, session = a_dialogue(model, processor, ImageStore(), rounds)
     assert len(session.turns) == 10
@@ -219,7 +224,7 @@ def test_quantized_models_and_adapters_reuse_exactly(bits):
     assert torch.equal(answers[0][0], answers[2][0])
 
 
-@pytest.mark.parametrize("kind", ["causal", "image", "mmca_reference", "cross"])
+@pytest.mark.parametrize("kind", ["causal", "mmca_reference", "cross"])
 def test_kinds_whose_images_have_no_states_of_their_own_say_so_once(make_model, processor, kind, caplog):
     model = make_model(attention_kind=kind, cross_attention_every=1)
     store = ImageStore()

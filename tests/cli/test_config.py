@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from transformers.utils import logging
 
 from visualchat.cli.config import CONF, attention_setting, silence_libraries
+from visualchat.model.configuration_visualchat import ATTENTION
 
 
 def test_the_configuration_tree_is_there():
@@ -28,6 +29,8 @@ def test_no_bar_flickers_up_for_what_takes_less_than_two_seconds(monkeypatch, ca
 def test_a_kind_of_attention_is_named_as_it_is_typed(name):
     with initialize_config_dir(CONF, version_base="1.3"):
         choice = compose("train", [f"attention={name}"]).attention
-        assert attention_setting(choice.kind, choice.image_numbers) == f"attention={name}"
-        found = compose("train", attention_setting(choice.kind, "label").split()).attention
-    assert (found.kind, found.image_numbers) == (choice.kind, "label")
+        wanted = {field: choice[field] for field in ATTENTION.values()}
+        assert attention_setting(wanted) == f"attention={name}"
+        wanted |= {"image_numbers": "label", "early_kind": None, "image_positions": "shared"}
+        found = compose("train", attention_setting(wanted).split()).attention
+    assert {field: found[field] for field in wanted} == wanted

@@ -1,5 +1,7 @@
 """Every kind of attention in the whole model: the same answers packed or not, cached or not, in rounds, when saved."""
 
+import itertools
+
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +14,21 @@ from visualchat.dialogue.encoding import NO_UNIT
 from visualchat.dialogue.template import label_text
 from visualchat.model import VisualChatForConditionalGeneration
 
-kinds = pytest.mark.parametrize("kind", KINDS)
+POINTS = {kind: {"attention_kind": kind} for kind in KINDS} | {
+    "image, then self": {"attention_kind": "mmca_joint", "early_attention_kind": "image"},
+    "all, then image": {"attention_kind": "image", "early_attention_kind": "causal", "early_attention_share": 0.5},
+    "unit, then split": {"attention_kind": "mmca", "early_attention_kind": "unit"},
+    "shared": {"attention_kind": "mmca_joint", "image_positions": "shared"},
+    "causal, shared": {"attention_kind": "causal", "image_positions": "shared"},
+    "split by depth, shared": {
+        "attention_kind": "mmca",
+        "early_attention_kind": "causal",
+        "image_positions": "shared",
+    },
+}
+"""The named kinds, two kinds by depth, and images that share positions: what a model is configured by."""
+
+points = pytest.mark.parametrize("point", POINTS)
 
 
 def picture(colour):
@@ -44,11 +60,11 @@ def test_units_are_labels_and_their_images(processor):
             assert own.nonzero().diff(dim=0).eq(1).all()
 
 
-@kinds
+@points
 @torch.no_grad()
-def test_packed_dialogues_and_padded_ones_get_the_logits_of_each_alone(make_model, processor, kind):
+def test_packed_dialogues_and_padded_ones_get_the_logits_of_each_alone(make_deep_model, processor, point):
     """float32 sums in other orders; transformers' own attention for `causal`."""
-    model = make_model(attention_kind=kind)
+    model = make_deep_model(**POINTS[point])
     given = dialogues("Yes, it is.")
     alone = [model(**processor.batch([dialogue])).logits for dialogue in given]
     for rows in (None, [4], [1, 3]):
@@ -56,9 +72,9 @@ def test_packed_dialogues_and_padded_ones_get_the_logits_of_each_alone(make_mode
         torch.testing.assert_close(found, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
-@kinds
-def test_generation_cached_uncached_alone_and_batched_agree(make_model, processor, kind):
-    model = make_model(attention_kind=kind)
+@points
+def test_generation_cached_uncached_alone_and_batched_agree(make_deep_model, processor, point):
+    model = make_deep_model(**POINTS[point])
 
     def answers(features, **settings):
         settings = {"max_new_tokens": 8, "do_sample": False, **settings}
@@ -73,15 +89,15 @@ def test_generation_cached_uncached_alone_and_batched_agree(make_model, processo
         assert torch.equal(alone, cached[row][: len(alone)])
 
 
-@kinds
+@points
 @torch.no_grad()
-def test_a_chat_equals_recomputing_every_round_also_after_saving(make_model, processor, tmp_path, kind):
+def test_a_chat_equals_recomputing_every_round_also_after_saving(make_deep_model, processor, tmp_path, point):
     """What was said is best in a single pass over the whole conversation, without a cache, by the saved model."""
-    model = make_model(attention_kind=kind)
+    model = make_deep_model(**POINTS[point])
     session, shown = ChatSession(model, processor, max_new_tokens=6), []
     model.save_pretrained(tmp_path)
     again = VisualChatForConditionalGeneration.from_pretrained(tmp_path)
-    assert again.config.attention_kind == kind
+    assert again.config.attention == model.config.attention
     for number, images in enumerate(([picture("red")], [], [picture("blue"), picture("green")])):
         asked = len(session._encode(Turn.ask(f"Question {number}?", images))[0].ids)
         list(session.ask(f"Question {number}?", images))
@@ -96,13 +112,12 @@ def test_a_chat_equals_recomputing_every_round_also_after_saving(make_model, pro
         assert int((own & (modality == Modality.IMAGE)).sum()) == processor.image_seq_length
 
 
-@kinds
 @torch.no_grad()
-def test_each_kind_computes_something_of_its_own(make_model, processor, kind):
+def test_each_point_computes_something_of_its_own(make_deep_model, processor):
     batch = processor.batch(dialogues("Yes."))
-    found = {name: make_model(attention_kind=name)(**batch).logits for name in KINDS}
-    for name in KINDS:
-        assert name == kind or (found[name] - found[kind]).abs().max() > 1e-2
+    found = {name: make_deep_model(**config)(**batch).logits for name, config in POINTS.items()}
+    for one, other in itertools.combinations(found, 2):
+        assert (found[one] - found[other]).abs().max() > 1e-2, (one, other)
 
 
 @pytest.mark.parametrize("kind", ["unit", "unit_split", "label", "image"])

@@ -259,7 +259,7 @@ def test_attention_changes_within_its_kind_only(make_model, processor, kind):
     expected = model(**batch).logits
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
-        own = f"mmca_{name}" if kind == "mmca" else name
+        own = f"mmca_{name}" if kind == "mmca" else {"sdpa": "causal_sdpa"}.get(name, name)
         assert model.language_model.config._attn_implementation == own
         assert model.vision_tower.config._attn_implementation == name
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-4, rtol=1e-4)

@@ -101,12 +101,17 @@ def test_a_run_starts_where_the_folder_ended(build, backbones, processor, tmp_pa
     [
         (
             {"attention_kind": "causal"},
-            r"attention_kind='mmca' with image_numbers='none', configured is attention_kind='causal' with",
+            r"attention_kind='mmca' .* image_numbers='none' .*, configured is attention_kind='causal' ",
         ),
         ({"projector_type": "mlp"}, r"projector_type='linear', configured is 'mlp' \(model/projector=\.\.\.\)"),
         (
             {"image_numbers": "learned"},
-            r"with image_numbers='none', configured is attention_kind='mmca' with image_numbers='learned'$",
+            r"image_numbers='none' .*, configured is attention_kind='mmca' .* image_numbers='learned' ",
+        ),
+        ({"image_positions": "shared"}, r"positions='running', configured is .* image_positions='shared'$"),
+        (
+            {"early_attention_kind": "image"},
+            r"early_attention_kind=None .*, configured is .*_kind='image' .*share=0\.25",
         ),
         ({"image_seq_length": 9}, r"image_seq_length=4, configured is 9 \(model/vision=\.\.\.\)"),
         ({"vocab_size": 999}, r"another tokenizer|too few for the tokenizer"),
@@ -122,7 +127,7 @@ def test_what_does_not_fit_is_named(build, backbones, processor, tmp_path, whole
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"image_numbers": "none"}, r"image_numbers='learned', configured is attention_kind='mmca' with image_nu"),
+        ({"image_numbers": "none"}, r"image_numbers='learned' .*, configured is .* image_numbers='none'"),
         ({"image_number_limit": 8}, r"image_number_limit=64, configured is 8 \(attention\.image_number_limit="),
     ],
 )

@@ -78,6 +78,19 @@ KINDS: dict[str, AttentionKind] = {
 """`mmca` is the paper's; `mmca_reference` is what the published code computes, without its leak of later images."""
 
 
+@dataclass(frozen=True)
+class EarlyLayers:
+    """The first layers of a model, where they attend by a kind of their own.
+
+    Attributes:
+        kind: A name in `KINDS`.
+        count: How many layers.
+    """
+
+    kind: str
+    count: int
+
+
 def attention_kind(kind: str | tuple[ImageContext, Softmax] | AttentionKind) -> AttentionKind:
     """The kind of that name, or at that point of the two axes.
 

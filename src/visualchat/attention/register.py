@@ -11,36 +11,55 @@ transformers' mask functions never see them, so ours only hands on the padding m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from visualchat.attention._patch import Patch, Prepare, add_patch, has_patch, remove_patch
 from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention, resolve_implementation
-from visualchat.attention.kinds import KINDS, Modality, attention_kind
+from visualchat.attention.kinds import KINDS, EarlyLayers, Modality, attention_kind
 
 logger = logging.get_logger(__name__)
 
 NAME = "attention_kind"
 """Of what `enable` changes on a model."""
 
+CAUSAL = "causal_sdpa"
+"""transformers' `sdpa`, with a way of its own for packed rows that are told by `segment_ids`."""
+
+OWN: set[str] = set()
+"""Every `attn_implementation` that transformers has from here."""
+
 IDS = ("image_ids", "unit_ids", "segment_ids", "key_order")
 
 
-def implementation_name(kind: str, implementation: str = "auto") -> str:
-    """The `attn_implementation` of a named kind; plain causal attention is transformers' own.
+def implementation_name(kind: str, implementation: str = "auto", early: EarlyLayers | None = None) -> str:
+    """The `attn_implementation` of a named kind; plain causal attention is transformers' own, but for packed rows.
+
+    Args:
+        kind: A name in `KINDS`.
+        implementation: As in `multimodal_attention`.
+        early: The first layers, if they attend by another kind; their name becomes known to transformers here.
 
     Raises:
-        ValueError: The kind or the implementation is unknown.
+        ValueError: A kind or the implementation is unknown.
     """
     attention_kind(kind)
     implementation = resolve_implementation(implementation)
+    if early is not None:
+        attention_kind(early.kind)
+        name = f"{early.kind}_{early.count}_{kind}_{implementation}"
+        _register(name, partial(_attention, kind=kind, implementation=implementation, early=early), _padding_mask)
+        return name
     if kind == "causal":
-        return {"flex": "flex_attention"}.get(implementation, implementation)
+        return {"flex": "flex_attention", "sdpa": CAUSAL}.get(implementation, implementation)
     return f"{kind}_{implementation}"
 
 
@@ -53,12 +72,15 @@ def _attention(
     *,
     kind: str,
     implementation: str,
+    early: EarlyLayers | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     key_modality: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature; without `key_modality` every token is text. Returns (B, Q, Hq, D)."""
+    if early is not None:
+        kind = early.kind if _layer_index(module) < early.count else kind
     for name in ("softcap", "sliding_window", "position_bias"):
         if kwargs.get(name) is not None:
             raise ValueError(
@@ -75,8 +97,7 @@ def _attention(
     ids = {name: kwargs.get(name) for name in IDS}
     if key_modality is None:
         key_modality = torch.zeros(key.shape[0], key.shape[2], dtype=torch.long, device=key.device)
-        if ids["unit_ids"] is None and attention_kind(kind).uses_units:
-            ids["unit_ids"] = key_modality - 1
+        ids |= {name: key_modality - 1 for name in ("unit_ids", "image_ids") if ids[name] is None}
     if torch.is_autocast_enabled(query.device.type):  # rotary positions leave query and key in fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -93,6 +114,33 @@ def _attention(
         **ids,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _layer_index(module: nn.Module) -> int:
+    index = getattr(module, "layer_idx", None)
+    if not isinstance(index, int):
+        raise ValueError(f"{type(module).__name__} does not tell its layer's number, which attention by depth needs")
+    return index
+
+
+def _causal(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segment_ids: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own causal attention; of packed rows only what lies within each dialogue is computed."""
+    if segment_ids is None:
+        found: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, **kwargs
+        )
+        return found
+    ours = {"kind": "causal", "implementation": "sdpa", "segment_ids": segment_ids}
+    return _attention(module, query, key, value, None, **{**kwargs, **ours})
 
 
 def _padding_mask(
@@ -116,16 +164,24 @@ def register() -> None:
     """Make every kind known to transformers under `implementation_name(kind, implementation)`; done on import."""
     for kind in KINDS:
         for implementation in IMPLEMENTATIONS:
-            name = implementation_name(kind, implementation)
             if kind != "causal":
-                AttentionInterface.register(name, partial(_attention, kind=kind, implementation=implementation))
-                AttentionMaskInterface.register(name, _padding_mask)
+                attend = partial(_attention, kind=kind, implementation=implementation)
+                _register(implementation_name(kind, implementation), attend, _padding_mask)
+    _register(CAUSAL, _causal, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def _register(name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> None:
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, mask)
+    OWN.add(name)
 
 
 register()
 
 
-def enable(model: PreTrainedModel, kind: str = "mmca", implementation: str = "auto") -> None:
+def enable(
+    model: PreTrainedModel, kind: str = "mmca", implementation: str = "auto", early: EarlyLayers | None = None
+) -> None:
     """Switch a model of transformers to a kind of attention, in place; text alone needs no further argument.
 
     After it, `forward` and `generate` take `mm_token_type_ids` (B, S), a `Modality` each, and the ids of
@@ -137,12 +193,15 @@ def enable(model: PreTrainedModel, kind: str = "mmca", implementation: str = "au
             transformers' attention interface.
         kind: A name in `KINDS`.
         implementation: As in `multimodal_attention`.
+        early: The first layers, if they attend by another kind.
 
     Raises:
-        ValueError: A name is unknown.
+        ValueError: A name is unknown, or there are not more layers than early ones.
     """
+    if early is not None and not 0 < early.count < (layers := model.get_decoder().config.num_hidden_layers):
+        raise ValueError(f"early layers must be fewer than the model's {layers} and at least 1, found {early.count}")
+    name = implementation_name(kind, implementation, early)
     disable(model)
-    name = implementation_name(kind, implementation)
     before = model.get_decoder().config._attn_implementation
     _set_implementation(model, name)
     handle = model.register_forward_pre_hook(_add_key_modality, with_kwargs=True)
@@ -179,8 +238,7 @@ def _add_key_modality(
             logger.warning_once("mm_token_type_ids are not given: every token counts as text, and attention is causal")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
             types = torch.zeros(len(tokens), cached + tokens.shape[1], dtype=torch.long, device=tokens.device)
-            if kwargs.get("unit_ids") is None:
-                kwargs["unit_ids"] = types - 1
+            kwargs |= {name: types - 1 for name in ("unit_ids", "image_ids") if kwargs.get(name) is None}
         kwargs["key_modality"] = types
     positions = kwargs.get("position_ids")
     packed = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None

@@ -154,13 +154,14 @@ class ImageKeys:
         config = self.model.config
         model = model_state(self.model)
         implementation = self.model.language_model.config._attn_implementation
-        maker = (model, str(self.model.dtype), self.model.device.type, implementation, self.preprocessing)
+        attention = (implementation, config.attention_kind, config.image_positions)
+        maker = (model, str(self.model.dtype), self.model.device.type, *attention, self.preprocessing)
         keys = []
         for image, unit in images:
             label = [id for id, kind in zip(unit.ids, unit.modality, strict=True) if not kind]
             numbered = bool(label) or config.image_numbers != "none"
             number = str(unit.number) if numbered else ""
-            keys.append(digest(*maker, config.attention_kind, image_key(image), number, repr(label)))
+            keys.append(digest(*maker, image_key(image), number, repr(label)))
         return keys
 
 

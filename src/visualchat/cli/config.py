@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +78,28 @@ def check_attention(attention: DictConfig) -> None:
         ValueError: A name is unknown; the nearest is named.
     """
     from visualchat.attention.functional import resolve_implementation
-    from visualchat.attention.kinds import check_name
-    from visualchat.model.configuration_visualchat import MODEL_KINDS, check_image_numbers
+    from visualchat.attention.kinds import KINDS, check_name
+    from visualchat.model.configuration_visualchat import MODEL_KINDS, POSITIONS, STARTS, check_choice
 
     check_name(attention.kind, MODEL_KINDS)
+    if attention.early_kind is not None:
+        check_name(attention.early_kind, KINDS)
     resolve_implementation(attention.implementation)
-    check_image_numbers(attention.image_numbers)
+    check_choice("image_numbers", attention.image_numbers, STARTS)
+    check_choice("image_positions", attention.image_positions, POSITIONS)
 
 
-def attention_setting(kind: str, image_numbers: str) -> str:
-    """What is typed for an attention: a choice of `conf/attention`, and image numbers where no choice has them."""
+def attention_setting(wanted: Mapping[str, Any]) -> str:
+    """What is typed for a `VisualChatConfig.attention`: a choice of `conf/attention`, and what that lacks."""
     shared, *files = sorted((Path(CONF) / "attention").glob("*.yaml"), key=lambda path: (path.stem != "_base", path))
-    choices: dict[tuple[str, str], str] = {}
+    lines: list[list[str]] = []
     for path in files:
         choice: Any = OmegaConf.merge(OmegaConf.load(shared), OmegaConf.load(path))
-        choices[choice.kind, choice.image_numbers] = path.stem
-    if (kind, image_numbers) in choices:
-        return f"attention={choices[kind, image_numbers]}"
-    return f"attention={choices[kind, 'none']} attention.image_numbers={image_numbers}"
+        other = {name: value for name, value in wanted.items() if choice[name] != value}
+        words = [f"attention.{name}={'null' if value is None else value}" for name, value in other.items()]
+        lines.append([f"attention={path.stem}", *words])
+    fewest = min(lines, key=len)
+    return " ".join(fewest)
 
 
 def folder_name(overrides: str, number: int) -> str:

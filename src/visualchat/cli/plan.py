@@ -84,6 +84,7 @@ def make_plan(config: DictConfig, choices: dict[str, Any]) -> Plan:
         epochs=trainer.max_epochs,
         max_length=data.max_length,
         packing=data.packing,
+        early=(config.attention.early_kind, config.attention.early_share) if config.attention.early_kind else None,
     )
     machine = machine_of(
         config.gpu,

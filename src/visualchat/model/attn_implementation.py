@@ -7,15 +7,20 @@ name is read as an implementation of the configured kind, and what cannot be rea
 
 from __future__ import annotations
 
-from visualchat.attention import KINDS, implementation_name
+from transformers import PreTrainedModel
+
+from visualchat.attention import implementation_name
 from visualchat.attention.functional import IMPLEMENTATIONS
+from visualchat.attention.register import CAUSAL, OWN
 from visualchat.model.configuration_visualchat import VisualChatConfig
 
 PLAIN = {"eager": "eager", "sdpa": "sdpa", "flex_attention": "flex"}
 """transformers' names of what the kinds are implemented by, too."""
 
-OWN = {implementation_name(kind, how) for kind in KINDS for how in IMPLEMENTATIONS if kind != "causal"}
-"""Names that transformers has from `visualchat.attention`."""
+
+def _own_names(config: VisualChatConfig) -> set[str]:
+    """The names of the configured kind."""
+    return {implementation_name(config.decoder_kind, how, config.early) for how in IMPLEMENTATIONS}
 
 
 def within_kind(config: VisualChatConfig, requested: str) -> str:
@@ -24,15 +29,15 @@ def within_kind(config: VisualChatConfig, requested: str) -> str:
     Raises:
         ValueError: The configured kind has no such implementation.
     """
-    kind = config.decoder_kind
-    if kind == "causal" and requested not in OWN:
+    if requested in PLAIN:
+        return implementation_name(config.decoder_kind, PLAIN[requested], config.early)
+    if config.plain_causal and requested not in OWN:
         return requested  # transformers' own, which checks it
-    if kind != "causal" and requested in PLAIN:
-        return implementation_name(kind, PLAIN[requested])
-    if requested in {implementation_name(kind, how) for how in IMPLEMENTATIONS}:
+    if requested in _own_names(config):
         return requested
     raise ValueError(
-        f"attn_implementation={requested!r} is not one of attention kind {kind!r}, which config.attention_kind says: "
+        f"attn_implementation={requested!r} is not one of attention kind {config.decoder_kind!r}, which "
+        "config.attention_kind says: "
         f"expected one of {', '.join(PLAIN)}"
     )
 
@@ -76,9 +81,17 @@ def check_attention(config: VisualChatConfig, used: str | None) -> None:
     Raises:
         ValueError: It is not of the configured kind.
     """
-    kind = config.decoder_kind
-    if (used in OWN) if kind == "causal" else (used not in {implementation_name(kind, how) for how in IMPLEMENTATIONS}):
+    if used not in _own_names(config) and not (config.plain_causal and used not in OWN):
         raise ValueError(
-            f"the language model attends by {used!r}, config.attention_kind says {kind!r}: its answers would not be "
+            f"the language model attends by {used!r}, config.attention_kind says {config.decoder_kind!r}"
+            f"{'' if config.early is None else f' after {config.early}'}: its answers would not be "
             "those it was trained for; choose by set_attn_implementation of the whole model"
         )
+
+
+def takes_segments(language_model: PreTrainedModel) -> bool:
+    """Whether packed dialogues are told by `segment_ids`; transformers' own functions tell them by their positions."""
+    config = language_model.config
+    name = config._attn_implementation
+    own_way = ("sliding_window", "attn_logit_softcapping", "attention_dropout")  # what only transformers' own honours
+    return name in OWN and not (name == CAUSAL and any(getattr(config, field, None) for field in own_way))

@@ -20,7 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils.generic import can_return_tuple
 
 from visualchat.attention import Modality, add_cross_attention
-from visualchat.model.attn_implementation import OWN, by_part, check_attention, initial_attention
+from visualchat.attention.register import CAUSAL, OWN
+from visualchat.model.attn_implementation import by_part, check_attention, initial_attention, takes_segments
 from visualchat.model.auto_map import write_auto_map
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.cross_images import hold, outside_sequence, unseen_image
@@ -28,6 +29,7 @@ from visualchat.model.damage import naming_damage
 from visualchat.model.generation import held_ids, hold_ids
 from visualchat.model.image_numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
 from visualchat.model.images_first import ImagesFirstCache
+from visualchat.model.positions import shared
 from visualchat.model.projector import PROJECTORS, Projector, ProjectorShape
 from visualchat.model.sharding import is_split_model
 
@@ -236,7 +238,7 @@ class VisualChatModel(PreTrainedModel):
             pixel_values: (N, 3, height, width), the images of the image slots in this pass, row by row; None where
                 there is none.
             attention_mask: (B, K), 1 at real tokens.
-            position_ids: (B, S); counted from 0 if None.
+            position_ids: (B, S); counted from 0 if None, and always where the configuration has images share positions.
             past_key_values: Cache of earlier tokens.
             inputs_embeds: (B, S, E) instead of `input_ids`.
             mm_token_type_ids: (B, S), a `Modality` each; all text if None.
@@ -286,6 +288,8 @@ class VisualChatModel(PreTrainedModel):
             masks |= self._outside(filling, mm_token_type_ids, key_modality, attention_mask, past_key_values)
         else:
             inputs_embeds = self._inside(inputs_embeds, filling, mm_token_type_ids, past_key_values)
+        if self.config.image_positions == "shared":
+            masks |= shared(masks, key_modality, inputs_embeds.shape[1], past_key_values)
         kwargs |= masks | attention_ids(self.config, units, key_modality)
         kwargs["key_modality"] = key_modality
         if isinstance(past_key_values, ImagesFirstCache):
@@ -303,7 +307,7 @@ class VisualChatModel(PreTrainedModel):
         hold(out.past_key_values, kwargs)
         hold_ids(out.past_key_values, key_modality, unit_ids)
         asked = kwargs.get("output_attentions", self.language_model.config.output_attentions)
-        if asked and self.language_model.config._attn_implementation in OWN:
+        if asked and self.language_model.config._attn_implementation in OWN - {CAUSAL}:
             raise ValueError(
                 f"attention kind {self.config.attention_kind!r} gives no attention weights (output_attentions); kind "
                 "'causal' does with attn_implementation='eager'"
@@ -363,11 +367,13 @@ class VisualChatModel(PreTrainedModel):
             raise ValueError("attention kind 'cross' takes one dialogue a row, found packed rows (segment_ids)")
         if position_ids is None or cache is not None:
             raise ValueError("packed rows (segment_ids) need position_ids that start at 0 in each dialogue, no cache")
-        if self.config.attention_kind == "causal":
-            # transformers' own attention tells packed dialogues by their positions, if there is no padding mask;
-            # padding is then one more dialogue
-            return {"attention_mask": None}
-        return {"segment_ids": segment_ids}
+        if takes_segments(self.language_model):  # padding is one more dialogue to plain causal attention
+            return {"segment_ids": segment_ids} | (
+                {"attention_mask": torch.ones_like(segment_ids)} if self.config.plain_causal else {}
+            )
+        if self.config.image_positions == "shared":
+            raise ValueError("packed rows with image_positions 'shared' need attention_implementation 'auto' or 'sdpa'")
+        return {"attention_mask": None}  # transformers' own then tells packed dialogues by their positions
 
 
 def _key_modality(mm_token_type_ids: Tensor, held: Tensor | None, cache: Cache | None) -> Tensor:

@@ -150,6 +150,11 @@ def _prefixes(config: VisualChatConfig) -> dict[str, str]:
     """
     assert isinstance(config.vision_config, PreTrainedConfig)
     assert isinstance(config.text_config, PreTrainedConfig)
+    if config.image_positions != "running" or config.early is not None:
+        raise ValueError(
+            "the published code counts the positions of all tokens and attends alike in all layers, found "
+            f"image_positions {config.image_positions!r}, early_attention_kind {config.early_attention_kind!r}"
+        )
     if config.image_numbers != "none":
         raise ValueError(f"the published code has no image numbers, found image_numbers {config.image_numbers!r}")
     encoder, language = config.vision_config.model_type, config.text_config.model_type

@@ -141,8 +141,8 @@ class VisualChatGenerationMixin(GenerationMixin):
             is_first_iteration=first,
             **kwargs,
         )
-        if self.config.images_outside:
-            model_inputs["attention_mask"] = attention_mask  # a static cache's 4-D mask does not know of hidden slots
+        if self.config.images_outside or self.config.image_positions == "shared":
+            model_inputs["attention_mask"] = attention_mask  # of 2 dimensions, also where the cache is static
         model_inputs["key_modality"] = types
         units = _so_far(unit_ids, held_units, cached, given.shape[1], cached + new, NO_UNIT)
         if units is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, pad
 from transformers import PreTrainedTokenizerBase
 
-from visualchat.attention import KINDS, Modality
+from visualchat.attention import Modality
 from visualchat.dialogue.encoding import NO_UNIT, encode_text
 from visualchat.dialogue.template import label_text
 
@@ -66,15 +66,15 @@ def known_units(config: VisualChatConfig, unit_ids: Tensor | None, key_modality:
     Raises:
         ValueError: There are images, and no ids.
     """
-    kind = KINDS.get(config.attention_kind)
-    in_attention = kind is not None and (kind.uses_units or kind.uses_images)
+    in_attention = any(kind.uses_units or kind.uses_images for kind in config.layer_kinds)
     if not in_attention and config.image_numbers == "none":
         return None
     if unit_ids is not None:
         return unit_ids
     if (key_modality == Modality.IMAGE).any():
         raise ValueError(
-            f"this model tells images apart (attention kind {config.attention_kind!r}, image_numbers "
+            f"this model tells images apart (attention kind {config.attention_kind!r}"
+            f"{'' if config.early is None else f' after {config.early.kind!r}'}, image_numbers "
             f"{config.image_numbers!r}): it needs unit_ids (B, K), the number of the image at its tokens and its "
             "label's, -1 elsewhere, as the processor makes them"
         )
@@ -83,12 +83,12 @@ def known_units(config: VisualChatConfig, unit_ids: Tensor | None, key_modality:
 
 def attention_ids(config: VisualChatConfig, units: Tensor | None, key_modality: Tensor) -> dict[str, Any]:
     """What tells the language model's attention which image a token is of, (B, K), where its kind asks."""
-    kind = KINDS.get(config.attention_kind)
-    if kind is None or units is None:
-        return {}
-    if kind.uses_units:
-        return {"unit_ids": units}
-    return {"image_ids": units.masked_fill(key_modality == Modality.TEXT, NO_UNIT)} if kind.uses_images else {}
+    found: dict[str, Any] = {}
+    if units is not None and any(kind.uses_units for kind in config.layer_kinds):
+        found["unit_ids"] = units
+    if units is not None and any(kind.uses_images for kind in config.layer_kinds):
+        found["image_ids"] = units.masked_fill(key_modality == Modality.TEXT, NO_UNIT)
+    return found
 
 
 def slot_numbers(units: Tensor, mm_token_type_ids: Tensor, images: int) -> Tensor | None:

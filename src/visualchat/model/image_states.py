@@ -1,9 +1,9 @@
 """An image's keys and values, computed alone and put in their place: one way for known images and new ones.
 
-Under image contexts `self`, `label` and `unit` nothing outside an image (and its label, for the last two) flows into
-its states. They are computed by a pass over the image (or label and image) alone, at positions counted from its own
-start (all 0 under `self`, where positions inside an image do not matter), and rotated by the model's own rotary
-embedding to the place where the image stands.
+Under image contexts `self`, `image`, `label` and `unit` nothing outside an image (and its label, for the last two)
+flows into its states. They are computed by a pass over the image (or label and image) alone, at positions counted from
+its own start (all 0 under `self`, where positions inside an image do not matter), and rotated by the model's own rotary
+embedding to the place where the image stands; where images share positions they stand at 0 anywhere.
 
 Shapes: L layers, H key heads, D head size, n tokens of a unit (an image, with its label where the kind makes them one).
 """
@@ -11,7 +11,7 @@ Shapes: L layers, H key heads, D head size, n tokens of a unit (an image, with i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from visualchat.attention import KINDS, Modality
+from visualchat.attention import Modality
 from visualchat.model.base_model import VisualChatModel
 from visualchat.model.images_first import Insertion
 
-OWN_STATES = ("self", "label", "unit")
+OWN_STATES = ("self", "image", "label", "unit")
 """Image contexts under which an image's states are its own, position by position."""
 
 FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -56,16 +56,25 @@ class Unit:
 def why_not_own(model: VisualChatModel) -> str | None:
     """Why this model's images have no states of their own that could be put anywhere; None where they have."""
     config = model.config
-    kind = KINDS.get(config.attention_kind)
-    if kind is None or kind.image_context not in OWN_STATES:
+    kinds = config.layer_kinds
+    if config.images_outside or any(kind.image_context not in OWN_STATES for kind in kinds):
+        depth = "" if config.early is None else f" after {config.early.kind!r}"
         return (
-            f"under attention kind {config.attention_kind!r} an image's states are not kept apart from what precedes it"
+            f"under attention kind {config.attention_kind!r}{depth} an image's states are not kept apart from what "
+            "precedes it"
         )
+    with_label = {kind.uses_units for kind in kinds}
+    if len(with_label) > 1:
+        return "a label belongs to its image in some layers and to the text before it in others"
+    if with_label == {True} and config.image_positions == "shared":
+        return "with image_positions 'shared' an image is not everywhere at the same distance from its label"
     implementation = model.language_model.config._attn_implementation
     if implementation.endswith("_flex"):
         return f"attention implementation {implementation!r} takes keys in the order of the conversation only"
     if not all(type(layer) is DynamicLayer for layer in _empty_cache(model).layers):
         return f"{type(model.language_model).__name__} has layers that do not keep all keys"
+    if config.image_positions == "shared":  # at position 0 nothing turns
+        return None
     rotary = _rotary(model)
     if rotary is None or _rotate_function(model) is None:
         return f"{type(model.language_model).__name__} has no rotary embedding of transformers' usual form"
@@ -77,7 +86,7 @@ def why_not_own(model: VisualChatModel) -> str | None:
 
 def units_from(model: VisualChatModel, ids: list[int], modality: list[int], units: list[int], start: int) -> list[Unit]:
     """The units among the tokens from `start` on, in order."""
-    with_label = KINDS[model.config.attention_kind].uses_units
+    with_label = model.config.layer_kinds[0].uses_units
     found, size = [], model.config.image_seq_length
     place = start
     while place < len(ids):
@@ -118,24 +127,30 @@ def in_place(model: VisualChatModel, units: list[Unit], states: list[Tensor]) ->
     Keys are turned unit by unit and layer by layer, when a layer is asked for: what is in hand stays in the processor's
     cache.
     """
-    places = torch.cat([torch.arange(unit.place, unit.place + len(unit)) for unit in units])
-    shifts = places - torch.cat([_own_positions(model, len(unit)) for unit in units])
-    sizes = [len(unit) for unit in units]
-    turns = zip(*(tensor.split(sizes, 1) for tensor in _turn(model, states[0], shifts)), strict=True)
+    turns: Iterable[Any] = [None] * len(units)
+    if model.config.image_positions == "running":
+        places = torch.cat([torch.arange(unit.place, unit.place + len(unit)) for unit in units])
+        shifts = places - torch.cat([_own_positions(model, len(unit)) for unit in units])
+        sizes = [len(unit) for unit in units]
+        turns = zip(*(tensor.split(sizes, 1) for tensor in _turn(model, states[0], shifts)), strict=True)
     return [
         Insertion(unit.place, unit.modality.count(Modality.TEXT), len(unit), partial(_layer, model, own, turn))
         for unit, own, turn in zip(units, states, turns, strict=True)
     ]
 
 
-def _layer(model: VisualChatModel, states: Tensor, turn: tuple[Tensor, Tensor], number: int) -> tuple[Tensor, Tensor]:
-    """Keys, turned, and values (H, n, D) of a layer by its number."""
-    return _turned(model, states[0, number], turn), states[1, number]
+def _layer(
+    model: VisualChatModel, states: Tensor, turn: tuple[Tensor, Tensor] | None, number: int
+) -> tuple[Tensor, Tensor]:
+    """Keys, turned where positions differ, and values (H, n, D) of a layer by its number."""
+    keys, values = states[:, number]
+    return keys if turn is None else _turned(model, keys, turn), values
 
 
 def _own_positions(model: VisualChatModel, length: int) -> Tensor:
     """Where the tokens of a unit stand while it is computed alone, (n,)."""
-    if KINDS[model.config.attention_kind].image_context == "self":
+    config = model.config
+    if config.image_positions == "shared" or all(kind.image_context == "self" for kind in config.layer_kinds):
         return torch.zeros(length, dtype=torch.long)
     return torch.arange(length)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visualchat.attention import KINDS, Modality
+from visualchat.attention import Modality
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.growing_cache import GrowingCache, GrowingLayer, Room
 
@@ -174,6 +174,6 @@ def _refill(layer: GrowingLayer, number: int, given: Sequence[Insertion], images
 def new_cache(config: VisualChatConfig) -> GrowingCache:
     """An empty cache for a conversation: images first where the configured kind has two softmaxes."""
     plain = GrowingCache(config.text_config)
-    if config.images_outside or KINDS[config.attention_kind].softmax == "joint":
+    if all(kind.softmax == "joint" for kind in config.layer_kinds):
         return plain
     return ImagesFirstCache(config.text_config) if plain.keeps_all else plain

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
-from visualchat.model.configuration_visualchat import VisualChatConfig
+from visualchat.model.configuration_visualchat import ATTENTION, VisualChatConfig
 from visualchat.model.fingerprint import base_fingerprint
 from visualchat.model.light import CARD, WEIGHTS, language_bits, resolve_base
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
@@ -29,7 +29,7 @@ from visualchat.model.vision import vision_config
 BuildModel = partial[VisualChatForConditionalGeneration]
 Fill = Callable[[VisualChatForConditionalGeneration], None]
 
-Words = Callable[[str, str], str]
+Words = Callable[[Mapping[str, Any]], str]
 
 CHOICES = {
     "projector_type": "model/projector",
@@ -42,9 +42,9 @@ CHOICES = {
 """Fields of the configuration that weights depend on, beside attention, and what chooses them."""
 
 
-def _fields(kind: str, numbers: str) -> str:
+def _fields(attention: Mapping[str, Any]) -> str:
     """Attention as the configuration of a model has it."""
-    return f"attention_kind={kind!r} with image_numbers={numbers!r}"
+    return " ".join(f"{field}={attention[name]!r}" for field, name in ATTENTION.items())
 
 
 def start_from(
@@ -56,7 +56,7 @@ def start_from(
         folder: Of a saved model, whole or light.
         build_model: `from_backbones` with the configured backbones and settings.
         trainable: What is to train.
-        attention: Says, of a kind of attention and its image numbers, what is typed for them.
+        attention: Says, of `VisualChatConfig.attention`, what is typed for it.
 
     Raises:
         ValueError: The folder holds no saved model, or one that does not fit the configuration; each difference is
@@ -93,8 +93,8 @@ def _differences(saved: VisualChatConfig, build_model: BuildModel, attention: Wo
         "cross_attention_every": not saved.images_outside,
         "image_number_limit": "none" in (saved.image_numbers, configured.image_numbers),
     }
-    then, now = ((config.attention_kind, config.image_numbers) for config in (saved, configured))
-    kinds = [f"{attention(*then)}, configured is {attention(*now)}"] if then != now else []
+    then, now = saved.attention, configured.attention
+    kinds = [f"{attention(then)}, configured is {attention(now)}"] if then != now else []
     return kinds + [
         f"{name}={getattr(saved, name)!r}, configured is {getattr(configured, name)!r} ({CHOICES[name]}=...)"
         for name in CHOICES

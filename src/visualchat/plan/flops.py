@@ -44,12 +44,14 @@ class Flops:
         return self.vision + self.projector + self.linear + self.attention + self.head + self.recomputed
 
 
-def flops(sizes: Sizes, workload: Workload, kind: str, *, checkpointing: bool) -> Flops:
+def flops(
+    sizes: Sizes, workload: Workload, kind: str, *, checkpointing: bool, early: tuple[str, float] | None = None
+) -> Flops:
     """FLOPs of the mean dialogue.
 
     A linear map costs 2 a weight and token forward and as many for its input's gradient; for its weight's gradient only
     where it trains. Attention costs 4 D a pair and head forward and 2.5 times that backward (its scores are computed
-    again). The frozen vision encoder has no backward pass.
+    again). The frozen vision encoder has no backward pass. `early` names the kind of the first layers and their share.
     """
     images = workload.images
     image_tokens = images * sizes.image_tokens
@@ -58,6 +60,8 @@ def flops(sizes: Sizes, workload: Workload, kind: str, *, checkpointing: bool) -
     vision += 2 * images * sizes.patches * sizes.vision_trained
     projector = 2 * sizes.projector_linear * image_tokens * (3 if sizes.vision_trained else 2)
     pairs = attention_pairs(kind, workload.text, images, sizes.image_tokens)
+    if early is not None:
+        pairs += early[1] * (attention_pairs(early[0], workload.text, images, sizes.image_tokens) - pairs)
     attention = 4 * sizes.layers * sizes.heads * sizes.head_size * pairs
     linear = 2 * sizes.linear * tokens
     if kind == "cross":  # its maps train; text reads the images before it

@@ -26,6 +26,7 @@ class RunSettings:
         epochs: Passes over the data.
         max_length: Tokens of the longest row.
         packing: Whether several dialogues share a row.
+        early: The kind of attention of the first layers and their share of all; None where all attend alike.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class RunSettings:
     epochs: int
     max_length: int
     packing: bool
+    early: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def plan_run(title: str, settings: RunSettings, sizes: Sizes, machine: Machine, 
         return assess(sizes, machine, settings.strategy, one, settings.bits)
 
     def total(checkpointing: bool) -> float:
-        one = flops(sizes, workload, settings.kind, checkpointing=checkpointing).total
+        one = flops(sizes, workload, settings.kind, checkpointing=checkpointing, early=settings.early).total
         return epochs * workload.dialogues * one
 
     return Plan(
