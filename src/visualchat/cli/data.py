@@ -25,6 +25,7 @@ from visualchat.cli.main import data as main
 from visualchat.cli.scoring import blend_of
 from visualchat.data.batching.packing import Packing
 from visualchat.data.batching.truncation import turns_that_fit
+from visualchat.data.blend.own import OwnData
 from visualchat.data.inspection.check import Check, reasons
 from visualchat.data.inspection.shards import write_shards
 from visualchat.data.inspection.show import page, token_runs
@@ -48,10 +49,12 @@ class Data:
     Attributes:
         parts: The data sets asked for, by name.
         sources: The corpora that they draw from, by name; none where dialogues are made on the fly.
+        leak: A sentence on validation dialogues that train, too; empty if none is known.
     """
 
     parts: dict[str, Sequence[Dialogue]]
     sources: dict[str, Source]
+    leak: str = ""
 
 
 def load(config: DictConfig, default: Sequence[str] = PARTS) -> Data:
@@ -66,7 +69,9 @@ def load(config: DictConfig, default: Sequence[str] = PARTS) -> Data:
     blend = blend_of(config.data)
     if blend is not None:
         try:
-            return Data({name: getattr(blend, name) for name in names}, dict(blend.sources))
+            parts: dict[str, Sequence[Dialogue]] = {name: getattr(blend, name) for name in names}
+            leak = blend.leak() if isinstance(blend, OwnData) and len(parts) == len(PARTS) else ""
+            return Data(parts, dict(blend.sources), leak)
         except ValueError:
             rows = Check({}, blend.sources)
             if errors := rows.errors():
@@ -111,8 +116,10 @@ def check(config: DictConfig, run: Path) -> int:
     empty = report.empty() if report.complete else []
     for name in empty:
         console.print(f"{name} holds no sound dialogue", style="red")
+    if data.leak:
+        console.print(data.leak, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{len(errors)} bad rows" if errors else "no bad row so far" if not report.complete else _GOOD)
-    _leave(run / "check.json", json.dumps(report.as_json(), indent=2) + "\n")
+    _leave(run / "check.json", json.dumps({**report.as_json(), "leak": data.leak}, indent=2) + "\n")
     if not report.complete:
         sys.exit(130)
     return len(errors) + len(empty)

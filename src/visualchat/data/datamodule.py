@@ -108,6 +108,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         self.feature_counts = {"read": 0, "encoded": 0, "damaged": 0}
         self.collate = Collator(processor, max_length)
         self.reports = {"train": TrimReport(), "validation": TrimReport()}
+        self.own: OwnData | None = None
         self._packing: Packing | None = None
         self._start = (0, 0)  # epoch and batch at which the next training loader begins
 
@@ -127,7 +128,16 @@ class VisualChatDataModule(lightning.LightningDataModule):
     ) -> VisualChatDataModule:
         """Both splits of one corpus, as `OwnData` splits it; `settings` are the other arguments."""
         own = OwnData(source, validation, split_by, settings.get("seed", 0))
-        return cls(processor, own.train, own.validation, **settings)
+        module = cls(processor, own.train, own.validation, **settings)
+        module.own = own
+        return module
+
+    def prepare_data(self) -> None:
+        """Lightning's hook on one process of each machine: log what is odd about data of one's own."""
+        if self.own is not None:
+            for oddity in (*self.own.notes(), self.own.leak()):
+                if oddity:
+                    log.warning(oddity)
 
     def open_features(self, open_store: Callable[[str | Path, Any], FeatureStore]) -> FeatureStore | None:
         """From here on look the images of all batches up in the store of `feature_cache`; before loaders are made.

@@ -2,6 +2,7 @@
 
 import pytest
 
+from visualchat.data.batching.images import check_images
 from visualchat.data.sources import PictureFolder, Spreadsheet
 from visualchat.data.sources.captions import SHORT_REQUESTS
 
@@ -77,6 +78,37 @@ def test_a_damaged_line_is_rejected_with_its_reason(table, corpus, case):
     assert detail in error.detail
 
 
+@pytest.mark.parametrize(
+    ("file", "lines", "shown"),
+    [
+        ("excel.csv", ("image;question;answer", '"a.jpg;b.jpg";Same?;"No; no."'), ["a.jpg", "b.jpg"]),
+        ("named.csv", ("image\tquestion\tanswer", "a.jpg\tSame?\tNo; no."), ["a.jpg"]),
+        ("UPPER.TSV", ("image\tquestion\tanswer", "a.jpg;b.jpg\tSame?\tNo; no."), ["a.jpg", "b.jpg"]),
+        ("commas.csv", ("image,question;asked,answer,question", "a.jpg,x,No; no.,Same?"), ["a.jpg"]),
+    ],
+)
+def test_what_stands_between_columns_is_seen_from_the_first_line(table, file, lines, shown):
+    (dialogue,) = table(*lines, file=file)
+    assert [image.name for image in dialogue.images] == shown
+    assert (dialogue.turns[0].question, dialogue.turns[0].answer) == ("Same?", "No; no.")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("image,question,answer\na.jpg,Q,A\n".encode("utf-16"), "train.csv is UTF-16; save it as UTF-8"),
+        ("image,Größe,answer\na.jpg,Q,A\n".encode("latin-1"), "train.csv, line 1: not UTF-8"),
+        (b"image,question,answer\ra.jpg,Q,A\r", "train.csv: its lines end in a bare carriage return"),
+        (b"\nimage,question,answer\n", "train.csv is empty or begins with a blank line"),
+    ],
+    ids=["UTF-16", "Latin-1", "carriage returns", "blank"],
+)
+def test_a_table_saved_in_another_way_is_named_with_the_remedy(corpus, content, said):
+    corpus.write("train.csv", content)
+    with pytest.raises(ValueError, match=said):
+        len(Spreadsheet(corpus.root, ["train.csv"], on_error="skip"))
+
+
 def test_columns_that_are_not_there_are_named(table):
     with pytest.raises(
         ValueError, match=r"no column 'image' for images; the columns are picture, text; .*source\.image="
@@ -143,6 +175,16 @@ def test_one_file_of_captions(folder, name, content):
     ]
     assert source.report().rows == 3 + (name in ("metadata.csv", "metadata.jsonl"))  # a picture no line names
     assert len(source.errors) == source.report().rows - 2
+
+
+def test_an_image_of_a_format_that_is_not_read_is_a_row_and_not_passed_over(folder):
+    folder.write("own/phone.HEIC", b"\0\0\0\x18ftypheic")
+    folder.write("own/phone.txt", "A cat.")
+    source = PictureFolder(folder.root, "own", on_error="skip")
+    assert source.report().rows == 4
+    number = [dialogue.id for dialogue in source].index("own:phone.HEIC")
+    with pytest.raises(ValueError, match=r"phone\.HEIC' cannot be read as an image: .* expected one of JPEG, PNG"):
+        check_images(source[number])
 
 
 def test_mistakes_about_the_folder(folder):

@@ -196,13 +196,14 @@ class Blend:
         return [source.prepare() for source in self.sources.values()]
 
     @cached_property
-    def _splits(self) -> dict[str, dict[Split, list[int]]]:
+    def splits(self) -> dict[str, dict[Split, list[int]]]:
+        """The indexes of each source's dialogues in each split."""
         entries = {name: source.entries for name, source in self.sources.items()}
         return split_sources(entries, self.share, self.split_by, str(self.seed))
 
     def _composed(self, split: Split) -> dict[str, ComposedDialogues]:
         entries = {name: source.entries for name, source in self.sources.items()}
-        indexes = {name: splits[split] for name, splits in self._splits.items()}
+        indexes = {name: splits[split] for name, splits in self.splits.items()}
         composed: dict[str, ComposedDialogues] = {}
         for name, part in self.parts.items():
             try:

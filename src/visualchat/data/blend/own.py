@@ -7,11 +7,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visualchat.data.blend.compose import Join
 from visualchat.data.blend.mixture import Blend, Mixture
+from visualchat.data.blend.origin import place_of
 from visualchat.data.blend.split import Split, SplitBy
 from visualchat.data.sources import Source
 from visualchat.data.sources.root import names
+from visualchat.data.sources.rows import Entries
 
 NAME = "own"
 """What reports and metrics call the corpus."""
@@ -70,6 +75,32 @@ class OwnData:
         dialogues = self._split.validation if self._split else Mixture({NAME: held_out} if held_out is not None else {})
         return self._needed("validation", dialogues)
 
+    @cached_property
+    def trained_too(self) -> list[int]:
+        """The validation dialogues whose row is, letter by letter and with the same images, one that trains."""
+        contents = [_contents(self.sources[NAME])]
+        if self._split is None:
+            contents.append(_contents(self.sources["validation"]))
+        else:
+            splits = self._split.splits[NAME]
+            contents = [contents[0][splits["train"]], contents[0][splits["validation"]]] if len(contents[0]) else []
+        return np.flatnonzero(np.isin(contents[-1], contents[0])).tolist() if contents else []
+
+    def leak(self) -> str:
+        """A sentence on validation dialogues that train, too; empty if there are none."""
+        if not self.trained_too:
+            return ""
+        first = place_of(self.validation, self.trained_too[0])
+        return (
+            f"{len(self.trained_too)} of {len(self.validation)} validation dialogues also train, the first from "
+            f"{first}: figures of them say nothing about new data; leave each row in one place only"
+        )
+
+    def notes(self) -> list[str]:
+        """What is odd about rows that are used, and how many they are."""
+        reports = [source.report() for source in self.sources.values()]
+        return [f"{report.source}: {count} {note}" for report in reports for note, count in report.notes.items()]
+
     def _needed(self, split: Split, dialogues: Mixture) -> Mixture:
         if len(dialogues):
             return dialogues
@@ -78,6 +109,12 @@ class OwnData:
             f"{split} holds no dialogue: the source has {len(self.sources[NAME])}, split by {how}; one at least must "
             "train, one validate. Give a share between 0 and 1, or name a file of other dialogues: data.validation=FILE"
         )
+
+
+def _contents(source: Source) -> NDArray[np.uint64]:
+    """A hash of each dialogue's row; empty where dialogues are of several rows."""
+    entries = source.entries
+    return np.array(entries.contents if isinstance(entries, Entries) else (), np.uint64)
 
 
 def _on_files(source: Source, validation: str | Sequence[str]) -> Source:

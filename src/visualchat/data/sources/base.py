@@ -221,7 +221,7 @@ class RowSource(Source):
                     except RejectedRowError as error:
                         tally.reject(_with_id(f"{file}, {table.unit} {number}", file, group), error)
                     else:
-                        entries.append(tally.rows, group, again, images)
+                        entries.append(tally.rows, group, again, images, raw)
                         if again > 1:
                             tally.notes["rows whose id occurred before"] += 1
                         for note in self._odd(row):

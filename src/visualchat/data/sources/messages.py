@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,12 @@ class Messages(RowSource):
             return dialogue
         turns = (replace(turn, content=_images_first(turn.content)) for turn in dialogue.turns)
         return replace(dialogue, turns=tuple(turns))
+
+    def _odd(self, row: Any) -> Iterable[str]:
+        fields = as_mapping(row)
+        texts = [] if _column(fields) else [message["content"] for message in _messages(fields)]
+        if any(isinstance(text, str) and PLACEHOLDER in text for text in texts):
+            yield f"rows with {PLACEHOLDER} as plain text: they have no column images"
 
     def _content(self, message: Mapping[str, Any], images: _Waiting) -> Any:
         """The content with every image in place, checked to lie under the root."""

@@ -15,7 +15,9 @@ from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.data.sources.tables import CsvTable, HeldTable, JsonLines, SpanTable, Table
 from visualchat.dialogue import Dialogue
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga")
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga")
+UNREAD = (".heic", ".heif", ".avif", ".jxl")
+"""Of images in formats that are not read: a folder's are bad rows, so that none is passed over in silence."""
 _NAMES, _CAPTIONS = ("file_name", "image"), ("text", "caption")
 
 
@@ -49,7 +51,7 @@ class PictureFolder(RowSource):
     def _open(self) -> Iterator[tuple[str, Table]]:
         home = self._root.folder(self.folder)
         files = sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
-        images = [name for name in files if name.lower().endswith(ENDINGS)]
+        images = [name for name in files if name.lower().endswith((*ENDINGS, *UNREAD))]
         if self.captions is None:
             rows: list[tuple[str, Any]] = [(name, _text_beside(home / name)) for name in images]
         else:
@@ -100,9 +102,7 @@ def _read_captions(path: Path) -> list[tuple[str, Any]]:
         return list(captions.items())
     if path.suffix not in (".jsonl", ".csv", ".tsv"):
         raise ValueError(f"file {path.name}: expected a name that ends in .json, .jsonl, .csv or .tsv")
-    lines: SpanTable = (
-        JsonLines(path) if path.suffix == ".jsonl" else CsvTable(path, "\t" if path.suffix == ".tsv" else ",")
-    )
+    lines: SpanTable = JsonLines(path) if path.suffix == ".jsonl" else CsvTable(path)
     return [_named_caption(row.value, f"{path.name}, line {row.number}") for row in lines.scan()]
 
 

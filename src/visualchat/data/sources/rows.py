@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -129,24 +130,29 @@ class Entries(LazySequence[Entry]):
         groups: What the split goes by.
         again: How often the group occurred up to and with this entry.
         images: The identities of its images, separated by zero bytes, which no identity holds.
+        contents: The first 8 bytes of a hash of the row as it is written, and of its images' identities.
     """
 
     def __init__(self) -> None:
-        self.rows, self.again = array("Q"), array("Q")
+        self.rows, self.again, self.contents = array("Q"), array("Q"), array("Q")
         self.groups, self.images = Texts(), Texts()
 
-    def append(self, row: int, group: str, again: int, images: Iterable[str]) -> None:
-        """Put an entry at the end."""
+    def append(self, row: int, group: str, again: int, images: Iterable[str], raw: bytes) -> None:
+        """Put an entry at the end; `raw` is its row as it is written."""
+        shown = "\0".join(images)
+        content = hashlib.sha256(raw.strip() + b"\0" + encoded(shown)).digest()
         self.rows.append(row)
         self.again.append(again)
+        self.contents.append(int.from_bytes(content[:8], "big"))
         self.groups.append(group)
-        self.images.append("\0".join(images))
+        self.images.append(shown)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All columns, to be stored."""
         return {
             "rows": np.frombuffer(self.rows, np.uint64),
             "again": np.frombuffer(self.again, np.uint64),
+            "contents": np.frombuffer(self.contents, np.uint64),
             "groups": np.frombuffer(bytes(self.groups.bytes), np.uint8),
             "group_ends": np.frombuffer(self.groups.ends, np.uint64),
             "images": np.frombuffer(bytes(self.images.bytes), np.uint8),
@@ -159,6 +165,7 @@ class Entries(LazySequence[Entry]):
         entries = cls()
         entries.rows.frombytes(arrays["rows"].tobytes())
         entries.again.frombytes(arrays["again"].tobytes())
+        entries.contents.frombytes(arrays["contents"].tobytes())
         for texts, name in ((entries.groups, "group"), (entries.images, "image")):
             texts.bytes = bytearray(arrays[f"{name}s"].tobytes())
             texts.ends.frombytes(arrays[f"{name}_ends"].tobytes())

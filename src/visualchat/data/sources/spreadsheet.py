@@ -21,8 +21,6 @@ from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.data.sources.tables import CsvTable, Table
 from visualchat.dialogue import Dialogue
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
 
 @dataclass(frozen=True)
 class Spreadsheet(RowSource):
@@ -60,10 +58,7 @@ class Spreadsheet(RowSource):
 
     def _open(self) -> Iterator[tuple[str, Table]]:
         for name in names(self.files):
-            path = self._root.annotation(name)
-            if path.suffix not in _SEPARATORS:
-                raise ValueError(f"file {name}: expected a name that ends in {' or '.join(_SEPARATORS)}")
-            table = CsvTable(path, _SEPARATORS[path.suffix])
+            table = CsvTable(self._root.annotation(name))
             self._check(name, table.columns)
             yield name, table
 

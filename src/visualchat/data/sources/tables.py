@@ -6,6 +6,7 @@ rows cost no more memory than their places.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from visualchat.data.sources.json_text import BrokenRow, JsonText, load_json, parse_json
 
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BATCH = 64  # rows of a Parquet file read at a time
 
 
@@ -167,34 +169,62 @@ class JsonList(SpanTable):
 
 
 class CsvTable(SpanTable):
-    """The rows of a CSV file under a line of column names, as mappings of text; cells may hold line breaks.
+    """The rows of a CSV or TSV file under a line of column names, as mappings of text; cells may hold line breaks.
+
+    Between cells is what its name says, a comma or a tabulator; where that would make the first line one name alone,
+    which no table of ours can be, whichever of comma, semicolon and tabulator parts it into most.
 
     Args:
-        path: The file, UTF-8.
-        separator: Between cells.
+        path: The file, UTF-8, its name ending in .csv or .tsv.
 
     Attributes:
         columns: The names in the first line.
 
     Raises:
-        ValueError: The file is empty, or two columns have one name.
+        ValueError: The name ends otherwise, the file is empty, no UTF-8 or has line ends of another kind, or two
+            columns have one name.
     """
 
     unit = "line"
 
-    def __init__(self, path: Path, separator: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.separator = separator
-        with self._stream() as stream:
-            head = next(self._records(stream), None)
-        if head is None:
-            raise ValueError(f"file {path.name} is empty, expected a line of column names")
-        self.columns: list[str] = [name.strip() for name in head[4]]
+        if (ending := path.suffix.lower()) not in _SEPARATORS:
+            raise ValueError(f"file {path.name}: expected a name that ends in {' or '.join(_SEPARATORS)}")
+        self._check_text()
+        self.separator = _SEPARATORS[ending]
+        if len(self._head()) == 1:
+            self.separator = max((*_SEPARATORS.values(), ";"), key=self._names_between)
+        self.columns = self._head()
         if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
             raise ValueError(
                 f"file {path.name}: two columns are called {twice[0]!r}; the columns are {', '.join(self.columns)}; "
                 "give each a name of its own"
             )
+
+    def _check_text(self) -> None:
+        """Refuse a file whose first line cannot be read as it is meant."""
+        with self._stream() as stream:
+            line = stream.readline()
+        if not line.strip():
+            raise ValueError(f"file {self.path.name} is empty or begins with a blank line, expected column names")
+        if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"file {self.path.name} is UTF-16; save it as UTF-8 (in Excel: CSV UTF-8)")
+        try:
+            line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"file {self.path.name}, line 1: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
+            raise ValueError(f"file {self.path.name}: its lines end in a bare carriage return; save it with line feeds")
+
+    def _head(self) -> list[str]:
+        with self._stream() as stream:
+            return [name.strip() for name in next(self._records(stream))[4]]
+
+    def _names_between(self, separator: str) -> int:
+        """How many columns the first line names with this between them."""
+        self.separator = separator
+        return len(self._head())
 
     def _records(self, stream: BinaryIO) -> Iterator[tuple[int, int, int, bytes, list[str]]]:
         taken: list[bytes] = []
