@@ -76,3 +76,13 @@ def test_yes_no_accuracy():
     assert [score.parsed for score in scores] == ["yes", "yes", "no", None]
     with pytest.raises(ValueError, match="'red' is neither yes nor no"):
         METRICS["yes_no"]([answered("yes", "red")])
+
+
+def test_short_answers_and_accuracy_by_the_form_of_the_question():
+    short = [answered(text, "A 3D scene", "scene") for text in ("a 3d  scene.", "Scene", "the scene", "", "a")]
+    assert values(METRICS["short_answer"](short)) == [1, 1, 0, 0, 0]
+    assert values(METRICS["short_answer"]([answered("", "A"), answered("(a)", "A"), answered("an", "A")])) == [0, 1, 0]
+    mixed = [*short[:2], answered("b", "B", options=OPTIONS), answered("b", "no"), answered("No, none.", "no")]
+    scores = METRICS["accuracy"](mixed)
+    assert values(scores) == [1, 1, 1, 0, 1]
+    assert [score.parsed for score in scores] == ["a 3d scene", "scene", "B", None, "no"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from visualchat.evaluation.metrics.choice import multiple_choice, option_likelihood, yes_no
+from visualchat.evaluation.metrics.choice import accuracy, multiple_choice, option_likelihood, short_answer, yes_no
 from visualchat.evaluation.metrics.cider import cider_d
 from visualchat.evaluation.metrics.groups import groups_right, rounds_right
 from visualchat.evaluation.metrics.text import bleu_4, chrf, perplexity, rouge_l
@@ -19,9 +19,11 @@ Metric = Callable[[Sequence[Prediction]], list[Score]]
 CorpusMetric = Callable[[Sequence[Prediction]], float]
 
 METRICS: Mapping[str, Metric] = {
+    "accuracy": accuracy,
     "multiple_choice": multiple_choice,
     "option_likelihood": option_likelihood,
     "yes_no": yes_no,
+    "short_answer": short_answer,
     "vqa_accuracy": vqa_accuracy,
     "anls": anls,
     "rouge_l": rouge_l,

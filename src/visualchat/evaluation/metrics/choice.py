@@ -1,4 +1,4 @@
-"""Multiple choice and yes or no: what a text answers, read strictly.
+"""Multiple choice, yes or no, and short answers: what a text answers, read strictly.
 
 An answer that names no option, or more than one, is not read: it is wrong, and it is counted. Nothing is guessed, and
 no letter is picked out of the middle of a sentence.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from visualchat.evaluation.predictions import Prediction, Score
 
@@ -120,3 +120,24 @@ def yes_no(predictions: Sequence[Prediction]) -> list[Score]:
         said = yes_or_no(prediction.answer)
         scores.append(Score(float(said == truth), said))
     return scores
+
+
+def short_answer(predictions: Sequence[Prediction]) -> list[Score]:
+    """Whether each answer is an accepted one, but for case, spaces and the marks at its ends."""
+    scores: list[Score] = []
+    for prediction in predictions:
+        said = _plain(prediction.answer)
+        right = said in [_plain(reference) for reference in prediction.references]
+        scores.append(Score(float(bool(said) and right), said or None))
+    return scores
+
+
+def accuracy(predictions: Sequence[Prediction]) -> list[Score]:
+    """Each answer scored by the form of its question: a choice, yes or no, or else a short answer."""
+    return [_reader(prediction)([prediction])[0] for prediction in predictions]
+
+
+def _reader(prediction: Prediction) -> Callable[[Sequence[Prediction]], list[Score]]:
+    if prediction.options:
+        return multiple_choice
+    return yes_no if yes_or_no(prediction.references[0]) else short_answer

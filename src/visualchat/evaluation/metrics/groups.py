@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
-from visualchat.evaluation.metrics.choice import option_of, yes_or_no
+from visualchat.evaluation.metrics.choice import accuracy
 from visualchat.evaluation.predictions import Prediction
 
 GROUP = "group"
@@ -27,20 +27,9 @@ def rounds_right(predictions: Sequence[Prediction]) -> float:
 
 def _whole(predictions: Sequence[Prediction], group_of: Callable[[Prediction], Hashable]) -> float:
     right: dict[Hashable, bool] = {}
-    for prediction in predictions:
+    for prediction, score in zip(predictions, accuracy(predictions), strict=True):
         group = group_of(prediction)
-        right[group] = right.get(group, True) and is_right(prediction)
+        right[group] = right.get(group, True) and score.value == 1
     if not right:
         raise ValueError("no question belongs to a group")
     return sum(right.values()) / len(right)
-
-
-def is_right(prediction: Prediction) -> bool:
-    """Whether the answer is right: the right option, the right one of yes and no, or else the exact words."""
-    if prediction.options:
-        return option_of(prediction.answer, prediction.options) == option_of(
-            prediction.references[0], prediction.options
-        )
-    if (truth := yes_or_no(prediction.references[0])) is not None:
-        return yes_or_no(prediction.answer) == truth
-    return prediction.answer.strip() in [reference.strip() for reference in prediction.references]
