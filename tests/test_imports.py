@@ -77,6 +77,7 @@ FLOORS = (
     "model",
     "evaluation",
     "chat",
+    "engine",
     "plan",
     "tiny",
     "tiny.pretraining",

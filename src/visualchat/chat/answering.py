@@ -69,7 +69,10 @@ class Answerer:
         return found.to(self.model.device)
 
     def prefill(self, tokens: Tokens, images: list[Image.Image], cache: GrowingCache) -> Tensor:
-        """Logits (1, V) of the next token; `images` are those of the tokens that are not in the cache."""
+        """Logits (1, V) of the next token; `images` are those of the tokens that are not in the cache.
+
+        Where all of those come from the store, nothing is computed, and there are no logits, (0, V).
+        """
         device = self.model.device
         modality = torch.tensor(tokens.modality, device=device)
         new = torch.arange(cache.get_seq_length(), len(tokens.ids), device=device)
@@ -77,6 +80,8 @@ class Answerer:
         if images and self.why_not_stored is None:
             assert isinstance(cache, ImagesFirstCache)
             new = self._insert(tokens, images, cache, modality)
+            if not len(new):
+                return torch.empty(0, self.model.get_input_embeddings().num_embeddings, device=device)
         elif images:
             given["pixel_values"] = self.pixels(images)
         out = self.model(

@@ -1,0 +1,7 @@
+"""Many conversations on one model at once: requests wait, join the running batch at any step, and leave it at any."""
+
+from visualchat.engine.engine import Engine, EngineStats
+from visualchat.engine.handle import Handle
+from visualchat.engine.request import Answer, QueueFull, Request, Usage
+
+__all__ = ["Answer", "Engine", "EngineStats", "Handle", "QueueFull", "Request", "Usage"]

@@ -1,0 +1,369 @@
+"""The engine: at each step a chunk of new prompts is computed, then one token of every answer in one batch.
+
+Requests wait in the order in which they came, run as soon as there is room, and leave at any step. Between steps
+nothing is held but what they need. transformers' continuous batching serves text alone; the words are its.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visualchat.chat.answering import Answerer
+from visualchat.chat.image_store import GIB, ImageStore
+from visualchat.engine.batch import Batch
+from visualchat.engine.handle import Handle
+from visualchat.engine.job import Job, names_of
+from visualchat.engine.kept import KeptConversations
+from visualchat.engine.request import QueueFull, Request, image_size
+from visualchat.engine.sampling import Sampler, choose
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.growing_cache import GrowingCache
+from visualchat.model.images_first import ImagesFirstCache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine has in hand.
+
+    Attributes:
+        waiting: Requests that no work was done for yet.
+        running: Those that are being prefilled or answered.
+        kept: Conversations that later requests may continue.
+        kept_bytes: Of their keys and values.
+        batch_bytes: Of the running batch.
+    """
+
+    waiting: int
+    running: int
+    kept: int
+    kept_bytes: int
+    batch_bytes: int
+
+
+class Engine:
+    """Answers many conversations at once with one model.
+
+    Any thread may submit. Between `start` and `close`, or inside `with`, a thread of the engine's own steps; without it
+    whoever waits for an answer does.
+
+    Args:
+        model: Answers.
+        processor: Of the same model.
+        store: Where images' states are kept; one of its own if None.
+        max_running: The most requests that are computed at a time.
+        max_waiting: The most that wait beyond those.
+        chunk: So many tokens of prompts are computed between two tokens of the answers, or one image where it has more.
+        kept_bytes: The most bytes of keys and values of conversations that may be continued.
+    """
+
+    def __init__(
+        self,
+        model: VisualChatForConditionalGeneration,
+        processor: VisualChatProcessor,
+        store: ImageStore | None = None,
+        *,
+        max_running: int = 16,
+        max_waiting: int = 256,
+        chunk: int = 512,
+        kept_bytes: int = GIB,
+    ) -> None:
+        for name, found, least in (
+            ("max_running", max_running, 1),
+            ("max_waiting", max_waiting, 0),
+            ("chunk", chunk, 1),
+            ("kept_bytes", kept_bytes, 0),
+        ):
+            if found < least:
+                raise ValueError(f"{name} must be {least} or more, found {found}")
+        self.model, self.processor = model.eval(), processor
+        self.store = ImageStore() if store is None else store
+        self.max_running, self.max_waiting, self.chunk = max_running, max_waiting, chunk
+        self._counted = _CountedStore(self.store)
+        self._answerer = Answerer(model, processor, self._counted)
+        keeps_all, outside = self._answerer.new_cache().keeps_all, model.config.images_outside
+        self._batches = keeps_all and not outside  # else each conversation decodes alone
+        self._kept = KeptConversations(kept_bytes if keeps_all else 0, can_crop=not outside)
+        self._batch = Batch()
+        self._waiting: deque[Job] = deque()
+        self._prefilling: deque[Job] = deque()
+        self._decoding: list[Job] = []  # row by row of the batch
+        self._alone: list[Job] = []  # those that decode with a cache of their own
+        self._running = 0  # how many those are
+        self._lock = threading.Condition()  # of what waits, and their number
+        self._stepping = threading.Lock()  # of all else
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    # Clients
+
+    def submit(self, request: Request) -> Handle:
+        """Let a request wait for its turn.
+
+        Raises:
+            ValueError: The model cannot answer it.
+            OSError: The pixels of an image cannot be read.
+            QueueFull: As many as there may be are running and waiting.
+            RuntimeError: The engine is closed.
+        """
+        request.check(self.model.config)
+        names = names_of(request, image_size(self.model.config))
+        ends = frozenset([self.processor.end_token_ids[-1], *request.stop_ids])
+        job = Job(request, names, self.processor.tokenizer, ends)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed; make another one")
+            self._waiting = deque(waiting for waiting in self._waiting if waiting.finish is None)
+            taken = len(self._waiting) + self._running
+            if taken >= self.max_running + self.max_waiting:
+                raise QueueFull(
+                    f"{taken} requests are running and waiting, as many as the engine takes (max_running="
+                    f"{self.max_running}, max_waiting={self.max_waiting}); try again later"
+                )
+            self._waiting.append(job)
+            self._lock.notify()
+        return Handle(self, job)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Now."""
+        with self._stepping:
+            self._drop_ended()
+            sizes = len(self._waiting), self._running, len(self._kept)
+            return EngineStats(*sizes, self._kept.nbytes, self._batch.nbytes)
+
+    @property
+    def why_not_stored(self) -> str | None:
+        """Why this model's images cannot come from a store; None where they can."""
+        return self._answerer.why_not_stored
+
+    # The thread
+
+    @property
+    def runs(self) -> bool:
+        """Whether a thread of its own steps."""
+        return self._thread is not None
+
+    def start(self) -> None:
+        """Step in a thread from now on."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the engine is closed; make another one")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="visualchat-engine", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """Cancel what is running and waiting, forget all conversations, and take no more requests."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+        with self._stepping:
+            for job in self._all():
+                job.end("cancelled")
+            self._thread = None
+            self._drop_ended()
+            self._kept.clear()
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._lock.wait_for(lambda: self._closed or self._all())
+            if self._closed:
+                return
+            try:
+                self.step()
+            except Exception:  # whose clients know it already
+                log.exception("a step of the engine failed, and with it all of its requests")
+
+    def _all(self) -> list[Job]:
+        return [*self._waiting, *self._prefilling, *self._decoding, *self._alone]
+
+    # A step
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        """Compute a chunk of prompts and a token of each answer; False where there is nothing to do."""
+        with self._stepping:
+            try:
+                self._drop_ended()
+                self._admit()
+                self._prefill()
+                self._decode()
+                self._drop_ended()
+            except Exception as error:  # a fault of the engine's: whoever waits must know
+                for job in self._all():
+                    job.end("error", error)
+                self._drop_ended()
+                raise
+            return bool(self._all())
+
+    def _admit(self) -> None:
+        """Let those run that wait longest, as far as there is room."""
+        with self._lock:
+            free = self.max_running - len(self._prefilling) - len(self._decoding) - len(self._alone)
+            new = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            self._prefilling.extend(new)
+            self._running += len(new)
+        for job in new:
+            self._attempt(job, self._begin)
+
+    def _attempt(self, job: Job, work: Callable[..., Any], *arguments: Any) -> None:
+        """Do something for a job; if it fails, so does the job alone."""
+        try:
+            work(job, *arguments)
+        except Exception as error:
+            job.cache = None  # which may hold half of something
+            job.end("error", error)
+
+    def _begin(self, job: Job) -> None:
+        job.sampler = Sampler(self.model, job.request, self.processor.end_token_ids[-1])
+        known = self._kept.beginning(job.names)
+        if known is not None:
+            job.done, job.cache = known
+            job.cached = job.done
+        else:
+            job.cache = self._answerer.new_cache()
+
+    def _prefill(self) -> None:
+        """Compute the next chunk of prompts, each a part in turn, so that a short one is not held up by a long one."""
+        left = self.chunk
+        while left > 0 and self._prefilling:
+            job = self._prefilling.popleft()
+            before = job.done
+            if job.finish is None:
+                self._attempt(job, self._advance, left)
+            left -= job.done - before
+            if job.finish is not None:
+                self._keep(job, job.cache)
+            elif job.done < len(job.request.tokens.ids):
+                self._prefilling.append(job)
+            elif self._batches:
+                self._attempt(job, self._join)
+            else:
+                self._alone.append(job)
+
+    def _advance(self, job: Job, most: int) -> None:
+        """Compute at most so many tokens of a prompt, and the answer's first behind its last."""
+        assert job.cache is not None
+        assert job.sampler is not None
+        end, size = job.cut(most), image_size(self.model.config)
+        shown, new = (sum(job.request.tokens.modality[a:b]) // size for a, b in ((0, job.done), (job.done, end)))
+        self._counted.computed = 0
+        logits = self._answerer.prefill(job.upto(end), list(job.request.images[shown : shown + new]), job.cache)
+        if self.why_not_stored is None:
+            job.cached += size * (new - self._counted.computed)
+        job.done = end
+        if end == len(job.request.tokens.ids):
+            job.say(job.sampler.choose(logits))
+
+    def _join(self, job: Job) -> None:
+        assert job.cache is not None
+        job.order = getattr(job.cache, "order", None)
+        self._batch.join(job.cache, job.modality(self.model.device))
+        self._decoding.append(job)
+        job.cache = None
+
+    def _decode(self) -> None:
+        """One more token of each answer."""
+        self._drop_ended()
+        for job in self._alone:
+            self._attempt(job, self._decode_alone)
+        while self._decoding:
+            try:
+                logits = self._batch.decode(self.model, [job.said[-1] for job in self._decoding])
+            except Exception as error:  # of memory, most likely: the one that came last makes room for the others
+                max(self._decoding, key=lambda job: job.begun).end("error", error)
+                self._drop_ended()
+                continue
+            samplers = [job.sampler for job in self._decoding if job.sampler is not None]
+            for job, token in zip(self._decoding, choose(samplers, logits), strict=True):
+                job.done += 1
+                if isinstance(token, Exception):
+                    job.end("error", token)
+                else:
+                    job.say(token)
+            break
+
+    def _decode_alone(self, job: Job) -> None:
+        assert job.sampler is not None
+        ids = torch.tensor([job.said[-1:]], device=self.model.device)
+        out = self.model(input_ids=ids, past_key_values=job.cache, use_cache=True)
+        job.done += 1
+        job.say(job.sampler.choose(out.logits[:, -1]))
+
+    # Who leaves
+
+    def _drop_ended(self) -> None:
+        """Give up the places of those that have ended; what was computed of them may be continued, unless it failed."""
+        for row in reversed(range(len(self._decoding))):
+            job = self._decoding[row]
+            if job.finish is not None:
+                self._attempt(job, self._copy_out, row)  # without memory for that it is not kept
+                self._batch.leave(row)
+                self._decoding[row] = self._decoding[-1]
+                self._decoding.pop()
+        for jobs in (self._prefilling, self._alone):
+            for job in [job for job in jobs if job.finish is not None]:
+                jobs.remove(job)
+                self._keep(job, job.cache)
+        with self._lock:
+            self._waiting = deque(job for job in self._waiting if job.finish is None)
+            self._running = len(self._prefilling) + len(self._decoding) + len(self._alone)
+
+    def _copy_out(self, job: Job, row: int) -> None:
+        cache = None
+        if job.error is None and self._kept.budget:
+            cache = self._answerer.new_cache()
+            self._batch.copy(row, cache)
+            if job.order is not None:
+                assert isinstance(cache, ImagesFirstCache)
+                cache.order = job.order
+        self._keep(job, cache)
+
+    def _keep(self, job: Job, cache: GrowingCache | None) -> None:
+        """Let later requests continue a conversation that has ended, as far as it was computed."""
+        if cache is not None and job.error is None:
+            self._kept.keep(job.names[: job.done], cache)
+        job.cache = job.order = job.sampler = None
+
+
+class _CountedStore(ImageStore):
+    """Another store, and how many images were computed for it by way of this one.
+
+    Attributes:
+        computed: So many since it was set to 0.
+    """
+
+    def __init__(self, store: ImageStore) -> None:
+        super().__init__(0, 0)
+        self.store, self.computed = store, 0
+
+    def get(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
+        """As `ImageStore.get`."""
+
+        def counted() -> Tensor:
+            self.computed += 1
+            return compute()
+
+        return self.store.get(key, device, counted)

@@ -1,0 +1,152 @@
+"""What an engine is asked, and what it answers: token ids of a whole conversation in, those of one answer out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from visualchat.attention import Modality
+from visualchat.chat.answering import Tokens
+from visualchat.dialogue import Dialogue
+from visualchat.images.decode import decode_image
+from visualchat.model import VisualChatProcessor
+from visualchat.model.configuration_visualchat import VisualChatConfig
+
+Finish = Literal["stop", "length", "cancelled", "error"]
+"""Why an answer ended: an end token or a stop text, `max_new_tokens`, its client, an error."""
+
+
+class QueueFull(RuntimeError):
+    """As many requests as an engine takes are running and waiting."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A conversation up to an answer, and how to answer.
+
+    Attributes:
+        tokens: All of the conversation.
+        images: All of its images, decoded, in order.
+        max_new_tokens: The most tokens of the answer.
+        temperature: 0 for the likeliest token, else the temperature of sampling.
+        top_p: Sample from the likeliest tokens that have so much of the probability; None as the model is configured.
+        seed: Of sampling; None to draw from `generator`.
+        generator: Of the CPU; it must not serve two requests at once. None to draw from torch's global one.
+        stop: The answer ends before the first of these texts.
+        stop_ids: It ends at these tokens, too, not only at the processor's end token.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    tokens: Tokens
+    images: Sequence[Image.Image] = ()
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float | None = None
+    seed: int | None = None
+    generator: torch.Generator | None = None
+    stop: Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        for name, found, fits, expected in (
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
+            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 or more"),
+            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("stop", self.stop, not isinstance(self.stop, str) and "" not in self.stop, "texts that are not empty"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} must be {expected}, found {found!r}")
+        if self.seed is not None and self.generator is not None:
+            raise ValueError("expected a seed or a generator, found both")
+
+    @classmethod
+    def of(cls, processor: VisualChatProcessor, dialogue: Dialogue, **settings: Any) -> Request:
+        """The request for the answer of a dialogue's last turn, which is open; `settings` are further attributes.
+
+        Raises:
+            ValueError: The last turn has an answer, an image cannot be read, or a setting is out of range.
+        """
+        if dialogue.turns[-1].answer is not None:
+            raise ValueError(f"{dialogue.id}: the last turn has an answer already; leave it open (None) to ask for one")
+        encoding = processor.encode(dialogue)
+        named = enumerate(dialogue.images, start=1)
+        images = [decode_image(image, f"{dialogue.id}, image {number}") for number, image in named]
+        return cls(Tokens(encoding.input_ids, encoding.mm_token_type_ids, encoding.unit_ids), images, **settings)
+
+    def check(self, config: VisualChatConfig) -> None:
+        """Refuse what a model cannot answer.
+
+        Raises:
+            ValueError: There are no tokens, they do not fit the images, or the model cannot hold them and the answer.
+        """
+        length = len(self.tokens.ids)
+        if not length:
+            raise ValueError("a request needs tokens, found none")
+        if not length == len(self.tokens.modality) == len(self.tokens.units):
+            raise ValueError(f"{length} ids need as many entries of modality and of units")
+        slots, size = self.image_tokens, image_size(config)
+        if slots != size * len(self.images):
+            raise ValueError(
+                f"image slots and images do not match: {slots} image tokens, {len(self.images)} images of {size} each"
+            )
+        text_config: Any = config.text_config
+        limit = text_config.max_position_embeddings
+        if length + self.max_new_tokens > limit:
+            raise ValueError(
+                f"the conversation has {length} tokens and {self.max_new_tokens} are kept for the answer "
+                f"(max_new_tokens): more than the {limit} that the model can hold"
+            )
+
+    @property
+    def image_tokens(self) -> int:
+        """How many of its tokens are of images."""
+        return sum(kind == Modality.IMAGE for kind in self.tokens.modality)
+
+
+def image_size(config: VisualChatConfig) -> int:
+    """How many tokens an image takes in a conversation."""
+    return 1 if config.images_outside else config.image_seq_length
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request took, in tokens.
+
+    Attributes:
+        prompt_tokens: Of the conversation up to the answer.
+        cached_tokens: Those of them whose states were known: from a kept conversation, or an image of the store.
+        image_tokens: Those of them that are of images.
+        answer_tokens: Of the answer.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    image_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request.
+
+    Attributes:
+        ids: The answer's tokens, the end token or those that make up a stop text included.
+        text: What they say, without special tokens and what follows the beginning of a stop text.
+        finish: Why it ended.
+        usage: What it took.
+        first_token: Seconds from `submit` to its first token; None where there is none.
+        seconds: From `submit` to its end.
+    """
+
+    ids: list[int]
+    text: str
+    finish: Finish
+    usage: Usage
+    first_token: float | None
+    seconds: float
