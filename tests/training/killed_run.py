@@ -145,6 +145,7 @@ def train(plan: Plan) -> None:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
+        use_distributed_sampler=False,
         **{"max_epochs": EPOCHS, **plan.trainer},
     )
     processor = VisualChatProcessor.from_backbones(plan.vision, plan.language, image_seq_length=4)
