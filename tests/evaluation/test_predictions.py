@@ -1,6 +1,7 @@
 """A prediction survives its line of JSON; what the data say of a question; damaged lines are named."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from visualchat.dialogue import Caption, Dialogue, Expected, Turn
 from visualchat.evaluation.predictions import Prediction, from_line, questions, read_predictions, to_line
+from visualchat.tiny import TinyDialogues
 
 ONE = Prediction(
     column="tuned",
@@ -83,3 +85,20 @@ def test_what_the_data_say_of_a_question():
     assert [q["references"] for q in found] == [("no",), ("yes",), ("yes",), ("one", "1")]
     assert {q["images"] for q in found} == {3}
     assert found[3]["tags"] == {"a": "b"}
+
+
+def test_words_tell_which_images_a_question_is_about_where_the_data_do_not():
+    image = b"x"
+    turns = [
+        Turn((image, image, "Is the second picture like photo one?"), "no"),
+        Turn(("And image 2, or image 12?",), "no"),
+        Turn((image, "Is image #3 like it?"), "no", expected=Expected(about=(1,))),
+        Turn(("Are they alike?",), "no"),
+    ]
+    found = questions(Dialogue(tuple(turns), "d"))
+    assert [q["about"] for q in found] == [(1, 2), (2,), (1,), ()]
+    assert [q["distance"] for q in found] == [0, 1, 2, 1]
+    tiny = [q for dialogue in TinyDialogues("validation", 30, captions=True) for q in questions(dialogue)]
+    told = [q for q in tiny if q["about"]]
+    assert len(told) > len(tiny) / 2
+    assert all(set(q["about"]) >= {int(n) for n in re.findall(r"image (\d)", q["question"])} for q in told)

@@ -25,15 +25,23 @@ _UNCLEAR = re.compile(
 )
 """What may refer to an image by its position without a number; a text that holds one is left alone."""
 
+_ORDERED = re.compile(
+    rf"\b(?:{'|'.join((*ORDINALS, *_CARDINALS[1:]))}|number one|\d+|last|latter|former|previous|next|other|another)\b"
+    r"|(?<![\w-])(?:left|right)\b",
+    re.IGNORECASE,
+)
+"""Of these what depends on the images' order; "both", "any" or "these" mean the same ones in any order."""
 
-def renumber(text: str, number: Callable[[int], int]) -> str | None:
+
+def renumber(text: str, number: Callable[[int], int], *, same_images: bool = False) -> str | None:
     """The text with every numbered reference to an image changed; None where a reference may go unseen.
 
     Args:
         text: Any words.
         number: The new number (from 1) of an old one.
+        same_images: Whether the images only change places, so that words for several of them stay true.
     """
-    if _UNCLEAR.search(_REFERENCE.sub("", text)):
+    if (_ORDERED if same_images else _UNCLEAR).search(_REFERENCE.sub("", text)):
         return None
     fits = True
 
@@ -52,6 +60,16 @@ def renumber(text: str, number: Callable[[int], int]) -> str | None:
 
     changed = _REFERENCE.sub(change, text)
     return changed if fits else None
+
+
+def mentioned(text: str) -> tuple[int, ...]:
+    """The numbers of the images that a text names by number, in ascending order."""
+    numbers = set()
+    for match in _REFERENCE.finditer(text):
+        word = (match["ordinal"] or match["number"]).lower()
+        words = ORDINALS if match["ordinal"] else _CARDINALS
+        numbers.add(int(word) if word.isdigit() else words.index(word) + 1)
+    return tuple(sorted(numbers))
 
 
 def insert_image(dialogue: Dialogue, image: ImageInput, at: int) -> Dialogue | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from visualchat.dialogue import Caption, Dialogue, Expected
+from visualchat.dialogue.image_references import mentioned
 
 Mode = Literal["teacher_forced", "free_running"]
 """What stands before a question: the true answers, or the model's own."""
@@ -48,7 +49,7 @@ class Prediction:
             the last image; None where no image was sent so far.
         references: Accepted answers, the true one first.
         options: What there is to choose from, A first; empty for an open question.
-        about: The numbers of the images that the question is about; empty if unknown.
+        about: The numbers of the images that the question is about, by the data or else its words; empty if unknown.
         tags: What else scores are split by.
         answer: The model's words.
         ended: How they ended.
@@ -99,7 +100,9 @@ def questions(dialogue: Dialogue) -> list[dict[str, Any]]:
         assert all(1 <= image <= len(sent) for image in expected.about), (
             f"{dialogue.id}: {expected.about} of {len(sent)}"
         )
-        asked_of = [sent[image - 1] for image in expected.about] or [r for r in sent if r <= number][-1:]
+        so_far = [r for r in sent if r <= number]
+        about = expected.about or tuple(n for n in mentioned(turn.question) if 1 <= n <= len(so_far))
+        asked_of = [sent[image - 1] for image in about] or so_far[-1:]
         facts.append(
             {
                 "dialogue": dialogue.id,
@@ -110,7 +113,7 @@ def questions(dialogue: Dialogue) -> list[dict[str, Any]]:
                 "distance": number - min(asked_of) if asked_of else None,
                 "references": (turn.answer, *expected.references),
                 "options": expected.options,
-                "about": expected.about,
+                "about": about,
                 "tags": dict(expected.tags),
             }
         )

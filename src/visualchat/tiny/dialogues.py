@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from visualchat.dialogue import Caption, Content, Dialogue, Turn
+from visualchat.dialogue import Caption, Content, Dialogue, Expected, Turn
 from visualchat.dialogue.image_references import insert_image
 from visualchat.dialogue.template import Segment, render
 from visualchat.tiny.questions import Context, Question, ask
@@ -63,10 +63,16 @@ class Sketch:
 
     def _with(self, picture: Callable[[Scene], Content]) -> Dialogue:
         turns = tuple(
-            Turn.ask(r.question.text, [picture(s) for s in r.scenes], r.question.answer, r.question.kind)
+            Turn((*map(picture, r.scenes), r.question.text), r.question.answer, r.question.kind, _expected(r.question))
             for r in self.rounds
         )
         return Dialogue(turns, self.id)
+
+
+def _expected(question: Question) -> Expected | None:
+    """Which images the answer is read from, where the question does not name them."""
+    about = tuple(sorted({number for number, _ in question.about}))
+    return Expected(about=about) if about else None
 
 
 class TinyDialogues:
