@@ -69,12 +69,12 @@ class _Parts(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
         q, k, v = (take(tensor, plan.text) for tensor in (query, key, value))
         kept = [q, k, v]
-        side, mass = _forward((q, k, v), plan.segments, scale, causal=True)
+        side, mass = attend((q, k, v), plan.segments, scale, causal=True)
         done = [side, mass]
         if plan.images is not None:
             keys, values = (take(tensor, plan.images) for tensor in (key, value))
             kept += [keys, values]
-            other, other_mass = _forward((q, keys, values), plan.views, scale, mask=plan.view_mask)
+            other, other_mass = attend((q, keys, values), plan.views, scale, mask=plan.view_mask)
             if plan.merged:
                 total = torch.logaddexp(mass, other_mass)
                 side = side * (mass - total).exp().to(side.dtype)[..., None]
@@ -88,11 +88,11 @@ class _Parts(torch.autograd.Function):
         if plan.own_values and plan.images is not None:
             groups = query.shape[1] // value.shape[1]
             values = values if groups == 1 else values.repeat_interleave(groups, dim=1)
-            parts.append((_without_surplus(values, plan.images), plan.images))
-        out = _placed(query.shape, *parts)
+            parts.append((without_surplus(values, plan.images), plan.images))
+        out = placed(query.shape, *parts)
         inside: list[Tensor] = []
         if plan.groups is not None:
-            inside = _forward_groups(out, (query, key, value), plan.groups, scale)
+            inside = add_groups(out, (query, key, value), plan.groups, scale)
         ctx.save_for_backward(*kept, *done, *inside)
         ctx.plan, ctx.scale, ctx.shapes, ctx.text = plan, scale, (query.shape, key.shape), len(kept) + len(done)
         return out
@@ -115,24 +115,24 @@ class _Parts(torch.autograd.Function):
             if plan.own_values:
                 own = take(upstream, plan.images)
                 own = own.unflatten(1, (image_v.shape[1], -1)).sum(2) if own.shape[1] > image_v.shape[1] else own
-                image_v = image_v.add_(_without_surplus(own, plan.images))
+                image_v = image_v.add_(without_surplus(own, plan.images))
             of_keys.append((image_k, plan.images))
             of_values.append((image_v, plan.images))
         shape, key_shape = ctx.shapes
         found = (
-            _placed(shape, (grad_q, plan.text)),
-            _placed(key_shape, *of_keys),
-            _placed(key_shape, *of_values),
+            placed(shape, (grad_q, plan.text)),
+            placed(key_shape, *of_keys),
+            placed(key_shape, *of_values),
         )
         if plan.groups is not None:
             _backward_groups(found, upstream, ctx.saved_tensors[ctx.text :], plan.groups, scale)
         return (*(each.transpose(1, 2) for each in found), None, None)
 
 
-def _forward_groups(out: Tensor, qkv: Triple, groups: Groups, scale: float) -> list[Tensor]:
+def add_groups(out: Tensor, qkv: Triple, groups: Groups, scale: float) -> list[Tensor]:
     """Add the results of tokens that attend among themselves to `out` (B, S, Hq, D); what their gradient needs."""
     q, k, v = (in_groups(tensor, groups) for tensor in qkv)
-    sides = [_forward((q, k, v), None, scale, causal=groups.causal, mask=mask) for mask in groups.masks]
+    sides = [attend((q, k, v), None, scale, causal=groups.causal, mask=mask) for mask in groups.masks]
     result = sides[0][0] if len(sides) == 1 else sides[0][0] + sides[1][0]
     add_at(out, groups.index.flatten(), groups.without_surplus(result))
     return [q, k, v, *(tensor for side in sides for tensor in side)]
@@ -150,7 +150,7 @@ def _backward_groups(grads: Triple, upstream: Tensor, saved: tuple[Tensor, ...],
             add_at(total, index, new)
 
 
-def _forward(
+def attend(
     qkv: Triple, rows: Rows | None, scale: float, *, causal: bool = False, mask: Mask | None = None
 ) -> tuple[Tensor, Tensor]:
     """Results (B, Hq, T, D) and log-sum-exp (B, Hq, T): in pieces, under a mask, or of all; 0 and -inf of no key."""
@@ -189,7 +189,7 @@ def _backward(
     causal: bool = False,
     mask: Mask | None = None,
 ) -> Triple:
-    """Gradients of what `_forward` was given; its results in `done` may be those of a softmax over further keys."""
+    """Gradients of what `attend` was given; its results in `done` may be those of a softmax over further keys."""
     operators = _operators()
     assert operators is not None
     (q, k, v), (out, mass) = qkv, done
@@ -256,12 +256,12 @@ def add_at(out: Tensor, index: Tensor, results: Tensor) -> Tensor:
     return out.flatten(0, 1).index_add_(0, index, results.transpose(1, 2).flatten(0, 1)).view(out.shape)
 
 
-def _without_surplus(tensor: Tensor, chosen: Compact) -> Tensor:
+def without_surplus(tensor: Tensor, chosen: Compact) -> Tensor:
     """0 where a row has fewer chosen tokens than the longest."""
     return tensor if chosen.full else tensor.masked_fill(~chosen.valid[:, None, :, None], 0.0)
 
 
-def _placed(shape: torch.Size, *parts: tuple[Tensor, Compact]) -> Tensor:
+def placed(shape: torch.Size, *parts: tuple[Tensor, Compact]) -> Tensor:
     """Each part (B, H, C, D) at its chosen tokens of (B, S, H, D), 0 elsewhere; `shape` is (B, H, S, D).
 
     What a part has at the surplus of its tokens is 0.

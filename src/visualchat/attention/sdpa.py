@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from visualchat.attention.cached import attend_cached, make_cached_plan
 from visualchat.attention.kinds import AttentionKind
 from visualchat.attention.layout import Layout
 from visualchat.attention.parts import add_at, attend_parts, available, in_groups, take
@@ -38,9 +39,14 @@ def sdpa_attention(
 ) -> Tensor:
     """See `visualchat.attention.multimodal_attention`."""
     plain = kind.image_context == "all" and kind.softmax == "joint"
-    if layout.offset == 0 and (plain or kind.image_context in GATHERED):
+    gathered = plain or kind.image_context in GATHERED
+    if layout.offset == 0 and gathered:
         found = remembered(make_plan, kind, layout, query.dtype, available(query))
         return _gathered(query, key, value, kind, found, scale)
+    if layout.queries > 1 and gathered and available(query) and not _is_trained(query, key, value):
+        on_cache = remembered(make_cached_plan, kind, layout, query.dtype)
+        if on_cache is not None:
+            return attend_cached(query, key, value, on_cache, scale).transpose(1, 2)
     sides = remembered(make_sides, kind, layout, query.dtype)
     if sides.stacked is not None:
         return _decode(query, key, value, sides.stacked, scale)
@@ -51,6 +57,11 @@ def sdpa_attention(
     for side in sides.apart[1:]:
         out = out + _attend_side(query, key, value, side, scale, gqa)
     return out
+
+
+def _is_trained(*tensors: Tensor) -> bool:
+    """Whether a gradient is wanted."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _gathered(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind, plan: Plan, scale: float) -> Tensor:

@@ -203,7 +203,9 @@ def make_sides(kind: AttentionKind, layout: Layout, dtype: torch.dtype) -> Sides
 
 
 @torch.compiler.disable
-def make_plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype, mergeable: bool = False) -> Plan:
+def make_plan(
+    kind: AttentionKind, layout: Layout, dtype: torch.dtype, mergeable: bool = False, apart: bool = False
+) -> Plan:
     """Cut a batch whose queries are its keys; not for image context `text`, and `all` with joint softmax only.
 
     Args:
@@ -211,9 +213,11 @@ def make_plan(kind: AttentionKind, layout: Layout, dtype: torch.dtype, mergeable
         layout: What the tokens are.
         dtype: The queries'.
         mergeable: Whether one softmax can be computed in parts; it is where that saves more than it costs.
+        apart: Whether it is in any case.
     """
     image = layout.of(Modality.IMAGE)
-    merged = mergeable and kind.softmax == "joint" and kind.image_context != "all" and _is_long(image, layout)
+    merged = kind.softmax == "joint" and kind.image_context != "all"
+    merged = merged and (apart or (mergeable and _is_long(image, layout)))
     joint = kind.softmax == "joint" and not merged
     text = compact(layout.real() if joint else layout.of(Modality.TEXT))
     result = text.valid
@@ -265,7 +269,7 @@ def _views(
     if segment is not None:  # segments are contiguous: one's images begin where the images before its first token end
         begin = _first_positions(segment).gather(1, text.index)
         first = torch.searchsorted(image_position, begin)
-    return None, _runs(first, last, text.valid)
+    return None, runs(first, last, text.valid)
 
 
 def _first_positions(segment: Tensor) -> Tensor:
@@ -279,11 +283,11 @@ def _first_positions(segment: Tensor) -> Tensor:
 def _segments(text: Compact, segment: Tensor) -> Rows:
     """The packed dialogues' stretches of the compacted text."""
     ids = _first_positions(segment).gather(1, text.index)
-    rows = _runs(ids, ids, text.valid)
+    rows = runs(ids, ids, text.valid)
     return [[Piece(p.start, p.stop, p.start, p.stop) for p in row] for row in rows]
 
 
-def _runs(first: Tensor, last: Tensor, valid: Tensor) -> Rows:
+def runs(first: Tensor, last: Tensor, valid: Tensor) -> Rows:
     """Stretches of equal (first, last) in each row of (B, T), as pieces; surplus is left out."""
     rows: Rows = []
     length = valid.sum(1).tolist()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from transformers.cache_utils import DynamicLayer
 from visualchat.attention import Modality
 from visualchat.model.base_model import VisualChatModel
 from visualchat.model.images_first import Insertion
+
+Rotate = Callable[..., tuple[Tensor, Tensor]]
+"""transformers' `apply_rotary_pos_emb`: queries, keys (B, H, n, D), cosines, sines (B, n, D) -> both turned."""
 
 OWN_STATES = ("self", "image", "label", "unit")
 """Image contexts under which an image's states are its own, position by position."""
@@ -133,18 +136,22 @@ def in_place(model: VisualChatModel, units: list[Unit], states: list[Tensor]) ->
         shifts = places - torch.cat([_own_positions(model, len(unit)) for unit in units])
         sizes = [len(unit) for unit in units]
         turns = zip(*(tensor.split(sizes, 1) for tensor in _turn(model, states[0], shifts)), strict=True)
+    rotate = _rotate_function(model)
     return [
-        Insertion(unit.place, unit.modality.count(Modality.TEXT), len(unit), partial(_layer, model, own, turn))
+        Insertion(unit.place, unit.modality.count(Modality.TEXT), len(unit), partial(_layer, rotate, own, turn))
         for unit, own, turn in zip(units, states, turns, strict=True)
     ]
 
 
 def _layer(
-    model: VisualChatModel, states: Tensor, turn: tuple[Tensor, Tensor] | None, number: int
+    rotate: Rotate | None, states: Tensor, turn: tuple[Tensor, Tensor] | None, number: int
 ) -> tuple[Tensor, Tensor]:
     """Keys, turned where positions differ, and values (H, n, D) of a layer by its number."""
     keys, values = states[:, number]
-    return keys if turn is None else _turned(model, keys, turn), values
+    if turn is None:
+        return keys, values
+    assert rotate is not None
+    return _turned(rotate, keys, turn), values
 
 
 def _own_positions(model: VisualChatModel, length: int) -> Tensor:
@@ -172,7 +179,7 @@ def _rotary(model: VisualChatModel) -> Any:
     return found[0] if len(found) == 1 else None
 
 
-def _rotate_function(model: VisualChatModel) -> Callable[..., tuple[Tensor, Tensor]] | None:
+def _rotate_function(model: VisualChatModel) -> Rotate | None:
     """The function by which its attention layers turn queries and keys."""
     found: Any = getattr(sys.modules[type(_decoder(model)).__module__], "apply_rotary_pos_emb", None)
     return found
@@ -192,11 +199,23 @@ def _turn(model: VisualChatModel, like: Tensor, shifts: Tensor) -> tuple[Tensor,
     return cos, sin
 
 
-def _turned(model: VisualChatModel, keys: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Keys (H, n, D) turned by the model's own function."""
-    rotate = _rotate_function(model)
-    assert rotate is not None
-    return rotate(keys[None, :0], keys[None], *turn)[1][0]
+def _turned(rotate: Rotate, keys: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Keys (H, n, D) turned as the model's own function does it; most do it in a way that takes two passes here."""
+    cos, sin = turn
+    if cos.shape[-1] != keys.shape[-1] or not _turns_halves(rotate):
+        return rotate(keys[None, :0], keys[None], cos, sin)[1][0]
+    half = keys.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return (keys * cos).addcmul_(keys.roll(half, -1), signed)
+
+
+@lru_cache
+def _turns_halves(rotate: Rotate) -> bool:
+    """Whether a function turns the first half of each key against the second, as LLaMA's does."""
+    keys, cos, sin = torch.randn(3, 1, 4, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    cos, sin = (torch.cat([part[..., :4], part[..., :4]], -1) for part in (cos, sin))
+    turned = torch.cat([-keys[..., 4:], keys[..., :4]], -1)
+    return torch.allclose(rotate(keys[None, :0], keys[None], cos, sin)[1][0], keys * cos + turned * sin)
 
 
 @torch.no_grad()
@@ -213,6 +232,8 @@ def _turns_as_the_model(model: VisualChatModel) -> bool:
         model.base_model(input_ids=ids, position_ids=at, past_key_values=cache, use_cache=True)
         states.append(_stacked(cache)[0])
     turn = _turn(model, states[0], torch.tensor([7]))
-    turned = torch.stack([_turned(model, keys, turn) for keys in states[0]])
+    rotate = _rotate_function(model)
+    assert rotate is not None
+    turned = torch.stack([_turned(rotate, keys, turn) for keys in states[0]])
     eps = torch.finfo(turned.dtype).eps
     return bool((turned - states[1])[0].abs().max() <= 16 * eps * states[1][0].abs().max())
