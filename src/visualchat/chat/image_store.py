@@ -181,14 +181,13 @@ def model_state(model: nn.Module) -> str:
     waiting, known_modules = [model], {model}
     while waiting:  # much faster than `named_modules`, and this runs before every answer with images
         module = waiting.pop()
-        children = [child for child in module._modules.values() if child is not None and child not in known_modules]
+        children = [child for child in module.children() if child not in known_modules]
         waiting.extend(children)
         known_modules.update(children)
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                version = -1 if tensor.is_inference() else tensor._version
-                seen.append((tensor.data_ptr(), version, tensor.dtype, tensor.shape))
-                samples.setdefault((tensor.dtype, tensor.device), []).append(_sample(tensor))
+        for tensor in itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False)):
+            version = -1 if tensor.is_inference() else tensor._version
+            seen.append((tensor.data_ptr(), version, tensor.dtype, tensor.shape))
+            samples.setdefault((tensor.dtype, tensor.device), []).append(_sample(tensor))
         for flag in ("active_adapters", "disable_adapters", "merged_adapters"):
             adapters = getattr(module, flag, None)
             if adapters is not None and not callable(adapters):  # transformers' models have methods of these names
