@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from visualchat.cli.config import CONF
 from visualchat.cli.mistakes import describe, nearest, setting_like
+from visualchat.cli.provenance import RECORDS, keep_configuration
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: with 1 it raises errors instead of printing them."""
@@ -169,6 +170,10 @@ def remove_empty_run(folder: Path, records: str | None, log: str) -> None:
         return
     files = {path.name for path in folder.iterdir()} - {records}
     if files - {log} or (log in files and (folder / log).stat().st_size):
+        if (folder / RECORDS).exists() and records != RECORDS:
+            shutil.rmtree(folder / records, ignore_errors=True)  # of a refused command: those of the run stay
+        else:
+            keep_configuration(folder)
         return
     shutil.rmtree(folder)
     for parent in folder.parents:

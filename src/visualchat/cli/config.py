@@ -124,5 +124,12 @@ def setting(name: str, value: object) -> str:
     return shlex.quote(f'{name}="{escaped}"')
 
 
+def records_folder() -> str | None:
+    """Where Hydra leaves the configuration of a run as it starts; nowhere on all ranks but the first."""
+    ranks = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    return None if ranks and ranks[0] != "0" else ".hydra.new"
+
+
 OmegaConf.register_new_resolver("accumulation", batches_to_accumulate, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("records_folder", records_folder, replace=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 PACKAGE = Path(__file__).resolve().parents[1]
+RECORDS = ".hydra"
+"""Where a run keeps its configuration as it was composed and typed."""
+
+
+def keep_configuration(run: Path) -> None:
+    """Put what Hydra wrote of the configuration as it started in the place of what is in the folder `run`.
+
+    Until then a command that is refused has not touched the records of a run that is there already.
+    """
+    written = HydraConfig.get().output_subdir
+    if written is not None and written != RECORDS and (run / written).exists():
+        shutil.rmtree(run / RECORDS, ignore_errors=True)
+        (run / written).rename(run / RECORDS)
 
 
 def record_run(config: DictConfig, run: Path, loggers: Sequence[Logger]) -> None:

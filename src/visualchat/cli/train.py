@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -19,7 +20,7 @@ from visualchat.cli.combinations import check_combination
 from visualchat.cli.config import PLAIN, attention_setting, check_attention, setting, silence_libraries
 from visualchat.cli.ending import explained, sole_use
 from visualchat.cli.main import train as main
-from visualchat.cli.provenance import closing_wandb, record_results, record_run
+from visualchat.cli.provenance import closing_wandb, keep_configuration, record_results, record_run
 from visualchat.cli.scoring import Scored, check_evaluation, dialogues_to_score, score
 from visualchat.cli.sweep_jobs import needs_own_processes, run_job
 from visualchat.data.datamodule import VisualChatDataModule
@@ -32,7 +33,7 @@ from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.gather import gather_model
 from visualchat.training.module import VisualChatModule
 from visualchat.training.ranks import is_first_rank
-from visualchat.training.resume import find_checkpoint, require_same_model, settings_of
+from visualchat.training.resume import FOLDER, LAST, find_checkpoint, require_same_model, settings_of
 from visualchat.training.strategies.silent_ranks import ending_silence
 
 console = Console()
@@ -81,6 +82,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         plugins=[CheckpointFolders()],
     )
     if trainer.is_global_zero:
+        keep_configuration(run)
         record_run(config, run, trainer.loggers)
     started = time.perf_counter()
     with ending_silence(trainer):
@@ -132,9 +134,11 @@ def _where_to_begin(resume: str | None, run: Path, settings: dict[str, Any]) -> 
     """The checkpoint to resume from, None to start from scratch; the first rank says so, and what has changed since.
 
     Raises:
-        ValueError: There is no such checkpoint, or it is another model's.
+        ValueError: There is no such checkpoint, it is another model's, or the folder `run` is another run's.
     """
     checkpoint = find_checkpoint(resume, run)
+    if resume != "auto" and is_first_rank():
+        _refuse_another_run(run, checkpoint)
     saved = None if checkpoint is None else manifest(checkpoint)
     changed = require_same_model(saved["settings"], settings) if saved else []
     if is_first_rank():
@@ -145,6 +149,22 @@ def _where_to_begin(resume: str | None, run: Path, settings: dict[str, Any]) -> 
         if changed:
             console.print(f"changed since: {'; '.join(changed)}", highlight=False, markup=False, soft_wrap=True)
     return checkpoint
+
+
+def _refuse_another_run(run: Path, checkpoint: Path | None) -> None:
+    """Refuse to write over what an earlier run has left in the folder, unless it is the one that resumes.
+
+    Raises:
+        ValueError: There is something.
+    """
+    if checkpoint is not None and checkpoint.resolve().is_relative_to(run.resolve()):
+        return
+    for name, what in ((f"{FOLDER}/{LAST}", "the checkpoints"), ("model", "the model"), ("light", "the light folder")):
+        if (run / name).exists():
+            raise ValueError(
+                f"{os.path.relpath(run)}/ holds {what} of an earlier run: resume it with resume=auto, or choose "
+                "another folder with hydra.run.dir="
+            )
 
 
 def _finished(run: Path, steps: int) -> dict[str, float]:
@@ -216,6 +236,8 @@ def _say_what_is_where(run: Path, seconds: float, model: str) -> None:
 def run(config: DictConfig) -> Any:
     """The command; its value, exact match over all, is what a sweep compares."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        keep_configuration(folder)  # the sweep's table has runs that fail, too
     if needs_own_processes(config):
         run_job("visualchat.cli.train", folder)
         metrics = json.loads((folder / "metrics.json").read_text())

@@ -1,0 +1,59 @@
+"""A command that is refused in a folder where a run has been leaves all of that run as it was."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from visualchat.cli.ending import LOCK
+
+SMALL = ["experiment=smoke", "trainer.accelerator=cpu", "logger=csv", "data.num_workers=0"]
+
+
+def train(folder: Path, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "visualchat.cli.train", *SMALL, *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (LOCK, "train.log")
+    }
+
+
+@pytest.mark.slow
+def test_a_refused_command_leaves_the_run_of_the_folder_as_it_was(tmp_path):
+    code, said = train(tmp_path, "hydra.run.dir=first")
+    assert code == 0, said
+    before = contents(tmp_path / "first")
+    assert {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "git.json"} <= {*before}
+    (tmp_path / "second" / "model").mkdir(parents=True)
+    earlier = "of an earlier run: resume it with resume=auto, or choose another folder"
+    for typed, told in (
+        (["seed=2"], f"first/ holds the checkpoints {earlier}"),
+        (
+            ["resume=auto", "attention=causal"],
+            "the checkpoint is of another model: attention.kind was mmca, now causal",
+        ),
+        (["resume=nowhere"], "resume=nowhere: there is no such checkpoint or folder"),
+        (["resume=first", "hydra.run.dir=second"], f"second/ holds the model {earlier}"),
+    ):
+        code, said = train(tmp_path, "hydra.run.dir=first", *typed)
+        assert (code, told in said) == (2, True), said
+        assert contents(tmp_path / "first") == before
+    with FileLock(tmp_path / "first" / LOCK):
+        code, said = train(tmp_path, "hydra.run.dir=first", "resume=auto", "seed=2")
+    assert (code, "another process is training in first" in said) == (2, True), said
+    assert contents(tmp_path / "first") == before
+    assert not [*tmp_path.rglob(".hydra.new")]
