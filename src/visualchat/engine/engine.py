@@ -99,8 +99,8 @@ class Engine:
         self._prefilling: deque[Job] = deque()
         self._decoding: list[Job] = []  # row by row of the batch
         self._alone: list[Job] = []  # those that decode with a cache of their own
-        self._running = 0  # how many those are
-        self._lock = threading.Condition()  # of what waits, and their number
+        self._running: list[Job] = []  # all of those
+        self._lock = threading.Condition()  # of what waits and runs
         self._stepping = threading.Lock()  # of all else
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -124,7 +124,7 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the engine is closed; make another one")
             self._waiting = deque(waiting for waiting in self._waiting if waiting.finish is None)
-            taken = len(self._waiting) + self._running
+            taken = len(self._waiting) + sum(running.finish is None for running in self._running)
             if taken >= self.max_running + self.max_waiting:
                 raise QueueFull(
                     f"{taken} requests are running and waiting, as many as the engine takes (max_running="
@@ -139,7 +139,7 @@ class Engine:
         """Now."""
         with self._stepping:
             self._drop_ended()
-            sizes = len(self._waiting), self._running, len(self._kept)
+            sizes = len(self._waiting), len(self._running), len(self._kept)
             return EngineStats(*sizes, self._kept.nbytes, self._batch.nbytes)
 
     @property
@@ -197,7 +197,8 @@ class Engine:
                 log.exception("a step of the engine failed, and with it all of its requests")
 
     def _all(self) -> list[Job]:
-        return [*self._waiting, *self._prefilling, *self._decoding, *self._alone]
+        with self._lock:
+            return [*self._waiting, *self._running]
 
     # A step
 
@@ -221,10 +222,10 @@ class Engine:
     def _admit(self) -> None:
         """Let those run that wait longest, as far as there is room."""
         with self._lock:
-            free = self.max_running - len(self._prefilling) - len(self._decoding) - len(self._alone)
+            free = self.max_running - len(self._running)
             new = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
             self._prefilling.extend(new)
-            self._running += len(new)
+            self._running.extend(new)
         for job in new:
             self._attempt(job, self._begin)
 
@@ -329,7 +330,7 @@ class Engine:
                 self._keep(job, job.cache)
         with self._lock:
             self._waiting = deque(job for job in self._waiting if job.finish is None)
-            self._running = len(self._prefilling) + len(self._decoding) + len(self._alone)
+            self._running = [*self._prefilling, *self._decoding, *self._alone]
 
     def _copy_out(self, job: Job, row: int) -> None:
         cache = None

@@ -42,6 +42,11 @@ class Handle:
         """Why the answer ended; None while it has not."""
         return self._job.finish
 
+    @property
+    def said(self) -> list[int]:
+        """The answer's tokens so far, without waiting."""
+        return list(self._job.said)
+
     def cancel(self) -> None:
         """Give up: no token comes any more, and the next step gives the request's place to another."""
         self._job.end("cancelled")
