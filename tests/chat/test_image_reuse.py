@@ -82,6 +82,27 @@ def test_a_known_image_gives_the_same_bits_in_any_dialogue(make_model, processor
 
 
 @pytest.mark.parametrize("kind", ["mmca", "unit"])
+def test_the_system_text_is_computed_once_for_all_conversations_that_begin_with_images(make_model, processor, kind):
+    model, store = make_model(attention_kind=kind), ImageStore()
+    new, session = a_dialogue(model, processor, store, [("What?", [0]), ("And?", [1])])
+    opening = session.units.index(1) if kind == "unit" else session.modality.index(1)
+    passes = []
+    hook = model.language_model.base_model.register_forward_hook(
+        lambda module, args, kwargs, out: passes.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    first, other = a_dialogue(model, processor, store, [("Which one is it?", [0])])
+    prompt = slice(opening, other.rounds[0].end - len(other.rounds[0].said))
+    known = other.units if kind == "unit" else [1 if image else -1 for image in other.modality]
+    assert max(passes) == known[prompt].count(-1)
+    hook.remove()
+    assert_same_bits(first, a_dialogue(model, processor, ImageStore(), [("Which one is it?", [0])])[0])
+    assert_same_bits(new, a_dialogue(model, processor, store, [("What?", [0]), ("And?", [1])])[0])
+    assert (store.stats.openings, store.stats.entries) == (1, 2)
+    a_dialogue(model, processor, store, [("Text first.", []), ("What?", [0])])
+    assert store.stats.openings == 1
+
+
+@pytest.mark.parametrize("kind", ["mmca", "unit"])
 def test_a_b_a_interleaved_with_equal_sizes_and_text_never_mixes_images(make_model, processor, kind):
     model = make_model(attention_kind=kind)
     expected = {

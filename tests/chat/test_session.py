@@ -113,7 +113,7 @@ def test_text_is_streamed_word_by_word(session, model, processor):
 @pytest.mark.parametrize("ending", ["cut", "own"])
 @pytest.mark.parametrize("kind", ["causal", "mmca"])
 def test_each_image_and_each_token_is_computed_once(make_model, processor, kind, ending):
-    """Images together with the text around them, or each alone where its states are its own."""
+    """Images together with the text around them, or each alone where its states are its own, and what opens it all."""
     model = make_model(attention_kind=kind)
     session = ChatSession(model, processor, max_new_tokens=MOST)
     if ending == "own":
@@ -130,6 +130,8 @@ def test_each_image_and_each_token_is_computed_once(make_model, processor, kind,
         list(session.ask(*ROUNDS[k]))
         alone = [processor.image_seq_length] * len(images) if kind == "mmca" else []
         assert rows[encoded:] == ([1] * len(alone) or [len(images)] * bool(images))
+        if alone and not k:
+            alone.append(session.modality.index(1))
         assert passes[done : done + len(alone)] == alone
         prefill, *steps = passes[done + len(alone) :]
         assert prefill + sum(alone) == len(prompt_of(processor, ROUNDS[: k + 1], answers[:k])[0]) - cached

@@ -1,7 +1,8 @@
 """From a conversation's tokens to an answer's: what is new is computed on top of a cache, then token by token.
 
-Where an image's states are its own, they come from an `ImageStore`, all at once, before the text around them is
-computed in one pass; otherwise images are computed in their place, and only what precedes them is reused.
+Where an image's states are its own, they come from an `ImageStore`, all at once, with the text that opens the
+conversation, before the text around them is computed in one pass; otherwise images are computed in their place, and
+only what precedes them is reused.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 from visualchat.chat.image_store import ImageKeys, ImageStore
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.growing_cache import GrowingCache
-from visualchat.model.image_states import Unit, in_place, unit_states, units_from, why_not_own
-from visualchat.model.images_first import ImagesFirstCache, new_cache
+from visualchat.model.image_states import Unit, in_place, opening_states, unit_states, units_from, why_not_own
+from visualchat.model.images_first import ImagesFirstCache, Insertion, new_cache
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,21 @@ class Answerer:
             self.store.get(key, device, partial(self._compute, image, unit))
             for key, (image, unit) in zip(self.keys.of(pairs), pairs, strict=True)
         ]
-        cache.insert(in_place(self.model, units, states), modality)
+        given = in_place(self.model, units, states)
+        if not start and units[0].place:
+            given = [self._opening(tokens.ids[: units[0].place]), *given]
+        cache.insert(given, modality)
         assert cache.order is not None
         return cache.order[0, cache.get_seq_length() :]
+
+    def _opening(self, ids: list[int]) -> Insertion:
+        """The text before a conversation's first image, as a rule the system text: the same in many conversations.
+
+        Like images it is computed alone, whether it is known or not.
+        """
+        key, compute = self.keys.of_opening(ids), partial(opening_states, self.model, ids)
+        states = self.store.get_opening(key, self.model.device, compute)
+        return Insertion(0, len(ids), len(ids), lambda layer: (states[0, layer], states[1, layer]))
 
     def _compute(self, image: Image.Image, unit: Unit) -> Tensor:
         return unit_states(self.model, unit, self.pixels([image]))

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 GIB = 1 << 30
 
+OPENING = "opening "
+"""Begins the keys of texts, which are no hashes then."""
+
 
 def digest(*fields: str | bytes) -> str:
     """A hash (hex) of some fields; each is framed by its length, so that no two lists of fields read alike."""
@@ -47,7 +50,8 @@ class StoreStats:
         hits: Images that were asked for and known.
         misses: Those that were computed.
         evicted: Entries that were dropped for want of room.
-        entries: How many it holds.
+        entries: Images that it holds.
+        openings: Texts before first images that it holds.
         device_bytes: On the model's device.
         host_bytes: In the host's memory.
     """
@@ -56,6 +60,7 @@ class StoreStats:
     misses: int
     evicted: int
     entries: int
+    openings: int
     device_bytes: int
     host_bytes: int
 
@@ -78,9 +83,17 @@ class ImageStore:
 
     def get(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
         """The states of that key on a device; computed, and kept where there is room, if they are not known."""
+        return self._get(key, device, compute, image=True)
+
+    def get_opening(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
+        """As `get`, of the text that opens a conversation up to its first image; hits and misses do not count it."""
+        return self._get(OPENING + key, device, compute, image=False)
+
+    def _get(self, key: str, device: torch.device, compute: Callable[[], Tensor], *, image: bool) -> Tensor:
         with self._lock:
             states = self._take(key)
-            self._hits, self._misses = self._hits + (states is not None), self._misses + (states is None)
+            if image:
+                self._hits, self._misses = self._hits + (states is not None), self._misses + (states is None)
         states = compute() if states is None else states.to(device)
         with self._lock:
             self._take(key)  # another session may have put it in meanwhile
@@ -98,8 +111,9 @@ class ImageStore:
     def stats(self) -> StoreStats:
         """Now."""
         with self._lock:
-            entries = sum(map(len, self._tiers))
-            return StoreStats(self._hits, self._misses, self._evicted, entries, *self._bytes)
+            openings = sum(key.startswith(OPENING) for tier in self._tiers for key in tier)
+            entries = sum(map(len, self._tiers)) - openings
+            return StoreStats(self._hits, self._misses, self._evicted, entries, openings, *self._bytes)
 
     def say_once(self, text: str) -> None:
         """Log a warning the first time."""
@@ -151,11 +165,7 @@ class ImageKeys:
 
         The image's number counts where the kind of attention makes label and image a unit, or the model numbers images.
         """
-        config = self.model.config
-        model = model_state(self.model)
-        implementation = self.model.language_model.config._attn_implementation
-        attention = (implementation, config.attention_kind, config.image_positions)
-        maker = (model, str(self.model.dtype), self.model.device.type, *attention, self.preprocessing)
+        maker, config = self._maker(), self.model.config
         keys = []
         for image, unit in images:
             label = [id for id, kind in zip(unit.ids, unit.modality, strict=True) if not kind]
@@ -163,6 +173,18 @@ class ImageKeys:
             number = str(unit.number) if numbered else ""
             keys.append(digest(*maker, image_key(image), number, repr(label)))
         return keys
+
+    def of_opening(self, ids: list[int]) -> str:
+        """A key for the text that opens a conversation."""
+        return digest(*self._maker(), repr(ids))
+
+    def _maker(self) -> tuple[str, ...]:
+        """What computes states, and how."""
+        config = self.model.config
+        implementation = self.model.language_model.config._attn_implementation
+        attention = (implementation, config.attention_kind, config.image_positions)
+        model = self.model
+        return model_state(model), str(model.dtype), model.device.type, *attention, self.preprocessing
 
 
 _numbers = itertools.count()

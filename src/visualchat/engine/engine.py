@@ -368,3 +368,7 @@ class _CountedStore(ImageStore):
             return compute()
 
         return self.store.get(key, device, counted)
+
+    def get_opening(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
+        """As `ImageStore.get_opening`."""
+        return self.store.get_opening(key, device, compute)

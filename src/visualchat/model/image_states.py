@@ -99,7 +99,7 @@ def units_from(model: VisualChatModel, ids: list[int], modality: list[int], unit
         first, stop = place, place + size
         while with_label and first > start and units[first - 1] == units[place]:
             first -= 1
-        assert all(kind == Modality.IMAGE for kind in modality[place:stop])
+        assert modality[place:stop] == [Modality.IMAGE] * size
         found.append(Unit(tuple(ids[first:stop]), tuple(modality[first:stop]), units[place], first))
         place = stop
     return found
@@ -120,6 +120,14 @@ def unit_states(model: VisualChatModel, unit: Unit, pixel_values: Tensor) -> Ten
         past_key_values=cache,
         use_cache=True,
     )
+    return _stacked(cache)
+
+
+@torch.no_grad()
+def opening_states(model: VisualChatModel, ids: list[int]) -> Tensor:
+    """Keys and values (2, L, H, n, D) of the text that opens a conversation, rotated."""
+    cache = _empty_cache(model)
+    model.base_model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
     return _stacked(cache)
 
 
