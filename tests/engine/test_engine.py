@@ -180,3 +180,22 @@ def test_a_system_text_is_shared_by_conversations(model, processor, ask):
     ]
     assert usages[0].cached_tokens == 0
     assert usages[1].cached_tokens > len(system) // 2
+
+
+def test_settings_of_the_model_count_as_in_a_session(make_model, processor, ask):
+    """A penalty reads the tokens so far, of this answer alone; a nucleus is remembered from request to request."""
+    model = make_model()
+    model.generation_config.repetition_penalty = 1.3
+    model.generation_config.top_k = 5
+    for settings in ({}, {"temperature": 0.9, "seed": 1}):
+        engine = Engine(model, processor)
+        handles = [engine.submit(ask(dialogue, **settings)) for dialogue in DIALOGUES[:3] * 2]
+        expected = [alone(model, processor, dialogue, **settings) for dialogue in DIALOGUES[:3]] * 2
+        assert [handle.result().ids for handle in handles] == expected
+    model.generation_config.repetition_penalty = None
+    model.generation_config.top_p = 0.5
+    greedy = [alone(model, processor, dialogue) for dialogue in DIALOGUES[:3]]
+    engine = Engine(model, processor)
+    for top_p, same in ((1e-6, True), (None, False)):
+        handles = [engine.submit(ask(d, temperature=2.0, top_p=top_p, seed=4)) for d in DIALOGUES[:3]]
+        assert ([handle.result().ids for handle in handles] == greedy) == same

@@ -24,7 +24,7 @@ from visualchat.engine.handle import Handle
 from visualchat.engine.job import Job, names_of
 from visualchat.engine.kept import KeptConversations
 from visualchat.engine.request import QueueFull, Request, image_size
-from visualchat.engine.sampling import Sampler, choose
+from visualchat.engine.sampling import Samplers, choose
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.growing_cache import GrowingCache
 from visualchat.model.images_first import ImagesFirstCache
@@ -94,6 +94,7 @@ class Engine:
         keeps_all, outside = self._answerer.new_cache().keeps_all, model.config.images_outside
         self._batches = keeps_all and not outside  # else each conversation decodes alone
         self._kept = KeptConversations(kept_bytes if keeps_all else 0, can_crop=not outside)
+        self._samplers = Samplers(model, processor.end_token_ids[-1])
         self._batch = Batch()
         self._waiting: deque[Job] = deque()
         self._prefilling: deque[Job] = deque()
@@ -238,7 +239,7 @@ class Engine:
             job.end("error", error)
 
     def _begin(self, job: Job) -> None:
-        job.sampler = Sampler(self.model, job.request, self.processor.end_token_ids[-1])
+        job.sampler = self._samplers(job.request)
         known = self._kept.beginning(job.names)
         if known is not None:
             job.done, job.cache = known

@@ -12,6 +12,9 @@ from visualchat.model.growing_cache import GrowingCache
 Name = tuple[Hashable, int]
 """What a token is: its id, or the hash of the image that it is of; and the number of its unit."""
 
+MOST = 256
+"""So many conversations are kept at most: each request is compared with all."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -29,7 +32,7 @@ class Kept:
 
 
 class KeptConversations:
-    """Those that were used last, up to a budget.
+    """Those that were used last, up to a budget, and `MOST`.
 
     Args:
         budget: Bytes.
@@ -79,7 +82,7 @@ class KeptConversations:
         self._kept[self._next] = Kept(names, cache, nbytes)
         self._next += 1
         self.nbytes += nbytes
-        while self.nbytes > self.budget:
+        while self.nbytes > self.budget or len(self._kept) > MOST:
             self._drop(next(iter(self._kept)))
 
     def clear(self) -> None:
@@ -99,10 +102,12 @@ def splits_unit(names: Sequence[Name], place: int) -> bool:
 
 def _common(one: Sequence[Name], other: Sequence[Name]) -> int:
     """How many names two conversations begin with alike."""
-    for place, (mine, yours) in enumerate(zip(one, other, strict=False)):
-        if mine != yours:
-            return place
-    return min(len(one), len(other))
+    most = min(len(one), len(other))
+    for start in range(0, most, 64):  # lists compare many times faster than their elements one by one
+        end = min(start + 64, most)
+        if one[start:end] != other[start:end]:
+            return next(place for place in range(start, end) if one[place] != other[place])
+    return most
 
 
 def _nbytes(cache: GrowingCache) -> int:

@@ -5,13 +5,21 @@ Shapes: V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from visualchat.engine.request import Request
 from visualchat.model import VisualChatForConditionalGeneration
+
+SCORES_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
+"""Processors that do not look at earlier tokens."""
+
+MOST = 64
+"""So many combinations of settings are remembered."""
 
 
 class NotNumbers(RuntimeError):
@@ -21,42 +29,84 @@ class NotNumbers(RuntimeError):
         super().__init__("the model's logits are not numbers (nan): its weights are damaged, or its precision too low")
 
 
-class Sampler:
-    """Chooses the tokens of one answer.
-
-    Args:
-        model: Its generation config counts where the request leaves a setting open.
-        request: The one.
-        end: The end token.
+@dataclass(frozen=True)
+class Prepared:
+    """How `generate` would choose tokens.
 
     Attributes:
-        plain: Whether it takes the likeliest token of the logits as they are, which a batch can do at once.
+        processors: What it does to logits.
+        samples: Whether it draws, or takes the likeliest.
     """
 
-    def __init__(self, model: VisualChatForConditionalGeneration, request: Request, end: int) -> None:
-        found: dict[str, Any] = {}
+    processors: LogitsProcessorList
+    samples: bool
+
+    @property
+    def by_scores_alone(self) -> bool:
+        """Whether nothing in it is of one request, so that others may use it."""
+        return all(type(processor) in SCORES_ALONE for processor in self.processors)
+
+
+class Samplers:
+    """Makes samplers for the requests to one model.
+
+    Args:
+        model: Where a request leaves a setting open, its generation config counts, as it is when such a request first
+            comes.
+        end: The end token.
+    """
+
+    def __init__(self, model: VisualChatForConditionalGeneration, end: int) -> None:
+        self._model, self._end = model, end
+        self._known: dict[tuple[float, float | None], Prepared] = {}
+
+    def __call__(self, request: Request) -> Sampler:
+        """The sampler of one answer."""
+        settings = request.temperature, request.top_p
+        prepared = self._known.get(settings) or self._prepare(request)
+        if prepared.by_scores_alone:
+            if len(self._known) >= MOST:
+                self._known.clear()
+            self._known[settings] = prepared
+        return Sampler(prepared, request, self._model.device)
+
+    def _prepare(self, request: Request) -> Prepared:
+        """By `generate` itself, which costs milliseconds."""
+        found: list[Prepared] = []
 
         def prepared(model: Any, input_ids: Tensor, logits_processor: Any, generation_config: Any, **_: Any) -> Tensor:
-            found.update(processors=logits_processor, samples=generation_config.do_sample)
+            found.append(Prepared(logits_processor, generation_config.do_sample))
             return input_ids
 
-        self._ids = torch.tensor([request.tokens.ids], device=model.device)
         settings: dict[str, Any] = {"do_sample": request.temperature > 0}
         if request.temperature > 0:
             settings["temperature"] = request.temperature
             if request.top_p is not None:
                 settings["top_p"] = request.top_p
-        model.generate(
-            input_ids=self._ids,
-            attention_mask=torch.ones_like(self._ids),
+        ids = torch.tensor([request.tokens.ids], device=self._model.device)
+        self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             **settings,
             max_new_tokens=request.max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
+            eos_token_id=self._end,
+            pad_token_id=self._end,
             custom_generate=prepared,
         )
-        self._processors, self._samples = found["processors"], found["samples"]
-        self.plain = not self._samples and not self._processors
+        return found[0]
+
+
+class Sampler:
+    """Chooses the tokens of one answer.
+
+    Attributes:
+        plain: Whether it takes the likeliest token of the logits as they are, which a batch can do at once.
+    """
+
+    def __init__(self, prepared: Prepared, request: Request, device: torch.device) -> None:
+        self._prepared = prepared
+        self._ids: Any = torch.tensor([request.tokens.ids], device=device)
+        self.plain = not prepared.samples and not prepared.processors
         self._generator = request.generator
         if request.seed is not None:
             self._generator = torch.Generator().manual_seed(request.seed)
@@ -69,14 +119,14 @@ class Sampler:
         """
         if logits.isnan().any():
             raise NotNumbers
-        scores = self._processors(self._ids, logits.to(torch.float32))
-        if not self._samples:
+        scores = self._prepared.processors(self._ids, logits.to(torch.float32))
+        if not self._prepared.samples:
             token = scores.argmax(-1, keepdim=True)
         else:
             weights = scores.softmax(-1)
             weights = weights if self._generator is None else weights.cpu()
             token = torch.multinomial(weights, 1, generator=self._generator).to(logits.device)
-        if self._processors:
+        if not self._prepared.by_scores_alone:
             self._ids = torch.cat([self._ids, token], 1)
         return int(token)
 
