@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from visualchat.cli import ending
 from visualchat.cli.config import CONF
@@ -89,8 +90,20 @@ def test_an_early_end_says_what_is_kept_and_how_to_go_on(typed, tmp_path, capsys
     said = capsys.readouterr().err
     assert said.startswith("the run's files could not be written: [Errno 28] No space left on device: 'metrics.csv'")
     assert said.endswith(kept + go_on)
+    with pytest.raises(SystemExit) as left, explained(tmp_path / "mine"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    said = capsys.readouterr().err
+    assert (left.value.code, said.splitlines()[1:]) == (1, [*kept.splitlines(), *go_on.splitlines()])
+    with pytest.raises(SafetensorError), explained(tmp_path / "mine"):
+        raise SafetensorError("Error while deserializing header: header too large")
     with pytest.raises(FileNotFoundError), explained(tmp_path / "mine"):
         raise FileNotFoundError("another matter")
+    with pytest.raises(KeyboardInterrupt), explained(tmp_path / "mine"):
+        raise KeyboardInterrupt  # after training: signals mean again what they meant before
+    assert capsys.readouterr().err == f"\nstopped by Ctrl-C\n{kept}{go_on}"
+    with pytest.raises(KeyboardInterrupt), explained(tmp_path / "nothing here yet"):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == ""
     monkeypatch.setattr(ending, "is_first_rank", lambda: False)
     with pytest.raises(SystemExit) as left, explained(tmp_path / "mine"):
         raise RunStopped("of all ranks")

@@ -84,11 +84,13 @@ def start(command: Command) -> None:
         try:
             with _environment(FULL_ERROR, "1" if whole_trace else None):  # as processes that it starts should find it
                 return imported(command.work).run(config)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if hydra_config.mode == RunMode.MULTIRUN:
                 raise  # this run failed, the sweep continues
             folder, name = Path(hydra_config.runtime.output_dir), hydra_config.job.name
             remove_empty_run(folder, hydra_config.output_subdir, f"{name}.log")
+            if isinstance(error, KeyboardInterrupt):
+                raise
             raise _EndedError(error) from None
 
     job.__module__ = command.work  # Hydra names the job after it

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from safetensors import SafetensorError
 
 from visualchat.training.checkpoint_io import manifest
 from visualchat.training.ranks import is_first_rank
@@ -59,13 +60,17 @@ def explained(run: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (RunStopped, OSError) as error:
+    except KeyboardInterrupt:  # before training, or after it, while the model is saved and evaluated
+        if is_first_rank() and (run / FOLDER / LAST).exists():
+            print(f"\nstopped by Ctrl-C\n{_how_to_resume(run)}", file=sys.stderr, flush=True)
+        raise
+    except (RunStopped, OSError, SafetensorError) as error:
         stopped = error if isinstance(error, RunStopped) else _disk_is_full(error)
         if stopped is None:
             raise
         if not is_first_rank():  # the first rank speaks; Lightning would kill it for another's exit code
             raise SystemExit(stopped.code if isinstance(stopped, RankSilent) else 0) from None
-        message = f"{stopped}\n{_what_is_kept(run)}\nresume with: {command_to_resume(run, stopped.instead)}"
+        message = f"{stopped}\n{_how_to_resume(run, stopped.instead)}"
         if stopped.code == 1 and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise RunStopped(message) from None
         print(message, file=sys.stderr, flush=True)
@@ -105,14 +110,18 @@ def _short(program: str) -> str:
     return Path(program).name if shutil.which(Path(program).name) == program else program
 
 
-def _what_is_kept(run: Path) -> str:
-    last = run / FOLDER / LAST
-    if not last.exists():
-        return "no checkpoint was saved"
-    return f"the last checkpoint is of step {manifest(last)['step']}: {os.path.relpath(last)}"
+def _how_to_resume(run: Path, instead: Mapping[str, object] | None = None) -> str:
+    """What is kept of the run, and what to type."""
+    last, kept = run / FOLDER / LAST, "no checkpoint was saved"
+    if last.exists():
+        kept = f"the last checkpoint is of step {manifest(last)['step']}: {os.path.relpath(last)}"
+    return f"{kept}\nresume with: {command_to_resume(run, instead)}"
 
 
-def _disk_is_full(error: OSError) -> RunStopped | None:
-    if error.errno not in _FULL:
+def _disk_is_full(error: OSError | SafetensorError) -> RunStopped | None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors has it in words alone
+        number = int(told[1])
+    if number not in _FULL:
         return None
     return RunStopped(f"the run's files could not be written: {error}; make room first")
