@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,3 +285,12 @@ def test_every_heading_of_the_page_on_errors_is_provoked_here():
     provoked = [words.partition("\n")[0].strip() for _, _, words in SETTINGS + WORK]
     for heading in headings:
         assert any(words and heading.startswith(words) for words in provoked), heading
+
+
+def test_an_interrupted_start_leaves_no_folder(command, tmp_path, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("visualchat.cli.command.imported", lambda module: SimpleNamespace(run=interrupted))
+    assert command("train") == (130, "")
+    assert not (tmp_path / "outputs").exists()
