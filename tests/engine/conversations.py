@@ -1,5 +1,7 @@
 """Dialogues with an open turn, of other lengths and numbers of images, and what a session alone says to them."""
 
+from types import MappingProxyType
+
 import numpy as np
 import torch
 from PIL import Image
@@ -35,6 +37,8 @@ KINDS = {
     "causal": {"attention_kind": "causal"},
     "image": {"attention_kind": "image"},
     "mmca_reference": {"attention_kind": "mmca_reference"},
+    "shared": {"image_positions": "shared"},
+    "early": {"attention_kind": "mmca_joint", "early_attention_kind": "image", "early_attention_share": 0.5},
     "cross": {"attention_kind": "cross", "cross_attention_every": 1},
 }
 
@@ -53,7 +57,7 @@ def opened(model):
     return model
 
 
-def alone(model, processor, dialogue, **settings):
+def alone(model, processor, dialogue, settings=MappingProxyType({})):
     """The answer's tokens of a session that is asked the same, with a store of its own."""
     session = ChatSession(model, processor, max_new_tokens=MOST, **settings)
     for turn in dialogue.turns:

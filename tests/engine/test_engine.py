@@ -26,21 +26,18 @@ def test_answers_are_those_of_sessions_alone(make_model, processor, backbones, k
     model = opened(make_model(**KINDS[kind]))
     if kind == "cross":  # whose images take one slot each
         processor = VisualChatProcessor.from_backbones(backbones.vision, backbones.language, image_seq_length=1)
-    for settings in ({}, {"temperature": 0.9}):
+    drawn = torch.get_rng_state()
+    for settings, chunk in (({}, 64), ({"temperature": 0.9}, 10_000)):
         seeds = [{"seed": row} if settings else {} for row in range(len(DIALOGUES))]
-        expected = [
-            alone(model, processor, dialogue, **settings, **seed)
-            for dialogue, seed in zip(DIALOGUES, seeds, strict=True)
-        ]
+        asked_so = [settings | seed for seed in seeds]
+        expected = [alone(model, processor, *each) for each in zip(DIALOGUES, asked_so, strict=True)]
         assert len({tuple(said) for said in expected}) > (1 if kind == "cross" else 4)
-        for chunk in (64, 10_000):
-            engine = Engine(model, processor, chunk=chunk)
-            handles = []
-            for dialogue, seed in zip(DIALOGUES, seeds, strict=True):
-                request = Request.of(processor, dialogue, max_new_tokens=MOST, **settings, **seed)
-                handles.append(engine.submit(request))
-                engine.step()
-            assert [handle.result().ids for handle in handles] == expected
+        engine, handles = Engine(model, processor, chunk=chunk), []
+        for dialogue, how in zip(DIALOGUES, asked_so, strict=True):
+            handles.append(engine.submit(Request.of(processor, dialogue, max_new_tokens=MOST, **how)))
+            engine.step()
+        assert [handle.result().ids for handle in handles] == expected
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 @pytest.mark.parametrize("kind", ["mmca", "numbered", "unit", "causal"])
@@ -171,6 +168,17 @@ def test_kept_conversations_stay_within_their_budget(model, processor, ask):
     assert engine.stats.batch_bytes == 0
 
 
+def test_a_changed_model_continues_nothing(make_model, processor, ask):
+    model = make_model()
+    engine = Engine(model, processor)
+    before = engine.submit(ask(DIALOGUES[0])).result()
+    with torch.no_grad():
+        model.language_model.get_decoder().layers[0].mlp.down_proj.weight.mul_(-1)
+    after = engine.submit(ask(DIALOGUES[0])).result()
+    assert (after.ids, after.usage.cached_tokens) == (alone(model, processor, DIALOGUES[0]), 0)
+    assert after.ids != before.ids
+
+
 def test_a_system_text_is_shared_by_conversations(model, processor, ask):
     system = "All of this stands before each conversation, whatever it is about."
     engine = Engine(model, processor)
@@ -190,7 +198,7 @@ def test_settings_of_the_model_count_as_in_a_session(make_model, processor, ask)
     for settings in ({}, {"temperature": 0.9, "seed": 1}):
         engine = Engine(model, processor)
         handles = [engine.submit(ask(dialogue, **settings)) for dialogue in DIALOGUES[:3] * 2]
-        expected = [alone(model, processor, dialogue, **settings) for dialogue in DIALOGUES[:3]] * 2
+        expected = [alone(model, processor, dialogue, settings) for dialogue in DIALOGUES[:3]] * 2
         assert [handle.result().ids for handle in handles] == expected
     model.generation_config.repetition_penalty = None
     model.generation_config.top_p = 0.5

@@ -164,7 +164,7 @@ def test_numbers_that_are_none_stay_in_their_row(engine, ask, expected):
     handles = [serving.submit(ask(number)) for number in (4, 0, 2)]
     serving.step()
     for layer in serving._batch.layers:
-        layer.values[2, :, serving._batch.lengths[2] - 1] = torch.nan
+        layer.values[2, :, serving._batch.end - 1] = torch.nan
     with pytest.raises(NotNumbers, match="not numbers"):
         handles[2].result()
     late = serving.submit(ask(3))

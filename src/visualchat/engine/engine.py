@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from visualchat.chat.answering import Answerer
-from visualchat.chat.image_store import GIB, ImageStore
+from visualchat.chat.image_store import GIB, ImageStore, model_state
 from visualchat.engine.batch import Batch
 from visualchat.engine.handle import Handle
 from visualchat.engine.job import Job, names_of
@@ -227,6 +227,8 @@ class Engine:
             new = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
             self._prefilling.extend(new)
             self._running.extend(new)
+        if new:
+            self._kept.of_model(model_state(self.model))
         for job in new:
             self._attempt(job, self._begin)
 

@@ -42,6 +42,7 @@ class KeptConversations:
     def __init__(self, budget: int, can_crop: bool) -> None:
         self.budget, self.can_crop = budget, can_crop
         self.nbytes = 0
+        self._model = ""
         self._kept: OrderedDict[int, Kept] = OrderedDict()
         self._next = 0
 
@@ -84,6 +85,12 @@ class KeptConversations:
         self.nbytes += nbytes
         while self.nbytes > self.budget or len(self._kept) > MOST:
             self._drop(next(iter(self._kept)))
+
+    def of_model(self, state: str) -> None:
+        """Forget all where the model is not what it was: `visualchat.chat.image_store.model_state` tells."""
+        if state != self._model:
+            self.clear()
+        self._model = state
 
     def clear(self) -> None:
         """Forget all."""
