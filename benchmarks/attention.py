@@ -115,6 +115,8 @@ def forms(row: Row, implementations: tuple[str, ...]) -> dict[str, Callable[...,
         return scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1)
 
     found: dict[str, Callable[..., Tensor]] = {"causal": causal}
+    if row.segments is not None:
+        found["causal/sdpa"] = of_kind("causal", "sdpa")
     for kind in ("mmca", "mmca_joint", "unit", "label", "mmca_reference"):
         for implementation in implementations:
             found[f"{kind}/{implementation}"] = of_kind(kind, implementation)
@@ -136,14 +138,12 @@ def computed_pairs(name: str, row: Row) -> float | None:
         return 2.0 * length**2
     layout = Layout(length, row.modality, None, row.units, row.units, row.segments)
     found = make_plan(attention_kind(kind), layout, torch.float32, mergeable=row.modality.device.type == "cpu")
-    text = found.text.length
-    pairs = text * (text + 1) / 2
-    if found.segments is not None:
-        pairs = sum((n := p.stop - p.start) * (n + 1) / 2 for p in found.segments[0])
-    if found.views is not None:
-        pairs += sum((p.stop - p.start) * (p.last - p.first) for p in found.views[0])
-    elif found.images is not None:
-        pairs += text * found.images.length
+    if found.parts is not None:
+        pairs = sum(part.pairs for part in found.parts)
+        pairs += sum(part.mask.bias.numel() for part in found.parts if part.mask is not None)
+    else:
+        text = found.text.length
+        pairs = text * (text + 1) / 2
     if found.groups is not None:
         groups, size = found.groups.index.shape
         one = size * (size + 1) / 2 if found.groups.causal else size**2

@@ -5,7 +5,7 @@ import torch
 from layouts import IMAGE, PAIRS, SHAPES, TEXT, attend, by_definition, noise, random_qkv, random_tokens, without_images
 from torch.nn.functional import scaled_dot_product_attention
 
-from visualchat.attention import attention_kind, multimodal_attention, parts, sdpa_plan
+from visualchat.attention import attention_kind, multimodal_attention, parts, parts_plan, sdpa_plan
 from visualchat.attention.layout import Layout
 
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -23,6 +23,8 @@ implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def image_side(request, monkeypatch):
     """Both forms of the fast implementation's image side, whatever the lengths."""
     monkeypatch.setattr(sdpa_plan, "MASKED_SIDE", request.param)
+    monkeypatch.setattr(parts_plan, "BLOCK", 3)  # so that runs of these rows are cut, and not all alike
+    monkeypatch.setattr(parts_plan, "ALIKE", 2)
 
 
 def gradients(qkv, out):
@@ -247,11 +249,15 @@ def test_a_joint_kind_computes_no_pair_of_an_image_query():
     modality = torch.tensor([[0] * 40 + [1] * 400] * 4).flatten()[None]
     layout = Layout(modality.shape[1], modality)
     plan = sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32, mergeable=True)
-    assert plan.merged
+    (part,) = plan.parts
     assert plan.text.length == 160
-    (row,) = plan.views
-    assert [(p.stop - p.start, p.last - p.first) for p in row] == [(40, 0), (40, 400), (40, 800), (40, 1200)]
-    assert not sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32).merged
+    (row,), (back,) = part.by_query, part.by_key
+    assert [(p.start, p.stop, p.last) for p in row] == [(40 * n, 40 * n + 40, 440 * n) for n in range(4)]
+    assert [(p.start, p.stop, p.first, p.last) for p in back] == [
+        (40 * n, 160, 440 * n - 440, 440 * n) for n in (1, 2, 3)
+    ]
+    assert [blocks.shape for blocks in part.blocks] == [(4, 40)]
+    assert sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32).parts is None
 
 
 @pytest.mark.parametrize("kind", ["unit", "unit_split", "label"])

@@ -114,6 +114,16 @@ def test_padded_packed_and_alone_it_is_the_plain_computation(make_deep_model, pr
 
 
 @torch.no_grad()
+def test_packed_causal_attention_makes_no_dense_mask(make_deep_model, processor):
+    model, seen = make_deep_model(attention_kind="causal"), []
+    attend = model.language_model.model.layers[0].self_attn
+    attend.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    model(**processor.batch(dialogues(), rows=[3]))
+    assert seen[0]["attention_mask"] is None
+    assert seen[0]["segment_ids"].unique().numel() >= 3
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("point", POINTS)
 def test_another_first_image_changes_later_images_where_layers_look_across(make_deep_model, processor, point):
     """Bit by bit in every layer; text before the image never changes. What chat may reuse agrees."""

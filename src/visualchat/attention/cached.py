@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visualchat.attention.compact import Compact, Piece, Rows
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout
 from visualchat.attention.parts import add_groups, attend, placed, take, without_surplus
-from visualchat.attention.sdpa_plan import Compact, Piece, Plan, Rows, make_plan, runs
+from visualchat.attention.sdpa_plan import Plan, make_plan, runs
 
 Part = tuple[Tensor, Tensor]
 """Results (B, Hq, T, D) and log-sum-exp (B, Hq, T)."""

@@ -1,13 +1,13 @@
 """Attention over parts of the keys, and their results brought together; few calls, gradients written in place.
 
-The queries of text attend to text (a causal part) and to the images before them (mask-free parts); images that see more
-than themselves attend in groups, with their labels. Under split softmax the results of the two sides are added. Under
-one softmax they are weighted by their log-sum-exp, which gives exactly what one softmax over all keys gives; the
-gradient of each part is exact if its backward pass is given the merged result and log-sum-exp, as in ring attention
-(arXiv 2310.01889). torch's fused kernel for CPUs returns and takes it.
+The queries of text attend without a mask to what stands before their block, and causally within it (`parts_plan.py`);
+images that see more than themselves attend in groups, with their labels. Results over parts of the keys of one softmax
+are weighted by their log-sum-exp, which gives exactly what one call over all of them gives; the gradient of each part
+is exact if its backward pass is given the merged result and log-sum-exp, as in ring attention (arXiv 2310.01889).
+torch's fused kernel for CPUs returns and takes it. Under split softmax the results of the two sides are added.
 
-Shapes: B batch, Hq query heads, Hkv key heads, S sequence, D head size; T compacted text, I compacted images; G groups,
-M tokens of the largest.
+Shapes: B batch, Hq query heads, Hkv key heads, S sequence, D head size; T compacted queries; G groups, M tokens of the
+largest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visualchat.attention.sdpa_plan import Compact, Groups, Mask, Piece, Plan, Rows
+from visualchat.attention.compact import Compact, Mask, Piece, Rows
+from visualchat.attention.parts_plan import Blocks, Part
+from visualchat.attention.sdpa_plan import Groups, Plan
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -67,66 +69,136 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scale: float) -> Tensor:
-        q, k, v = (take(tensor, plan.text) for tensor in (query, key, value))
-        kept = [q, k, v]
-        side, mass = attend((q, k, v), plan.segments, scale, causal=True)
-        done = [side, mass]
-        if plan.images is not None:
-            keys, values = (take(tensor, plan.images) for tensor in (key, value))
-            kept += [keys, values]
-            other, other_mass = attend((q, keys, values), plan.views, scale, mask=plan.view_mask)
-            if plan.merged:
-                total = torch.logaddexp(mass, other_mass)
-                side = side * (mass - total).exp().to(side.dtype)[..., None]
-                side = side.addcmul_(other, (other_mass - total).exp().to(side.dtype)[..., None])
-                done = [side, total]
-            else:
-                side, done = side + other, [side, mass, other, other_mass]
+        q = take(query, plan.text)
+        kept, side = [q], None
+        assert plan.parts is not None
+        for part in plan.parts:
+            keys, values = (key, value) if part.keys is None else (take(key, part.keys), take(value, part.keys))
+            found, mass = _attend_part((q, keys, values), part, scale)
+            kept += [keys, values, found, mass]
+            side = found if side is None else side + found
+        assert side is not None
         if not plan.all_count:
             side = side.masked_fill(~plan.result[:, None, :, None], 0.0)
-        parts = [(side, plan.text)]
+        results = [(side, plan.text)]
         if plan.own_values and plan.images is not None:
             groups = query.shape[1] // value.shape[1]
-            values = values if groups == 1 else values.repeat_interleave(groups, dim=1)
-            parts.append((without_surplus(values, plan.images), plan.images))
-        out = placed(query.shape, *parts)
+            own = take(value, plan.images)
+            own = own if groups == 1 else own.repeat_interleave(groups, dim=1)
+            results.append((without_surplus(own, plan.images), plan.images))
+        out = placed(query.shape, *results)
         inside: list[Tensor] = []
         if plan.groups is not None:
             inside = add_groups(out, (query, key, value), plan.groups, scale)
-        ctx.save_for_backward(*kept, *done, *inside)
-        ctx.plan, ctx.scale, ctx.shapes, ctx.text = plan, scale, (query.shape, key.shape), len(kept) + len(done)
+        ctx.save_for_backward(*kept, *inside)
+        ctx.plan, ctx.scale, ctx.shapes, ctx.text = plan, scale, (query.shape, key.shape), len(kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan, scale = ctx.plan, ctx.scale
-        q, k, v, *saved = ctx.saved_tensors[: ctx.text]
+        q, *saved = ctx.saved_tensors[: ctx.text]
         upstream = grads[0].transpose(1, 2)  # (B, Hq, S, D)
         grad = take(upstream, plan.text)
         if not plan.all_count:
             grad = grad.masked_fill(~plan.result[:, None, :, None], 0.0)
-        done = saved if plan.images is None else saved[2:]
-        grad_q, text_k, text_v = _backward(grad, (q, k, v), (done[0], done[1]), plan.segments, scale, causal=True)
-        of_keys, of_values = [(text_k, plan.text)], [(text_v, plan.text)]
-        if plan.images is not None:
-            ends, other = (q, saved[0], saved[1]), (done[-2], done[-1])
-            more, image_k, image_v = _backward(grad, ends, other, plan.views, scale, mask=plan.view_mask)
-            grad_q = grad_q.add_(more)
-            if plan.own_values:
-                own = take(upstream, plan.images)
-                own = own.unflatten(1, (image_v.shape[1], -1)).sum(2) if own.shape[1] > image_v.shape[1] else own
-                image_v = image_v.add_(without_surplus(own, plan.images))
-            of_keys.append((image_k, plan.images))
-            of_values.append((image_v, plan.images))
         shape, key_shape = ctx.shapes
-        found = (
-            placed(shape, (grad_q, plan.text)),
-            placed(key_shape, *of_keys),
-            placed(key_shape, *of_values),
-        )
+        grad_q, grad_k, grad_v = _zeros(q), None, None
+        for number, part in enumerate(plan.parts):
+            keys, values, *done = saved[4 * number : 4 * number + 4]
+            new_k, new_v = _backward_part(grad_q, grad, (q, keys, values), (done[0], done[1]), part, scale)
+            if part.keys is None:
+                grad_k, grad_v = new_k.transpose(1, 2), new_v.transpose(1, 2)
+            elif grad_k is None or grad_v is None:
+                grad_k, grad_v = (placed(key_shape, (new, part.keys)) for new in (new_k, new_v))
+            else:
+                grad_k, grad_v = (
+                    add_at(total, part.keys.flat, without_surplus(new, part.keys))
+                    for total, new in ((grad_k, new_k), (grad_v, new_v))
+                )
+        assert grad_k is not None
+        assert grad_v is not None
+        if plan.own_values and plan.images is not None:
+            own = take(upstream, plan.images)
+            own = own.unflatten(1, (key_shape[1], -1)).sum(2) if own.shape[1] > key_shape[1] else own
+            grad_v = add_at(grad_v, plan.images.flat, without_surplus(own, plan.images))
+        found = (placed(shape, (grad_q, plan.text)), grad_k, grad_v)
         if plan.groups is not None:
             _backward_groups(found, upstream, ctx.saved_tensors[ctx.text :], plan.groups, scale)
         return (*(each.transpose(1, 2) for each in found), None, None)
+
+
+def _attend_part(qkv: Triple, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+    """Results (B, Hq, T, D) and log-sum-exp (B, Hq, T) of one softmax."""
+    out, mass = attend(qkv, None if part.mask is not None else part.by_query, scale, mask=part.mask)
+    if not part.blocks:
+        return out, mass
+    near, near_mass = _forward_blocks(qkv, part.blocks, scale)
+    total = torch.logaddexp(mass, near_mass)
+    out = out.mul_((mass - total).exp().to(out.dtype)[..., None])
+    return out.addcmul_(near, (near_mass - total).exp().to(out.dtype)[..., None]), total
+
+
+def _forward_blocks(qkv: Triple, blocks: tuple[Blocks, ...], scale: float) -> tuple[Tensor, Tensor]:
+    """As `_attend_part`, of blocks that attend among themselves; 0 at the surplus of the text."""
+    operators = _operators()
+    assert operators is not None
+    q, k, v = qkv
+    rows = len(q)
+    out, mass = _zeros(q), q.new_zeros(rows, q.shape[2], q.shape[1], dtype=_mass_type(q.dtype))
+    flat = out.transpose(1, 2).flatten(0, 1), mass.flatten(0, 1)
+    for some in blocks:
+        each = (_block(t, index, some.shape) for t, index in ((q, some.index), (k, some.keys), (v, some.keys)))
+        found = [t.transpose(1, 2).flatten(0, 1) for t in operators[0](*each, is_causal=True, scale=scale)]
+        if some.index is None:
+            flat = found[0], found[1]
+            continue
+        for total, new in zip(flat, found, strict=True):
+            if some.chosen is None:
+                total.index_copy_(0, some.index, new)
+            else:
+                total.index_copy_(0, some.index[some.chosen], new[some.chosen])
+    out, mass = (total.unflatten(0, (rows, -1)).transpose(1, 2) for total in flat)
+    return out, mass
+
+
+def _backward_part(
+    grad_q: Tensor, grad: Tensor, qkv: Triple, done: tuple[Tensor, Tensor], part: Part, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Add the queries' gradient to `grad_q` (B, Hq, T, D), and give those of keys and values."""
+    if part.mask is not None:
+        new_q, *others = _backward(grad, qkv, done, None, scale, mask=part.mask)
+        grad_q.add_(new_q)
+        return others[0], others[1]
+    grads = grad_q, _zeros(qkv[1]), _zeros(qkv[2])
+    _add_backward(grads, grad, qkv, done, part.by_key, scale)
+    operators = _operators()
+    assert operators is not None
+    (q, k, v), (out, mass) = qkv, done
+    for some in part.blocks:
+        upstream, own_q, own_out = (_block(t, some.index, some.shape) for t in (grad, q, out))
+        own_mass = _block(mass[..., None], some.index, some.shape)[..., 0]
+        own_k, own_v = (_block(t, some.keys, some.shape) for t in (k, v))
+        ends = some.without_surplus(upstream), own_q, own_k, own_v, own_out, own_mass
+        new = operators[1](*ends, 0.0, True, scale=scale)
+        for total, index, one in zip(grads, (some.index, some.keys, some.keys), new, strict=True):
+            if index is None:
+                total += one.transpose(1, 2).reshape(len(total), -1, *one.shape[1::2]).transpose(1, 2)
+            else:
+                add_at(total.transpose(1, 2), index, one)
+    return grads[1], grads[2]
+
+
+def _block(tensor: Tensor, index: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """The tokens of `tensor` (B, H, T, D) at flat positions, or all of them, (G, H, M, D)."""
+    if index is None:
+        return tensor.unflatten(2, (-1, shape[1])).transpose(1, 2).flatten(0, 1)
+    return tokens_at(tensor, index).unflatten(0, shape).transpose(1, 2)
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Zeros like (B, H, T, D), laid out token by token."""
+    return like.new_zeros(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
 
 
 def add_groups(out: Tensor, qkv: Triple, groups: Groups, scale: float) -> list[Tensor]:
@@ -199,17 +271,27 @@ def _backward(
         bias = None if mask is None else mask.bias
         found: Triple = operators[1](grad, q, k, v, out, mass, 0.0, causal, attn_mask=bias, scale=scale)
         return found
-    grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    grads = _zeros(q), _zeros(k), _zeros(v)
+    _add_backward(grads, grad, qkv, done, rows, scale)
+    return grads
+
+
+def _add_backward(
+    grads: Triple, grad: Tensor, qkv: Triple, done: tuple[Tensor, Tensor], rows: Rows, scale: float
+) -> None:
+    """Add the gradients through pieces without a mask."""
+    operators = _operators()
+    assert operators is not None
+    (q, k, v), (out, mass) = qkv, done
     for batch, pieces in _by_row(rows, len(q)):
         for piece in pieces:
             if piece.first < piece.last:
                 queries = batch, slice(None), slice(piece.start, piece.stop)
                 keys = batch, slice(None), slice(piece.first, piece.last)
                 ends = q[queries], k[keys], v[keys], out[queries], mass[queries]
-                new = operators[1](grad[queries], *ends, 0.0, causal, scale=scale)
+                new = operators[1](grad[queries], *ends, 0.0, False, scale=scale)
                 for total, place, part in zip(grads, (queries, keys, keys), new, strict=True):
                     total[place] += part
-    return grads
 
 
 def _by_row(rows: Rows, batch: int) -> Iterator[tuple[slice, list[Piece]]]:

@@ -15,20 +15,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from visualchat.attention.cached import attend_cached, make_cached_plan
+from visualchat.attention.compact import Mask, Piece, Rows
 from visualchat.attention.kinds import AttentionKind
 from visualchat.attention.layout import Layout
 from visualchat.attention.parts import add_at, attend_parts, available, in_groups, take
 from visualchat.attention.plan_cache import remembered
-from visualchat.attention.sdpa_plan import (
-    Groups,
-    Mask,
-    Piece,
-    Plan,
-    Rows,
-    Side,
-    make_plan,
-    make_sides,
-)
+from visualchat.attention.sdpa_plan import Groups, Plan, Side, make_plan, make_sides
 
 GATHERED = ("self", "image", "label", "unit")
 """Image contexts with a form of their own; the others run under masks."""
@@ -66,7 +58,7 @@ def _is_trained(*tensors: Tensor) -> bool:
 
 def _gathered(query: Tensor, key: Tensor, value: Tensor, kind: AttentionKind, plan: Plan, scale: float) -> Tensor:
     """Training and prefill: the queries are the keys."""
-    if plan.apart and plan.text.length and available(query):
+    if plan.parts is not None:
         return attend_parts(query, key, value, plan, scale).transpose(1, 2)
     groups = query.shape[1] // value.shape[1]
     if kind.image_context == "self":

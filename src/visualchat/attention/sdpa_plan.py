@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from visualchat.attention.compact import Compact, Mask, Piece, Rows, compact
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout, visible
+from visualchat.attention.parts_plan import Part, image_part, text_part
 
 MASKED_SIDE = 1 << 16
 """Up to this many query-key pairs a row, one call under a mask beats many mask-free ones."""
@@ -20,75 +22,6 @@ MASKED_SIDE = 1 << 16
 
 READ_TWICE = 1.25
 """Beyond so many keys read for each key, one query's two softmaxes share the scores of all keys."""
-
-
-@dataclass(frozen=True)
-class Compact:
-    """The chosen tokens of each row, moved together.
-
-    Attributes:
-        index: (B, C) positions; beyond a row's own count they point at tokens that were not chosen.
-        flat: (B · C) the same in B × S flattened.
-        valid: (B, C) bool, False at that surplus.
-        everything: Whether all tokens are chosen, so that nothing moves.
-        full: Whether there is no surplus.
-    """
-
-    index: Tensor
-    flat: Tensor
-    valid: Tensor
-    everything: bool
-    full: bool
-
-    @property
-    def length(self) -> int:
-        return self.index.shape[1]
-
-
-def compact(chosen: Tensor) -> Compact:
-    """Move the True entries (B, S) of each row together, in order."""
-    counts = chosen.sum(1)
-    fewest, most = torch.stack([counts.min(), counts.max()]).tolist()
-    index = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    row = torch.arange(len(chosen), device=chosen.device)[:, None]
-    valid = torch.arange(most, device=chosen.device)[None] < counts[:, None]
-    flat = (index + row * chosen.shape[1]).flatten()
-    return Compact(index, flat, valid, everything=fewest == chosen.shape[1], full=fewest == most)
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A mask in the form that torch's fused attention takes as it is: added to the scores, and no query sees nothing.
-
-    Attributes:
-        bias: (B, 1, Q, K) in the queries' dtype, 0 where a query sees a key, else -inf; all 0 where it sees nothing.
-        empty: (B, 1, Q, 1) bool, True at queries that see nothing, whose result must be 0; None where all see some key.
-    """
-
-    bias: Tensor
-    empty: Tensor | None
-
-    @classmethod
-    def of(cls, seen: Tensor, dtype: torch.dtype) -> Mask:
-        """From which keys each query sees, (B, Q, K) bool."""
-        empty = ~seen.any(-1, keepdim=True)
-        hidden = ~(seen | empty)[:, None]
-        bias = torch.zeros(hidden.shape, dtype=dtype, device=seen.device).masked_fill_(hidden, float("-inf"))
-        return cls(bias, empty[:, None] if empty.any() else None)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Queries [start, stop) of a compacted row that all see keys [first, last) of a compacted row."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
-
-
-Rows = list[list[Piece]]
-"""The pieces of each row, in order; one list stands for all rows where they agree."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +64,7 @@ class Plan:
         views: The images' stretches that each stretch of text sees; None where a mask serves better.
         view_mask: That mask, (B, 1, T, I); None where pieces serve better.
         groups: Images or units that attend among themselves; None where there are none.
-        apart: Whether text and images are apart: the sides of two softmaxes, or the parts of one.
-        merged: Whether they are the parts of one.
+        parts: The softmaxes in calls without masks; None where one call serves, or the operators for parts are missing.
         own_values: Whether an image token's result is its own value.
     """
 
@@ -145,8 +77,7 @@ class Plan:
     views: Rows | None
     view_mask: Mask | None
     groups: Groups | None
-    apart: bool
-    merged: bool
+    parts: tuple[Part, ...] | None
     own_values: bool
 
 
@@ -212,44 +143,87 @@ def make_plan(
         kind: Of attention.
         layout: What the tokens are.
         dtype: The queries'.
-        mergeable: Whether one softmax can be computed in parts; it is where that saves more than it costs.
-        apart: Whether it is in any case.
+        mergeable: Whether softmaxes can be computed in parts; one is where that saves more than it costs.
+        apart: Whether text and images are to be apart under one softmax, too.
     """
-    image = layout.of(Modality.IMAGE)
-    merged = kind.softmax == "joint" and kind.image_context != "all"
-    merged = merged and (apart or (mergeable and _is_long(image, layout)))
-    joint = kind.softmax == "joint" and not merged
-    text = compact(layout.real() if joint else layout.of(Modality.TEXT))
+    image, segment = layout.of(Modality.IMAGE), layout.segment_ids
+    joint = kind.softmax == "joint" and not (apart and kind.image_context != "all")
+    among_all = _among_all(kind, layout, image) if mergeable and joint else None
+    if among_all is not None:
+        text, stretches = among_all
+    else:
+        text = compact(layout.real() if joint else layout.of(Modality.TEXT))
     result = text.valid
-    if joint and kind.image_context != "all":
+    if joint and among_all is None and kind.image_context != "all":
         result = result & ~image.gather(1, text.index)
     if kind.uses_units:
         result = result & ~layout.in_label().gather(1, text.index)
-    segment = layout.segment_ids
     images = views = view_mask = None
-    if not joint and image.any():
+    if (not joint or (among_all is not None and kind.image_context == "self")) and image.any():
         images = compact(image)
+    if images is not None and not joint:
         view_mask, views = _views(text, images, segment, dtype)
+    segments = None if segment is None else _segments(text, segment)
+    parts: tuple[Part, ...] | None = None
+    if among_all is not None:
+        parts = (text_part(stretches, text, None, image.shape[1]),)
+    elif mergeable and not joint and text.length:
+        parts = (text_part(_whole(text) if segments is None else _from_starts(segments), text, text, text.length),)
+        parts += () if images is None else (image_part(images, views, view_mask),)
     return Plan(
         image=image,
         text=text,
         result=result,
         all_count=bool(result.all()),
-        segments=None if segment is None else _segments(text, segment),
+        segments=segments,
         images=images,
         views=views,
         view_mask=view_mask,
         groups=_groups(kind, layout, dtype) if kind.image_context in ("image", "label", "unit") else None,
-        apart=not joint,
-        merged=merged,
+        parts=parts,
         own_values=kind.image_context == "self",
     )
 
 
-def _is_long(image: Tensor, layout: Layout) -> bool:
-    """Whether text and images of a row make more pairs than a mask serves."""
-    images, text = image.sum(1).max(), layout.of(Modality.TEXT).sum(1).max()
-    return int(images * text) > MASKED_SIDE
+def _among_all(kind: AttentionKind, layout: Layout, image: Tensor) -> tuple[Compact, Rows] | None:
+    """Text that attends to all before it, and its runs as `text_part` takes them; None where one call serves better.
+
+    That is where a row's text and images, or its packed dialogues, make few pairs; or where what stands before a token
+    is not all real.
+    """
+    real = asked = layout.real()
+    if kind.image_context == "all":
+        pairs = 0 if layout.segment_ids is None else image.shape[1] ** 2
+    else:
+        asked = layout.of(Modality.TEXT)
+        pairs = int(image.sum(1).max() * asked.sum(1).max())
+        asked = asked & ~layout.in_label() if kind.uses_units else asked
+    if pairs <= MASKED_SIDE or not asked.any():
+        return None
+    text = compact(asked)
+    begin = real.to(torch.uint8).argmax(1, keepdim=True).expand_as(text.index)
+    new = torch.ones_like(text.valid)
+    new[:, 1:] = text.index.diff(dim=1) != 1
+    if layout.segment_ids is not None:
+        begin = _first_positions(layout.segment_ids).gather(1, text.index)
+        new[:, 1:] |= begin[:, 1:] != begin[:, :-1]
+    before = real.long().cumsum(1) - real.long()
+    gaps = (text.index - begin) != before.gather(1, text.index) - before.gather(1, begin)
+    if (gaps & text.valid).any():
+        return None
+    return text, runs(begin, (text.index * new).cummax(1).values, text.valid)
+
+
+def _whole(text: Compact) -> Rows:
+    """Each row's text as one run."""
+    counts = text.valid.sum(1).tolist()
+    rows = [[Piece(0, count, 0, 0)] if count else [] for count in counts]
+    return rows[:1] if min(counts) == max(counts) else rows
+
+
+def _from_starts(segments: Rows) -> Rows:
+    """Packed dialogues' text as runs: each sees nothing before its first token."""
+    return [[Piece(p.start, p.stop, p.first, p.first) for p in row] for row in segments]
 
 
 def _views(
