@@ -102,13 +102,13 @@ def test_a_key_tells_models_kinds_numbers_and_labels_apart(make_model):
     for kind, config in (("mmca", {}), ("mmca_joint", {}), ("mmca_joint", {"image_numbers": "learned"}), ("unit", {})):
         keys = ImageKeys(make_model(attention_kind=kind, **config), "scaled")
         label = (5, 6) if kind == "unit" else ()
-        first, again, second = keys.of([(image, unit(number, label)) for number in (1, 1, 2)])
+        first, again, second = keys.of([(image, unit(number, label)) for number in (1, 1, 2)], [])[0]
         assert first == again
         assert (first == second) == (kind != "unit" and not config)
         found |= {first: 1, second: 1}
         if kind == "unit":
-            assert keys.of([(image, unit(1, (5, 7)))])[0] not in found
-            assert ImageKeys(keys.model, "cropped").of([(image, unit(1, label))])[0] not in found
+            assert keys.of([(image, unit(1, (5, 7)))], [])[0][0] not in found
+            assert ImageKeys(keys.model, "cropped").of([(image, unit(1, label))], [])[0][0] not in found
     assert len(found) == 6
 
 

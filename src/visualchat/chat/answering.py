@@ -74,54 +74,59 @@ class Answerer:
 
         Where all of those come from the store, nothing is computed, and there are no logits, (0, V).
         """
+        if images and self.why_not_stored is None:
+            places = self.insert(tokens, images, cache)
+            if not len(places):
+                return torch.empty(0, self.model.get_input_embeddings().num_embeddings, device=self.model.device)
+            return self.compute(tokens, places, cache)
+        places = torch.arange(cache.get_seq_length(), len(tokens.ids), device=self.model.device)
+        return self.compute(tokens, places, cache, self.pixels(images) if images else None)
+
+    def compute(
+        self, tokens: Tokens, places: Tensor, cache: GrowingCache, pixel_values: Tensor | None = None
+    ) -> Tensor:
+        """Logits (1, V) of the next token, from the tokens at these places (T,) on top of a cache."""
         device = self.model.device
         modality = torch.tensor(tokens.modality, device=device)
-        new = torch.arange(cache.get_seq_length(), len(tokens.ids), device=device)
-        given: dict[str, Any] = {}
-        if images and self.why_not_stored is None:
-            assert isinstance(cache, ImagesFirstCache)
-            new = self._insert(tokens, images, cache, modality)
-            if not len(new):
-                return torch.empty(0, self.model.get_input_embeddings().num_embeddings, device=device)
-        elif images:
-            given["pixel_values"] = self.pixels(images)
         out = self.model(
-            input_ids=torch.tensor(tokens.ids, device=device)[new][None],
-            mm_token_type_ids=modality[new][None],
+            input_ids=torch.tensor(tokens.ids, device=device)[places][None],
+            pixel_values=pixel_values,
+            mm_token_type_ids=modality[places][None],
             key_modality=modality[None],
             unit_ids=torch.tensor([tokens.units], device=device),
-            position_ids=new[None],
+            position_ids=places[None],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **given,
         )
         logits: Tensor = out.logits[:, -1]
         return logits
 
-    def _insert(self, tokens: Tokens, images: list[Image.Image], cache: ImagesFirstCache, modality: Tensor) -> Tensor:
-        """Put images into the cache; returns where the text around them stands, (T,)."""
+    def insert(self, tokens: Tokens, images: list[Image.Image], cache: GrowingCache) -> Tensor:
+        """Put images into the cache, and what opens a conversation; returns where the text around them stands, (T,)."""
+        assert isinstance(cache, ImagesFirstCache)
         start, device = cache.get_seq_length(), self.model.device
         units = units_from(self.model, tokens.ids, tokens.modality, tokens.units, start)
         pairs = list(zip(images, units, strict=True))
+        opening = [] if start else tokens.ids[: units[0].place]
+        keys, opening_key = self.keys.of(pairs, opening)
         states = [
             self.store.get(key, device, partial(self._compute, image, unit))
-            for key, (image, unit) in zip(self.keys.of(pairs), pairs, strict=True)
+            for key, (image, unit) in zip(keys, pairs, strict=True)
         ]
         given = in_place(self.model, units, states)
-        if not start and units[0].place:
-            given = [self._opening(tokens.ids[: units[0].place]), *given]
-        cache.insert(given, modality)
+        if opening:
+            given = [self._opening(opening_key, opening), *given]
+        cache.insert(given, torch.tensor(tokens.modality, device=device))
         assert cache.order is not None
         return cache.order[0, cache.get_seq_length() :]
 
-    def _opening(self, ids: list[int]) -> Insertion:
+    def _opening(self, key: str, ids: list[int]) -> Insertion:
         """The text before a conversation's first image, as a rule the system text: the same in many conversations.
 
         Like images it is computed alone, whether it is known or not.
         """
-        key, compute = self.keys.of_opening(ids), partial(opening_states, self.model, ids)
-        states = self.store.get_opening(key, self.model.device, compute)
+        states = self.store.get_opening(key, self.model.device, partial(opening_states, self.model, ids))
         return Insertion(0, len(ids), len(ids), lambda layer: (states[0, layer], states[1, layer]))
 
     def _compute(self, image: Image.Image, unit: Unit) -> Tensor:

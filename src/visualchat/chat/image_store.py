@@ -160,8 +160,8 @@ class ImageKeys:
     def __init__(self, model: VisualChatForConditionalGeneration, preprocessing: str) -> None:
         self.model, self.preprocessing = model, preprocessing
 
-    def of(self, images: Iterable[tuple[Image.Image, Unit]]) -> list[str]:
-        """A key for each image in its unit.
+    def of(self, images: Iterable[tuple[Image.Image, Unit]], opening: list[int]) -> tuple[list[str], str]:
+        """A key for each image in its unit, and one for the text (token ids) that opens a conversation.
 
         The image's number counts where the kind of attention makes label and image a unit, or the model numbers images.
         """
@@ -172,11 +172,7 @@ class ImageKeys:
             numbered = bool(label) or config.image_numbers != "none"
             number = str(unit.number) if numbered else ""
             keys.append(digest(*maker, image_key(image), number, repr(label)))
-        return keys
-
-    def of_opening(self, ids: list[int]) -> str:
-        """A key for the text that opens a conversation."""
-        return digest(*self._maker(), repr(ids))
+        return keys, digest(*maker, repr(opening))
 
     def _maker(self) -> tuple[str, ...]:
         """What computes states, and how."""
