@@ -5,13 +5,14 @@ import random
 import pytest
 import torch
 from conversations import DIALOGUES, KINDS, MOST, alone, asked, opened, picture
+from transformers import MistralConfig, MistralForCausalLM
 
 from visualchat.chat import ChatSession
 from visualchat.chat.image_store import ImageStore
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.engine import Engine, Request
 from visualchat.engine.batch import Batch
-from visualchat.model import VisualChatProcessor
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 
 @pytest.fixture
@@ -207,3 +208,25 @@ def test_settings_of_the_model_count_as_in_a_session(make_model, processor, ask)
     for top_p, same in ((1e-6, True), (None, False)):
         handles = [engine.submit(ask(d, temperature=2.0, top_p=top_p, seed=4)) for d in DIALOGUES[:3]]
         assert ([handle.result().ids for handle in handles] == greedy) == same
+
+
+def test_sliding_windows_decode_alone(backbones, tokenizer, processor, ask, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes["num_key_value_heads"] = 2
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    config = MistralConfig(**sizes, **ids, vocab_size=len(tokenizer), sliding_window=16, initializer_range=0.3)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = VisualChatForConditionalGeneration.from_backbones(
+        backbones.vision,
+        tmp_path,
+        attention_kind="causal",
+        image_seq_length=4,
+        vision_feature_select_strategy="default",
+    )
+    engine = Engine(model, processor)
+    handles = [engine.submit(ask(dialogue)) for dialogue in DIALOGUES[:3] * 2]
+    expected = [alone(model, processor, dialogue) for dialogue in DIALOGUES[:3]] * 2
+    assert [handle.result().ids for handle in handles] == expected
+    assert (engine.stats.kept, engine.stats.batch_bytes) == (0, 0)
