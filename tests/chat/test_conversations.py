@@ -203,6 +203,21 @@ def test_an_answer_ends_before_a_stop_text_and_the_next_round_never_saw_it(make_
     assert asked(again, SECOND) == [answer]
     with pytest.raises(ValueError, match="a stop text must not be empty"):
         ChatSession(model, processor, stop=[""])
+    assert asked(ChatSession(model, processor, max_new_tokens=12, stop=stop), FIRST) == [kept]  # one text, not letters
+
+
+def test_images_are_taken_as_the_processor_takes_them(model, processor, tmp_path):
+    shown = picture(0)
+    shown.save(tmp_path / "cat.png")
+    file = tmp_path / "cat.png"
+    answers = []
+    for images in ([shown], [file], [str(file)], str(file), file, [np.asarray(shown)]):
+        session = ChatSession(model, processor, max_new_tokens=4)
+        answers.append("".join(session.ask("What?", images)))
+        assert session.turns[0].images[0].tobytes() == shown.convert("RGB").tobytes()
+    assert len({*answers}) == 1
+    with pytest.raises(ValueError, match=r"image file 'no\.png' cannot be read as an image: it does not exist"):
+        ChatSession(model, processor).ask("What?", ["no.png"])
 
 
 def test_a_seed_makes_sampling_the_sessions_own(model, processor):

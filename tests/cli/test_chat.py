@@ -143,30 +143,6 @@ def test_draw_draws_by_seed_and_fresh_ones_else():
     assert len({*drawn[0], *drawn[2]}) == 3
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "/help",
-        "/",
-        "/image",
-        "/image  ",
-        "/draw x",
-        "/draw -1",
-        "/reset now",
-        "/save",
-        "/undo 2",
-        "/edit",
-        "/edit x",
-        "/edit 1 ",
-        "/load",
-    ],
-)
-def test_any_other_command_shows_the_help(line):
-    screen, session = run(line)
-    assert screen.count(HELP) == 2
-    assert session.asked == []
-
-
 def test_the_help_names_every_command():
     assert [line.split()[0] for line in HELP.splitlines()[1:]] == [
         "/image",

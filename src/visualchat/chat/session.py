@@ -29,6 +29,7 @@ from visualchat.dialogue import Dialogue, Turn
 from visualchat.dialogue.encoding import NO_UNIT, encode_text
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
+from visualchat.images.inputs import image_input, is_image_input
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.growing_cache import GrowingCache
 
@@ -45,7 +46,7 @@ class ChatSession:
         temperature: 0 for greedy answers, else the temperature of sampling.
         store: Where images' states are kept; one of its own if None. Where the kind of attention does not allow it,
             only what precedes is reused, and a given store says so in the log.
-        stop: An answer ends before the first of these texts.
+        stop: An answer ends before this text, or the first of these texts.
         seed: Of sampling; None to draw from torch's global generator.
         drop_oldest: Whether the oldest rounds are forgotten where the conversation would outgrow the model, which the
             log tells; the others are then computed again, and their images numbered from 1.
@@ -63,13 +64,14 @@ class ChatSession:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         store: ImageStore | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         seed: int | None = None,
         drop_oldest: bool = False,
     ) -> None:
         self.model, self.processor = model.eval(), processor
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
-        self.stop, self.seed, self.drop_oldest = tuple(stop), seed, drop_oldest
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.seed, self.drop_oldest = seed, drop_oldest
         if "" in self.stop:
             raise ValueError("a stop text must not be empty")
         self.store = ImageStore() if store is None else store
@@ -244,7 +246,10 @@ class ChatSession:
                 Nothing is sent then.
         """
         self._close()
-        turn = Turn.ask(question, [decode_image(image, f"image {n}") for n, image in enumerate(images, start=1)])
+        given = [images] if is_image_input(images) else images
+        names = [f"image {number}" for number in range(1, len(given) + 1)]
+        read = [decode_image(image_input(image, name), name) for image, name in zip(given, names, strict=True)]
+        turn = Turn.ask(question, read)
         tokens, shown = self._fitting(turn)
         self._open = self._stream(turn, tokens, shown)
         return self._open

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
@@ -20,6 +21,7 @@ from visualchat.cli.config import PLAIN, silence_libraries
 from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
+from visualchat.cli.mistakes import nearest
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.model.saved import load_model, saved_model
@@ -40,6 +42,16 @@ HELP = """Type a question, or:
 
 PROMPT = "you> "
 COMMANDS = [line.split()[0] for line in HELP.splitlines()[1:]]
+
+
+def what_to_type(name: str) -> str:
+    """The help; of a command that has other arguments its line, of none that there is the one that may be meant."""
+    if name in ("/", "/help"):
+        return HELP
+    if name in COMMANDS:
+        line = next(line for line in HELP.splitlines() if line.split()[0] == name)
+        return f"expected {line.strip()}"
+    return f"unknown command {name}{nearest(name, COMMANDS)}\n/help lists all"
 
 
 def named_files(text: str) -> list[Path]:
@@ -117,7 +129,7 @@ class Terminal:
         elif line == "/quit":
             return False
         else:
-            self.console.print(HELP, highlight=False, markup=False)
+            self.console.print(what_to_type(name), **PLAIN)
         return True
 
     def list_images(self) -> None:
@@ -183,7 +195,9 @@ class Terminal:
                         return
                 elif line:
                     self.question(line)
-            except (ValueError, OSError) as error:
+            except KeyboardInterrupt:
+                self.console.print("Interrupted; the conversation is as before.")
+            except (ValueError, OSError, torch.OutOfMemoryError) as error:
                 self.console.out(error, style="red", highlight=False)
 
 
