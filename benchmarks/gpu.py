@@ -1,13 +1,13 @@
-"""What a GPU makes of it: attention by kind and length, and a training step of a frozen model of LLaMA-2 7B's shape.
+"""What a GPU makes of it: attention by kind and length, and training steps of frozen models of LLaMA-2's shapes.
 
     make gpu                        # the tests marked gpu, then this, into the document; some minutes on one card
     python benchmarks/gpu.py        # this alone
-    python benchmarks/gpu.py --device cpu --size tiny --lengths 128    # everything but the device
+    python benchmarks/gpu.py --device cpu --size tiny tiny_4bit --lengths 128    # all but the device
 
 Attention in bf16 at H=32, D=128, eight images: forward and backward, and a decode step of 32 layers, each in turn with
-torch's causal attention (`attention.py`). The training step is that of `train_step.py`, with each decoder layer
-compiled and not, beside what `visualchat-plan` says of its memory. Writes `gpu-NAME.json` to the results folder, NAME
-the device's.
+torch's causal attention (`attention.py`). The training step is that of `train_step.py`, at 7B's shape with each decoder
+layer compiled and not, at 70B's in 4 bits, beside what `visualchat-plan` says of its memory. Writes
+`gpu-NAME.json` to the results folder, NAME the device's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,16 +63,18 @@ def gathered(runs: dict[str, Any]) -> dict[str, Any]:
     return {name: run for name, run in runs.items() if name != "textbook" and not name.startswith("mmca_reference")}
 
 
-def measure_training(size: str, device: str, repeats: int, peak: float | None) -> Iterator[dict[str, Any]]:
-    """A record for each kind, with each decoder layer compiled and not."""
+def measure_training(name: str, device: str, repeats: int, peak: float | None) -> Iterator[dict[str, Any]]:
+    """A record for each kind, with each decoder layer compiled and not; layers in 4 bits are not compiled."""
+    size = train_step.SIZES[name]
     with tempfile.TemporaryDirectory() as folder:
-        bench = train_step.Bench(train_step.SIZES[size], device, Path(folder))
+        bench = train_step.Bench(size, device, Path(folder))
         layers = bench.model.language_model.model.layers
         answers = int((bench.batch("mmca")["labels"] >= 0).sum())
         tokens = int(bench.batch("mmca")["attention_mask"].sum())
-        step = Step(rows=1, tokens=tokens, images=train_step.IMAGES, answers=answers, checkpointing=False)
-        planned = estimate(sizes_of(bench.model), STRATEGIES["auto"], 1, step).total
-        for compiled in (False, True):
+        step = Step(rows=1, tokens=tokens, images=train_step.IMAGES, answers=answers, checkpointing=bool(size.bits))
+        whole = train_step.make_model(replace(size, bits=None), "meta", bench.model.dtype)
+        planned = estimate(sizes_of(whole), STRATEGIES["auto"], 1, step, base_bits=size.bits).total
+        for compiled in (False,) if size.bits else (False, True):
             if compiled:
                 for layer in layers:
                     layer.compile()
@@ -81,6 +85,7 @@ def measure_training(size: str, device: str, repeats: int, peak: float | None) -
                 seconds = median(bench.seconds(kind) for _ in range(repeats))
                 flops = bench.operations(kind) / seconds
                 yield {
+                    "size": name,
                     "kind": kind,
                     "compiled": compiled,
                     "seconds": seconds,
@@ -95,16 +100,16 @@ def tables(result: dict[str, Any]) -> list[str]:
     """Both tables as lines of Markdown."""
     facts = result["machine"]
     lines = [
-        f"{facts['processor']}, torch {facts['torch']}, {facts['dtype']}. A training step of shape `{result['size']}`:",
+        f"{facts['processor']}, torch {facts['torch']}, {facts['dtype']}. Training steps by the model's shape:",
         "",
-        "| kind | layers compiled | tokens/s | share of the peak | peak memory, GB | planned, GB |",
-        "|---|---|---:|---:|---:|---:|",
+        "| shape | kind | layers compiled | tokens/s | share of the peak | peak memory, GB | planned, GB |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
     for r in result["training"]:
         share = "" if r["mfu"] is None else f"{r['mfu']:.0%}"
         memory = f"{r['peak_bytes'] / 1e9:.1f} | {r['planned_bytes'] / 1e9:.1f}"
         how = "yes" if r["compiled"] else "no"
-        lines.append(f"| `{r['kind']}` | {how} | {r['tokens_a_second']:.0f} | {share} | {memory} |")
+        lines.append(f"| `{r['size']}` | `{r['kind']}` | {how} | {r['tokens_a_second']:.0f} | {share} | {memory} |")
     lines += [
         "",
         "Attention alone, beside torch's causal attention (median, least to most):",
@@ -126,7 +131,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--size", choices=train_step.SIZES, default="7b", help="of the training step's model")
+    shapes = {"choices": train_step.SIZES, "nargs": "+", "default": ["7b", "70b_4bit"]}
+    parser.add_argument("--size", **shapes, help="of the models of the training step, in turn")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="of attention, in tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", type=float, help="dense FLOP/s of the device, where it is not known by its name")
@@ -135,6 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device was found; --device cpu --size tiny --lengths 128 tries the command without one")
+    if find_spec("bitsandbytes") is None and any(train_step.SIZES[size].bits for size in options.size):
+        parser.error("4 bits need bitsandbytes: pip install 'visualchat[quantized]', or choose another --size")
     cuda = options.device == "cuda"
     setting = attention.Setting(
         device=options.device,
@@ -148,8 +156,11 @@ def main(arguments: list[str] | None = None) -> None:
     facts = train_step.machine(options.device, torch.get_num_threads(), options.peak)
     result = {
         "machine": facts,
-        "size": options.size,
-        "training": list(measure_training(options.size, options.device, options.repeats, facts["peak_flops"])),
+        "training": [
+            record
+            for size in options.size
+            for record in measure_training(size, options.device, options.repeats, facts["peak_flops"])
+        ],
         "attention": list(measure_attention(setting, options.lengths)),
     }
     lines = tables(result)

@@ -38,7 +38,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the commands do
 import torch
 from common import cpu_name, process_memory
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from train_step_model import SIZES, Size, make_model, make_rows
 from train_step_report import draw, show
@@ -171,7 +171,8 @@ class Bench:
         """Floating-point operations that the step needs: no gradients of frozen weights, none at padding."""
         batch, size = self.batch(case), self.size
         kind, _, how = case.partition(", ")
-        layers = sum(p.numel() for p in self.model.language_model.model.layers.parameters())
+        maps = [m for m in self.model.language_model.model.layers.modules() if isinstance(m, nn.Linear)]
+        layers = sum(m.in_features * m.out_features for m in maps)
         vision = sum(p.numel() for p in self.model.vision_tower.parameters())
         projector = sum(p.numel() for p in self.model.multi_modal_projector.parameters())
         tokens = int(batch["attention_mask"].sum())

@@ -33,7 +33,7 @@ def load_language_model(
         model: PreTrainedModel = load_without_code(
             AutoModelForCausalLM.from_pretrained, path, dtype=dtype, **quantized_loading(bits, dtype)
         )
-    _keep_as_stored(model)
+    keep_as_stored(model)
     grow_vocabulary(model, vocab_size)
     untie_head(model)
     return model
@@ -43,7 +43,7 @@ BLOCK = 64
 """Weights of a row that share one scale in 4 bits, in their order; bitsandbytes' own number."""
 
 
-def _keep_as_stored(model: PreTrainedModel) -> None:
+def keep_as_stored(model: nn.Module) -> None:
     """Let 4-bit weights be computed with as they were stored, whatever the CPU.
 
     On CPUs with AVX512-BF16 bitsandbytes packs them for inference when they are first evaluated: they then round to
