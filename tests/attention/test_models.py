@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 from twins import CONFIGS, IMAGE_TOKEN, language_model, left_padded, llava, prompt
 
-from visualchat.attention import disable, enable
+from visualchat.attention import EarlyLayers, disable, enable
 
 KINDS = ("mmca", "mmca_joint", "unit", "mmca_reference")
 models = pytest.mark.parametrize("name", CONFIGS)
@@ -205,6 +205,29 @@ def test_an_images_states_are_the_same_bits_anywhere(kind, implementation):
     enable(model, kind, implementation)
     here, there = (states(model, inputs)[:, place][:, 2:] for inputs, place in two_places(model))
     assert torch.equal(here, there)
+
+
+def test_the_first_layers_of_any_model_attend_by_another_kind():
+    """Image, then self: the image's states are its own; cached or not, eager or fast, it is one model."""
+    early = EarlyLayers("image", 2)
+    model, inputs = language_model("llama"), prompt()
+    ids = {"image_ids": inputs["unit_ids"].masked_fill(inputs["mm_token_type_ids"] == 0, -1)}
+    found = {}
+    for kind, first in (("mmca_joint", early), ("mmca_joint", None), ("image", None)):
+        enable(model, kind, early=first)
+        found[kind, first] = logits(model, {**inputs, **ids})
+    assert min((found["mmca_joint", early] - other).abs().max() for other in [*found.values()][1:]) > 0.01
+    enable(model, "mmca_joint", "eager", early)
+    torch.testing.assert_close(logits(model, {**inputs, **ids}), found["mmca_joint", early], atol=1e-3, rtol=1e-4)
+    enable(model, "mmca_joint", early=early)
+    expected = generated(model, {**inputs, **ids})
+    assert same(generated(model, {**inputs, **ids}, use_cache=False), expected)
+    here, there = (states(model, given)[:, place][:, 2:] for given, place in two_places(model))
+    torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
+    disable(model)
+    for count in (0, 3):
+        with pytest.raises(ValueError, match=f"fewer than the model's 3 and at least 1, found {count}"):
+            enable(model, "mmca", early=EarlyLayers("image", count))
 
 
 def use_pair(model, pair, monkeypatch, implementation="sdpa"):

@@ -198,7 +198,8 @@ def enable(
     Raises:
         ValueError: A name is unknown, or there are not more layers than early ones.
     """
-    if early is not None and not 0 < early.count < (layers := model.get_decoder().config.num_hidden_layers):
+    layers = model.get_decoder().config.num_hidden_layers
+    if early is not None and not 0 < early.count < layers:
         raise ValueError(f"early layers must be fewer than the model's {layers} and at least 1, found {early.count}")
     name = implementation_name(kind, implementation, early)
     disable(model)
@@ -261,15 +262,16 @@ def _preparing(model: PreTrainedModel, prepare: Prepare) -> Prepare:
         *args: Any,
         mm_token_type_ids: Tensor | None = None,
         unit_ids: Tensor | None = None,
+        image_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         types = _image_tokens(model, input_ids) if mm_token_type_ids is None else mm_token_type_ids
         types = torch.zeros_like(input_ids) if types is None else types
         model_inputs = prepare(input_ids, *args, **kwargs)
         model_inputs["key_modality"] = types
-        if unit_ids is not None:  # what is generated belongs to no unit; a chunk of a prompt needs its own part only
-            surplus = types.shape[1] - unit_ids.shape[1]
-            model_inputs["unit_ids"] = nn.functional.pad(unit_ids, (0, surplus), value=-1)
+        for name, ids in (("unit_ids", unit_ids), ("image_ids", image_ids)):
+            if ids is not None:  # what is generated belongs to none; a chunk of a prompt needs its own part only
+                model_inputs[name] = nn.functional.pad(ids, (0, types.shape[1] - ids.shape[1]), value=-1)
         return model_inputs
 
     return prepared
