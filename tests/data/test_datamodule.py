@@ -146,6 +146,12 @@ def test_a_batch_mixes_dialogues_with_and_without_images(processor, collated):
     assert batch["attention_mask"].sum(1).tolist() == [alone, batch["input_ids"].shape[1]]
 
 
+@pytest.mark.parametrize(("setting", "value"), [("batch_size", 0), ("num_workers", -1), ("max_length", 0)])
+def test_a_number_that_is_too_small_is_named(processor, setting, value):
+    with pytest.raises(ValueError, match=rf"data\.{setting}={value}: expected {value + 1} or more"):
+        VisualChatDataModule(processor, dialogues(), dialogues(2), **{"batch_size": 4, setting: value})
+
+
 def test_nothing_to_train_on_is_an_error(processor):
     with pytest.raises(ValueError, match="train holds no dialogue"):
         VisualChatDataModule(processor, [], dialogues(1), batch_size=1)

@@ -26,6 +26,22 @@ def test_groups_and_rates(model):
     assert optimizer.defaults["betas"] == (0.0, 0.95)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"learning_rate": -1e-3}, r"optimizer\.learning_rate=-0\.001: expected 0 or more"),
+        ({"embedding_learning_rate": float("nan")}, r"optimizer\.embedding_learning_rate=nan: expected 0 or more"),
+        ({"backbone_learning_rate": float("inf")}, r"optimizer\.backbone_learning_rate=inf: expected 0 or more"),
+        ({"weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1: expected 0 or more"),
+        ({"warmup_fraction": 5}, r"optimizer\.warmup_fraction=5: expected a share between 0 and 1"),
+    ],
+)
+def test_numbers_that_would_train_away_from_the_data_or_never_warm_up_are_refused(settings, told):
+    """torch checks the rate of its defaults alone, not those of groups."""
+    with pytest.raises(ValueError, match=told):
+        OptimizerSettings(**settings)
+
+
 def test_cross_attention_is_new(make_model):
     model = make_model(attention_kind="cross", cross_attention_every=1)
     set_trainable(model)

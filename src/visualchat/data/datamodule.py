@@ -78,7 +78,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         feature_cache: A folder in which what the frozen vision encoder makes of each image is kept; None for none.
 
     Raises:
-        ValueError: There is no dialogue, the policy is unknown, or packing has no `max_length`.
+        ValueError: There is no dialogue, the policy is unknown, packing has no `max_length`, or a number is too small.
     """
 
     def __init__(
@@ -98,6 +98,13 @@ class VisualChatDataModule(lightning.LightningDataModule):
         for name, dialogues in (("train", train), ("validation", validation)):
             if not len(dialogues):
                 raise ValueError(f"{name} holds no dialogue, at least one is needed")
+        for setting, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("max_length", max_length, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"data.{setting}={value}: expected {least} or more")
         if packing and max_length is None:
             raise ValueError("packing=true fills rows of max_length tokens, found max_length=None")
         self.processor = processor

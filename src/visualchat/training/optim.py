@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.parameters import Part, parameters_by_part
 
+RATES = ("learning_rate", "embedding_learning_rate", "backbone_learning_rate")
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -29,6 +31,9 @@ class OptimizerSettings:
         betas: AdamW's; (0.0, 0.95) in the paper.
         weight_decay: AdamW's.
         warmup_fraction: Share of all steps that are linear warm-up from 0; cosine decay to 0 follows.
+
+    Raises:
+        ValueError: A number is out of its range; torch looks at the rates of groups no more.
     """
 
     learning_rate: float = 1e-3
@@ -38,10 +43,17 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     warmup_fraction: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name in (*RATES, "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"optimizer.{name}={value}: expected 0 or more")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"optimizer.warmup_fraction={self.warmup_fraction}: expected a share between 0 and 1")
+
     def halved(self) -> dict[str, float]:
         """Half of every rate that is set, by its name."""
-        names = ("learning_rate", "embedding_learning_rate", "backbone_learning_rate")
-        return {name: getattr(self, name) / 2 for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) / 2 for name in RATES if getattr(self, name) is not None}
 
 
 class MasterAdamW(AdamW):
