@@ -21,12 +21,21 @@ from visualchat.cli.mistakes import groups
 from visualchat.dialogue.template import PAPER_SYSTEM
 
 ROOT = Path(CONF)
-COMMANDS = ("train", "evaluate", "chat", "data_tool", "convert", "plan")
+COMMANDS = ("train", "evaluate", "chat", "generate", "data_tool", "convert", "plan")
 EVERY = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))
 SHARED = [path for path in EVERY if any(part.startswith("_") for part in path.parts)]
 FILES = [path for path in EVERY if path.parent != Path() and path not in SHARED]
-NEEDED = {"data_tool": ["action=check"], "convert": ["action=to_published", "file=file", "folder=folder"]}
-RUN_OF = {"evaluate": "evaluate", "none": "chat"}  # the folder rules of other commands than training
+NEEDED = {
+    "data_tool": ["action=check"],
+    "convert": ["action=to_published", "file=file", "folder=folder"],
+    "generate": ["input=file"],
+}
+UNBUILT = ("chat", "generate")  # whose configurations build nothing
+RUN_OF = {
+    "evaluate": "evaluate",
+    "generate": "generate",
+    "none": "chat",
+}  # the folder rules of other commands than training
 
 
 def composed(command: str, *overrides: str) -> DictConfig:
@@ -37,16 +46,16 @@ def composed(command: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_composes(command):
     config = composed(command, *(NEEDED.get(command, [])))
-    assert check_targets(config) or command == "chat"
+    assert check_targets(config) or command in UNBUILT
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_each_file_composes_into_a_command(path):
     group, name = path.parent.as_posix(), path.stem
     command = RUN_OF.get(name, "train") if group == "run" else "train"
-    config = composed(command, f"{group}={name}")
+    config = composed(command, f"{group}={name}", *NEEDED.get(command, []))
     assert config.hydra.runtime.choices[group] == name
-    assert check_targets(config) or command == "chat"
+    assert check_targets(config) or command in UNBUILT
 
 
 @pytest.mark.parametrize("path", SHARED, ids=str)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 
 from visualchat.cli import ending
 from visualchat.cli.config import CONF
-from visualchat.cli.ending import command_to_resume, explained, sole_use
+from visualchat.cli.ending import explained, sole_use
+from visualchat.cli.run_folder import command_to_resume
 from visualchat.training.checkpoint_io import CheckpointFolders
 from visualchat.training.resume import require_same_model, settings_of
 from visualchat.training.stopping import RankSilent, RunStopped

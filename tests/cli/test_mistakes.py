@@ -73,7 +73,10 @@ SETTINGS = [
         "unknown flag --save=light: settings are typed without dashes, as s",
     ),
     ("train", ["--cfg", "jub"], "argument --cfg/-c: invalid choice: 'jub' (choose from "),
-    *((name, ["--foo"], "unknown flag --foo: settings are typed") for name in ("evaluate", "chat", "plan", "convert")),
+    *(
+        (name, ["--foo"], "unknown flag --foo: settings are typed")
+        for name in ("evaluate", "chat", "plan", "convert", "generate")
+    ),
     ("data", ["check", "--foo"], "unknown flag --foo: settings are typed without dashes, as NAME=VALUE; --help has"),
     ("data", ["chekc"], "unknown action chekc; did you mean check?\nexpected one of check, stats, show"),
     ("data", [], "missing action: expected one of check, stats, show"),

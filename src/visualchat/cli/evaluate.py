@@ -1,44 +1,139 @@
-"""`visualchat-evaluate`: how well a saved model answers held-out dialogues, beside the same model without images."""
+"""`visualchat-evaluate`: how well a saved model answers dialogues, beside the same model without images."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.progress import track
 
-from visualchat.cli.config import setting, silence_libraries
+from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, score_again
+from visualchat.cli.config import PLAIN, setting, silence_libraries
 from visualchat.cli.main import evaluate as main
-from visualchat.cli.scoring import dialogues_to_score, score
-from visualchat.model import VisualChatProcessor
+from visualchat.cli.run_folder import continued_by, locked
+from visualchat.cli.scoring import dialogues_to_score
+from visualchat.data.batching.images import with_decoded_images
+from visualchat.dialogue import Dialogue
+from visualchat.evaluation.predictions import Mode, Prediction, questions, read_predictions, to_line
+from visualchat.evaluation.protocol import Asker, steps
+from visualchat.evaluation.report import samples_page
+from visualchat.evaluation.scores import check_metrics
+from visualchat.generation.answering import batched
+from visualchat.generation.journal import Journal
+from visualchat.images.thumbnails import thumbnail
+from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.fingerprint import base_fingerprint
 from visualchat.model.saved import load_model, saved_model
 
 console = Console()
 
 
+IMAGES = "images"
+STEP = 4
+"""Batches that are answered and written at a time."""
+
+
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
-    """Score a saved model; `metrics.json` and `samples.html` go into the folder `run`."""
+    """Score a saved model; figures, predictions and pages go into the folder `run`."""
     silence_libraries()
+    check_metrics(config.evaluation.metrics)
     folder = saved_model(config.folder)
     choices = HydraConfig.get().runtime.choices
     require_the_runs_data(folder, HydraConfig.get().overrides.task)
-    model = load_model(folder, config.vision, config.language)
+    model = load_model(folder, config.vision, config.language).eval()
     processor = VisualChatProcessor.from_pretrained(folder)
     parts = dialogues_to_score(config.evaluation, config.data, processor)
     if not parts:
         raise ValueError("evaluation=none has nothing to score: leave it out, or name another one")
-    title = f"{folder}, attention {model.config.attention_kind}, data={choices['data']}"
-    metrics = score({"tuned": (model, parts), "blind": (model, parts)}, config.evaluation, processor, run, title)
-    (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
-    for name, what in (("metrics.json", "the figures"), ("samples.html", "sample dialogues with their images")):
-        if (run / name).exists():
-            console.print(f"  {os.path.relpath(run / name)}  {what}", highlight=False, soft_wrap=True)
-    return metrics
+    record = {
+        "title": f"{folder}, attention {model.config.attention_kind}, data={choices['data']}",
+        "apart": [*config.evaluation.apart],
+        "metrics": [*config.evaluation.metrics],
+        "samples": config.evaluation.samples,
+    }
+    (run / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    ask(asker(model, processor, config.evaluation), parts, config.evaluation, run)
+    predictions = read_predictions(run / PREDICTIONS)
+    _write_samples(parts, predictions, config.evaluation.samples, run)
+    return conclude(predictions, record, run)
+
+
+def asker(model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, settings: DictConfig) -> Asker:
+    """What asks the model, by the settings of an evaluation.
+
+    Raises:
+        ValueError: There is no such mode.
+    """
+    known = get_args(Mode)
+    if not settings.modes or set(settings.modes) - {*known}:
+        raise ValueError(f"evaluation.modes={[*settings.modes]}: expected one or both of {', '.join(known)}")
+    answer = batched(model, processor, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    return Asker(model, processor, answer, [*settings.modes], settings.batch_size, settings.option_likelihood)
+
+
+def ask(asker: Asker, parts: Mapping[str, Sequence[Dialogue]], settings: DictConfig, run: Path) -> None:
+    """Write the prediction of every question that has none so far, column by column: the model, then its controls."""
+    facts = {name: [questions(dialogue) for dialogue in part] for name, part in parts.items()}
+    asked = hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+    columns = ["tuned", *settings.controls]
+    decisive = ("modes", "controls", "max_new_tokens", "batch_size", "option_likelihood")
+    chosen: Any = OmegaConf.to_container(OmegaConf.masked_copy(settings, [*decisive]))
+    named = {f"evaluation.{name}": value for name, value in chosen.items()}
+    journal = Journal(run, {"model": base_fingerprint(asker.model, ()), "questions": asked, **named})
+    todo = [*steps(parts, columns, STEP * settings.batch_size)]
+    if journal.done:
+        console.print(f"continuing: {journal.done} of {len(todo)} steps are there", **PLAIN)
+    for column, part, indexes in track(todo[journal.done :], "asking", transient=True, disable=not sys.stdout.isatty()):
+        dialogues = [parts[part][index] for index in indexes]
+        seen = [condition(column, dialogue) for dialogue in dialogues]
+        first = column == columns[0]
+        modes = asker.modes if first else asker.modes[:1]
+        shown = [_shown(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
+        found = replace(asker, modes=modes).predictions(dialogues, seen, column, part, shown)
+        journal.append({PREDICTIONS: "".join(map(to_line, found))})
+
+
+def condition(column: str, dialogue: Dialogue) -> Dialogue:
+    """A dialogue as the model sees it under a column's condition.
+
+    Raises:
+        ValueError: There is no such condition.
+    """
+    if column == "tuned":
+        return dialogue
+    if column == "blind":
+        return dialogue.without_images()
+    raise ValueError(f"unknown control {column} in evaluation.controls, expected blind")
+
+
+def _shown(dialogue: Dialogue, folder: Path) -> list[list[str]]:
+    """The names of the files of each round's images, which are written for the pages."""
+    rounds = with_decoded_images(dialogue).turns
+    return [[thumbnail(image, folder) for image in turn.images] for turn in rounds]  # type: ignore[arg-type]
+
+
+def _write_samples(
+    parts: Mapping[str, Sequence[Dialogue]], predictions: Sequence[Prediction], samples: int, run: Path
+) -> None:
+    """The page of sample dialogues, with answers that are given the true ones before if there are any."""
+    answers: dict[tuple[str, str], list[str]] = {}
+    mode = predictions[0].mode
+    for p in predictions:
+        if p.column == "tuned" and p.mode == mode:
+            answers.setdefault((p.part, p.dialogue), []).append(p.answer)
+    chosen = [(name, dialogue) for name, part in parts.items() for dialogue in part[:samples]]
+    given = [answers[name, dialogue.id] for name, dialogue in chosen]
+    page = samples_page("Sample dialogues", [dialogue for _, dialogue in chosen], given)
+    (run / "samples.html").write_text(page, encoding="utf-8")
 
 
 def require_the_runs_data(folder: Path, overrides: Sequence[str]) -> None:
@@ -69,7 +164,14 @@ def require_the_runs_data(folder: Path, overrides: Sequence[str]) -> None:
 
 def run(config: DictConfig) -> None:
     """The command."""
-    evaluate(config, Path(HydraConfig.get().runtime.output_dir))
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with continued_by(folder), locked(folder, "writing predictions"):
+        if config.predictions is None:
+            evaluate(config, folder)
+        elif isinstance(config.predictions, str):
+            score_again(Path(config.predictions), config.evaluation.metrics, folder)
+        else:
+            compare([Path(other) for other in config.predictions], config.evaluation.metrics, folder)
 
 
 if __name__ == "__main__":

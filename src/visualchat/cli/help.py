@@ -37,8 +37,10 @@ Examples
 
 EVALUATE = f"""visualchat-evaluate [SETTING=VALUE ...]
 
-Scores a saved model beside the same model without images, and leaves
-metrics.json and samples.html in a folder under outputs/evaluations/.
+Scores a saved model beside the same model without images, each question given
+the true answers before it and, in another column, the model's own. Leaves
+figures, predictions and pages in a folder under outputs/evaluations/. A run
+that was stopped continues when its line is typed again with hydra.run.dir=.
 
   folder=null               the model's folder, whole or light; null for the
                             newest under outputs/
@@ -46,11 +48,18 @@ metrics.json and samples.html in a folder under outputs/evaluations/.
                             data/source= and source.* as in training
   data.validation=0.1       of data=own: a share of the rows (1.0: all), or a
                             file
+  evaluation.metrics=[]     beside exact match: multiple_choice, vqa_accuracy,
+                            anls, rouge_l, cider_d, ...
+  evaluation.modes=[teacher_forced,free_running]
+                            what stands before a question
+  predictions=null          an evaluation's folder: its figures again, without
+                            a model; [ONE,OTHER]: two compared
   vision=null language=null where the backbones of a light folder are now
 
 Examples
   visualchat-evaluate
   visualchat-evaluate evaluation.batch_size=16
+  visualchat-evaluate predictions=[outputs/evaluations/a,outputs/evaluations/b]
 {_MORE}"""
 
 CHAT = f"""visualchat-chat [SETTING=VALUE ...]
@@ -66,6 +75,30 @@ Talks with a saved model in the terminal, with images in any round.
 Examples
   visualchat-chat
   visualchat-chat temperature=0.7 max_new_tokens=256
+{_MORE}"""
+
+GENERATE = f"""visualchat-generate input=FILE [SETTING=VALUE ...]
+
+Answers the conversations of a file, in batches, with one model or several, and
+leaves in a folder under outputs/answers/ a line of JSON a conversation for each
+model, answers.csv and answers.html, the page with the images. A run that was
+stopped continues when its line is typed again with hydra.run.dir=FOLDER.
+
+  input=                    .jsonl, .json or .parquet, or a list of them; the
+                            forms are those of data/source=messages
+  root=null                 where the images lie that rows name; null for the
+                            folder of the first file
+  folder=null               the model's folder, whole or light, or [ONE,OTHER];
+                            null for the newest under outputs/
+  rounds=open               the questions without an answer; all: every one
+  max_new_tokens=256        the most tokens of an answer
+  on_error=error            what a bad row does; skip: left out and named
+  vision=null language=null where the backbones of a light folder are now
+
+Examples
+  visualchat-generate input=questions.jsonl
+  visualchat-generate input=questions.jsonl rounds=all \\
+      folder=[outputs/a/model,outputs/b/model]
 {_MORE}"""
 
 DATA = f"""visualchat-data ACTION [SETTING=VALUE ...]

@@ -21,6 +21,11 @@ def chat() -> None:
     start(Command("chat", "visualchat.cli.chat", help.CHAT))
 
 
+def generate() -> None:
+    """`visualchat-generate`."""
+    start(Command("generate", "visualchat.cli.generate", help.GENERATE))
+
+
 def data() -> None:
     """`visualchat-data`."""
     actions = ("check", "stats", "show", "convert", "prepare")

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from visualchat.cli.ending import command_to_resume
+from visualchat.cli.run_folder import command_to_resume
 from visualchat.training.stopping import SIGNALS
 
 

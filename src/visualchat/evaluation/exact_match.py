@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from rich.progress import track
@@ -95,17 +96,44 @@ def evaluate(
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
     for batch in track(batches, description, transient=True, disable=not sys.stdout.isatty()):
         shown = [dialogue.without_images() for dialogue in batch] if blind else batch
-        features = processor.batch(shown).to(model.device)
-        out = model(**features)
-        right = _right(out.logits, features["labels"])
-        values = torch.stack((torch.ones_like(right), right, out.answer_losses.double()))
-        sums = _by_answer(values, features["labels"]).T.tolist()
         asked = [(turn.kind, _image_count(dialogue)) for dialogue in batch for turn in dialogue.turns]
         outcomes += [
-            Outcome(kind, images, tokens == right, int(tokens), int(right), loss)
-            for (kind, images), (tokens, right, loss) in zip(asked, sums, strict=True)
+            Outcome(kind, images, sums.exact, sums.tokens, sums.right, sums.loss)
+            for (kind, images), sums in zip(asked, answer_sums(model, processor, shown), strict=True)
         ]
     return outcomes
+
+
+class AnswerSums(NamedTuple):
+    """What the model makes of a true answer, given the true ones before.
+
+    Attributes:
+        tokens: Of the answer, its end included.
+        right: How many of them are the model's best token.
+        loss: Nats, the sum over them.
+    """
+
+    tokens: int
+    right: int
+    loss: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether greedy decoding gives this answer."""
+        return self.tokens == self.right
+
+
+@torch.no_grad()
+def answer_sums(
+    model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, dialogues: Sequence[Dialogue]
+) -> list[AnswerSums]:
+    """Of each answer of a batch of dialogues, by one forward pass."""
+    features = processor.batch(dialogues).to(model.device)
+    out = model(**features)
+    right = _right(out.logits, features["labels"])
+    values = torch.stack((torch.ones_like(right), right, out.answer_losses.double()))
+    sums = _by_answer(values, features["labels"]).T.tolist()
+    return [AnswerSums(int(tokens), int(correct), loss) for tokens, correct, loss in sums]
 
 
 def _image_count(dialogue: Dialogue) -> int:

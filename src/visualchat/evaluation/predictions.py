@@ -10,12 +10,10 @@ from typing import Any, Literal, get_args
 
 from visualchat.dialogue import Caption, Dialogue, Expected
 from visualchat.dialogue.image_references import mentioned
+from visualchat.generation.answering import Ended
 
 Mode = Literal["teacher_forced", "free_running"]
 """What stands before a question: the true answers, or the model's own."""
-
-Ended = Literal["stop", "length"]
-"""How an answer ended: by itself, or cut at the most tokens."""
 
 
 @dataclass(frozen=True)

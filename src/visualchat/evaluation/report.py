@@ -21,27 +21,64 @@ LEGEND = {
     "blind": "the trained model without images",
     "captions": "the untrained language model reading captions in place of images",
 }
-"""What the columns of every table stand for, in their order."""
+"""What the columns of a training run's table stand for, in their order."""
 
-_TITLES = {"answer_loss": "answer loss, nats a token", "token_accuracy": "token accuracy", "exact_match": "exact match"}
+CONDITIONS = {
+    **LEGEND,
+    "free": "the trained model, its own answers before each question",
+    "permuted": "the trained model, its images in another order",
+    "replaced": "the trained model, one image replaced by an unrelated one",
+}
+"""What the columns of every table stand for."""
+
+_TITLES = {
+    "answer_loss": "answer loss, nats a token",
+    "token_accuracy": "token accuracy",
+    "exact_match": "exact match",
+    "cut": "answers cut at the most tokens",
+}
+_LOSSES = ("answer_loss", "perplexity")
+"""Figures that are no shares."""
 
 
-def metrics_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
-    """One row a metric and one column a model; shares in percent, a dash where a model has no figure."""
+def metrics_table(
+    columns: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None
+) -> Table:
+    """One row a metric and one column a model; shares in percent, a dash where a model has no figure.
+
+    Args:
+        columns: The figures of each model.
+        intervals: Of some of them; they stand behind the figures.
+    """
     table = Table()
     table.add_column("shares in %")
     for name in columns:
         table.add_column(name, justify="right")
-    metrics = sorted({metric for column in columns.values() for metric in column}, key=_order)
-    for metric in metrics:
-        cells = [_cell(metric, column[metric]) if metric in column else "-" for column in columns.values()]
-        table.add_row(_label(metric), *cells)
+    for label, *cells in table_rows(columns, intervals or {}):
+        table.add_row(label, *cells)
     return table
+
+
+def table_rows(
+    columns: Mapping[str, Mapping[str, float]], intervals: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> list[tuple[str, ...]]:
+    """The rows of the table, as text."""
+    metrics = sorted({metric for column in columns.values() for metric in column}, key=_order)
+    return [
+        (
+            _label(metric),
+            *(
+                _cell(metric, column[metric], intervals.get(name, {}).get(metric)) if metric in column else "-"
+                for name, column in columns.items()
+            ),
+        )
+        for metric in metrics
+    ]
 
 
 def legend(columns: Iterable[str]) -> str:
     """One line on what the columns stand for."""
-    return "; ".join(f"{name}: {LEGEND[name]}" for name in columns)
+    return "; ".join(f"{name}: {CONDITIONS[name]}" for name in columns)
 
 
 def _parts(metric: str) -> tuple[str, str, str]:
@@ -50,26 +87,32 @@ def _parts(metric: str) -> tuple[str, str, str]:
     return "/".join(before), figure, group
 
 
-def _order(metric: str) -> tuple[int, int, int, str]:
-    """Loss, accuracy, exact match; of each `all` first, then parts, kinds, numbers of images."""
+def _order(metric: str) -> tuple[int, str, int, int, str]:
+    """Loss, accuracy, exact match; of each `all` first, then parts, kinds, numbers of images, distances."""
     part, figure, group = _parts(metric)
     first = list(_TITLES).index(figure) if figure in _TITLES else len(_TITLES)
-    images = group.removeprefix("images_")
-    if images != group and images.isdecimal():
-        return first, 3, int(images), metric
-    return first, 1 if part else 0 if group == "all" else 2, 0, metric
+    for place, counted in ((3, "images_"), (4, "distance_")):
+        number = group.removeprefix(counted)
+        if number != group and number.isdecimal():
+            return first, figure, place, int(number), metric
+    return first, figure, 1 if part else 0 if group == "all" else 2, 0, metric
 
 
 def _label(metric: str) -> str:
     """`exact_match/images_2` as "  images 2", `unseen/exact_match/all` as "  unseen"; `all` says what is counted."""
     part, figure, group = _parts(metric)
+    if group.startswith("distance_"):
+        return f"  {group.removeprefix('distance_')} rounds later"
     if group != "all":
         return f"  {group.replace('_', ' ')}"
     return f"  {part}" if part else _TITLES.get(figure, figure)
 
 
-def _cell(metric: str, value: float) -> str:
-    return f"{value:.3f}" if "answer_loss/" in metric else f"{100 * value:.1f}"
+def _cell(metric: str, value: float, interval: tuple[float, float] | None = None) -> str:
+    if _parts(metric)[1] in _LOSSES:
+        return f"{value:.3f}"
+    between = "" if interval is None else f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+    return f"{100 * value:.1f}{between}"
 
 
 def draw_curves(metrics_csv: Path, picture: Path, title: str) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-
-import torch
 
 from visualchat.dialogue import Dialogue
-from visualchat.dialogue.encoding import filler_token_id
 from visualchat.evaluation.exact_match import evaluate, prefixed, summarise
+from visualchat.generation.answering import batched, open_at
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 
@@ -51,7 +48,6 @@ def evaluate_parts(
     return metrics
 
 
-@torch.no_grad()
 def answer_turns(
     model: VisualChatForConditionalGeneration,
     processor: VisualChatProcessor,
@@ -61,21 +57,10 @@ def answer_turns(
     batch_size: int = 32,
 ) -> list[list[str]]:
     """The model's own greedy answer to each turn of each dialogue, given the true history."""
-    prompts = [
-        replace(dialogue, turns=(*dialogue.turns[:k], replace(dialogue.turns[k], answer=None)))
-        for dialogue in dialogues
-        for k in range(len(dialogue.turns))
-    ]
-    texts: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        features = processor.prompt(prompts[start : start + batch_size]).to(model.device)
-        out = model.eval().generate(
-            **features,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=processor.end_token_ids[-1],
-            pad_token_id=filler_token_id(processor.tokenizer),
-        )
-        texts += processor.tokenizer.batch_decode(out[:, features["input_ids"].shape[1] :], skip_special_tokens=True)
-    answers = iter(texts)
-    return [[next(answers) for _ in dialogue.turns] for dialogue in dialogues]
+    prompts = [open_at(dialogue, k) for dialogue in dialogues for k in range(len(dialogue.turns))]
+    answers = batched(model, processor, max_new_tokens=max_new_tokens, batch_size=batch_size)(prompts)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if isinstance(answer, ValueError):
+            raise ValueError(f"{prompt.id}, round {len(prompt.turns)}: {answer}") from answer
+    texts = iter([answer.text for answer in answers if not isinstance(answer, ValueError)])
+    return [[next(texts) for _ in dialogue.turns] for dialogue in dialogues]

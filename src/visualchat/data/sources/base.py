@@ -167,6 +167,10 @@ class RowSource(Source):
             RejectedRowError: The row is damaged or left out.
         """
 
+    def _checked(self, dialogue: Dialogue) -> Dialogue:
+        """The dialogue, if it can be used; RejectedRowError if not."""
+        return checked(dialogue)
+
     def _plain_images(self, row: Any) -> list[str] | None:
         """The identities of the images of a row in the corpus' common form that is surely sound.
 
@@ -235,7 +239,7 @@ class RowSource(Source):
         try:
             images = self._plain_images(row)
             if images is None:
-                dialogue = checked(self._dialogue(file, row, id))
+                dialogue = self._checked(self._dialogue(file, row, id))
                 images = [image_identity(image, self._root) for image in dialogue.images]
         except _MALFORMED as error:  # what no reader foresaw
             raise RejectedRowError(Reason.FORM, f"{type(error).__name__}: {error!s:.200}") from error
@@ -279,8 +283,18 @@ def checked(dialogue: Dialogue) -> Dialogue:
             raise RejectedRowError(Reason.NO_ANSWER, f"round {number} of {len(dialogue.turns)} has no answer")
         if not turn.answer.strip():
             raise RejectedRowError(Reason.EMPTY_ANSWER, f"round {number} has the answer {turn.answer!r}")
+    return encodable(dialogue)
+
+
+def encodable(dialogue: Dialogue) -> Dialogue:
+    """The dialogue, if all text can be encoded.
+
+    Raises:
+        RejectedRowError: It cannot.
+    """
+    for number, turn in enumerate(dialogue.turns, start=1):
         try:
-            (turn.question + turn.answer).encode()
+            (turn.question + (turn.answer or "")).encode()
         except UnicodeEncodeError as error:
             raise RejectedRowError(Reason.FORM, f"round {number} is not valid text: {error.reason}") from error
     return dialogue

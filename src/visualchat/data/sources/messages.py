@@ -72,8 +72,7 @@ class Messages(RowSource):
 
     def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
         fields = as_mapping(row)
-        messages = _messages(fields)
-        _check_roles(messages)
+        messages = self._spoken(fields)
         images = _Waiting([self._column_image(image) for image in _column(fields)])
         if images.all and not any(_slots(message) for message in messages):
             first = next(number for number, message in enumerate(messages) if message["role"] == "user")
@@ -93,9 +92,15 @@ class Messages(RowSource):
 
     def _odd(self, row: Any) -> Iterable[str]:
         fields = as_mapping(row)
-        texts = [] if _column(fields) else [message["content"] for message in _messages(fields)]
+        texts = [] if _column(fields) else [message["content"] for message in self._spoken(fields)]
         if any(isinstance(text, str) and PLACEHOLDER in text for text in texts):
             yield f"rows with {PLACEHOLDER} as plain text: they have no column images"
+
+    def _spoken(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The row's messages: of a system first, perhaps, then of user and assistant in turn."""
+        messages = messages_of(row)
+        _check_roles(messages)
+        return messages
 
     def _content(self, message: Mapping[str, Any], images: _Waiting) -> Any:
         """The content with every image in place, checked to lie under the root."""
@@ -204,7 +209,7 @@ def _list(row: Mapping[str, Any], name: str) -> Sequence[Any]:
     return get_list(row, name)
 
 
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def messages_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row's messages, whichever of the forms it has."""
     name = next((name for name in ("messages", "conversation") if row.get(name) is not None), None)
     if name is not None:
@@ -242,10 +247,15 @@ def _check_roles(messages: Sequence[Mapping[str, Any]]) -> None:
     if len(spoken) % 2 or not spoken:
         raise RejectedRowError(Reason.NO_ANSWER, f"{len(spoken)} messages of user and assistant")
     for message in messages:
-        content = message["content"]
-        if isinstance(content, str) and not content.strip():
-            reasons = {"user": Reason.EMPTY_QUESTION, "assistant": Reason.EMPTY_ANSWER}
-            raise RejectedRowError(reasons.get(message["role"], Reason.FORM), f"content is {content!r}")
+        check_words(message)
+
+
+def check_words(message: Mapping[str, Any]) -> None:
+    """Refuse a message of whitespace."""
+    content = message["content"]
+    if isinstance(content, str) and not content.strip():
+        reasons = {"user": Reason.EMPTY_QUESTION, "assistant": Reason.EMPTY_ANSWER}
+        raise RejectedRowError(reasons.get(message["role"], Reason.FORM), f"content is {content!r}")
 
 
 def _column(row: Mapping[str, Any]) -> Sequence[Any]:

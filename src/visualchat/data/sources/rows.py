@@ -27,6 +27,7 @@ class Reason(StrEnum):
     NO_ANSWER = "no answer"
     EMPTY_ANSWER = "empty answer"
     DUPLICATE = "duplicate id"
+    NO_OPEN_QUESTION = "no open question"
     NO_IMAGE = "no image"
     UNKNOWN_IMAGE = "unknown image id"
     MISSING_FILE = "missing image file"
