@@ -71,6 +71,16 @@ OWN: dict[str, Callable[[Path], None]] = {
 """A file of a reader's own rows, by its ending."""
 
 
+def conversations(path: Path) -> None:
+    """JSON Lines of questions that wait for answers; every second has an answered round before."""
+    rows = messages(path.parent)[:6]
+    for row in rows[::2]:
+        row["messages"].append({"role": "user", "content": "And now?"})
+    for row in rows[1::2]:
+        row["messages"].pop()
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def own_rows(root: Path, name: str) -> None:
     """The file `name` of somebody's own rows under the data root, and the pictures that it names."""
     path = root / name

@@ -24,7 +24,10 @@ CANNOT = {
 }
 """Lines that no CPU can run, by what they contain, and why. They compose all the same."""
 
-ELSEWHERE = {"outputs/rehearsal": "test_own_data.py types these, as they stand"}
+ELSEWHERE = {
+    "outputs/rehearsal": "test_own_data.py types these, as they stand",
+    "outputs/(one|two)": "test_evaluation_page.py types these, one after the other",
+}
 """Lines that another test types, by what they contain, and where."""
 
 PLACEHOLDERS: dict[str, Callable[[Path], str]] = {
@@ -129,13 +132,18 @@ CHAT = (Rule(has("max_new_tokens"), ["max_new_tokens=4"]),)
 
 RULES = {
     "visualchat-train": (*DATA, *TRAINING, *BACKBONES, *EVALUATION),
-    "visualchat-evaluate": (*DATA, *EVALUATION),
+    "visualchat-evaluate": (
+        *DATA,
+        *EVALUATION,
+        Rule(has("evaluation.max_new_tokens"), ["evaluation.max_new_tokens=8"]),
+    ),
     "visualchat-data": (*DATA, *BACKBONES),
     "visualchat-convert": (
         Rule(has("model.vision"), ["model.vision.path=clip", "model.vision.image_seq_length=5"]),
         Rule(has("model.language"), ["model.language.path=llama"]),
     ),
     "visualchat-chat": CHAT,
+    "visualchat-generate": CHAT,
     "visualchat-plan": (),
 }
 """For each command what makes its lines small."""

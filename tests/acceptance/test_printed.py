@@ -7,7 +7,7 @@ import re
 
 import pytest
 from commands import SHORT, bash, run
-from composing import SCRIPTS, composed, points
+from composing import SCRIPTS, UNBUILT, composed, points
 from lines import commands
 from made import messages, write
 
@@ -23,7 +23,7 @@ def test_the_examples_of_the_help_compose(script, tmp_path):
     for line in shown:
         ((_, command),) = commands(line)
         for point in points(command):
-            assert check_targets(composed(point)) or script in ("visualchat-chat", "visualchat-convert")
+            assert check_targets(composed(point)) or script in UNBUILT
 
 
 def refused(folder, *words: str) -> str:

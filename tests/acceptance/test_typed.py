@@ -14,7 +14,7 @@ import pytest
 from commands import Done, assert_finite, assert_learns, bash, history, metrics, run, run_folders
 from composing import axes, composed, points
 from lines import Line, all_lines
-from made import corpora, own_rows
+from made import conversations, corpora, own_rows
 from omegaconf import DictConfig
 from shrinking import CANNOT, ELSEWHERE, TALK, filled, small
 
@@ -75,6 +75,8 @@ def give(folder: Path, command: Sequence[str], config: DictConfig) -> None:
         files = config.source.get("files", [])
         for name in [files] if isinstance(files, str) else files:
             own_rows(folder / config.source.root, name)
+    if command[0] == "visualchat-generate":
+        conversations(folder / config.input)
     if "blend" in config:
         corpora(folder / "datasets")
     if "from_published" in command:
@@ -102,6 +104,10 @@ def assert_outcome(folder: Path, command: Sequence[str], config: DictConfig, lef
     elif name == "visualchat-evaluate":
         assert_finite(metrics(*left))
         assert (left[0] / "samples.html").is_file()
+        assert (left[0] / "report.html").is_file()
+    elif name == "visualchat-generate":
+        (table,) = folder.glob("outputs/answers/*/*/answers.csv")
+        assert len(table.read_text(encoding="utf-8").splitlines()) > 6
     elif name == "visualchat-chat":
         assert "Image 1 goes with your next question." in done.out
     elif name == "visualchat-data":

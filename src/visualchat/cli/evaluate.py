@@ -23,6 +23,7 @@ from visualchat.cli.run_folder import continued_by, locked
 from visualchat.cli.scoring import dialogues_to_score
 from visualchat.data.batching.images import with_decoded_images
 from visualchat.dialogue import Dialogue
+from visualchat.evaluation.controls import CONTROLS
 from visualchat.evaluation.predictions import Mode, Prediction, questions, read_predictions, to_line
 from visualchat.evaluation.protocol import Asker, steps
 from visualchat.evaluation.report import samples_page
@@ -84,35 +85,44 @@ def ask(asker: Asker, parts: Mapping[str, Sequence[Dialogue]], settings: DictCon
     """Write the prediction of every question that has none so far, column by column: the model, then its controls."""
     facts = {name: [questions(dialogue) for dialogue in part] for name, part in parts.items()}
     asked = hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
-    columns = ["tuned", *settings.controls]
+    columns = conditions(parts, settings)
     decisive = ("modes", "controls", "max_new_tokens", "batch_size", "option_likelihood")
     chosen: Any = OmegaConf.to_container(OmegaConf.masked_copy(settings, [*decisive]))
     named = {f"evaluation.{name}": value for name, value in chosen.items()}
     journal = Journal(run, {"model": base_fingerprint(asker.model, ()), "questions": asked, **named})
-    todo = [*steps(parts, columns, STEP * settings.batch_size)]
+    todo = [step for name, of in columns.items() for step in steps(of, [name], STEP * settings.batch_size)]
     if journal.done:
         console.print(f"continuing: {journal.done} of {len(todo)} steps are there", **PLAIN)
     for column, part, indexes in track(todo[journal.done :], "asking", transient=True, disable=not sys.stdout.isatty()):
-        dialogues = [parts[part][index] for index in indexes]
-        seen = [condition(column, dialogue) for dialogue in dialogues]
-        first = column == columns[0]
+        dialogues, seen = zip(*(columns[column][part][index] for index in indexes), strict=True)
+        first = column == "tuned"
         modes = asker.modes if first else asker.modes[:1]
         shown = [_shown(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
         found = replace(asker, modes=modes).predictions(dialogues, seen, column, part, shown)
         journal.append({PREDICTIONS: "".join(map(to_line, found))})
 
 
-def condition(column: str, dialogue: Dialogue) -> Dialogue:
-    """A dialogue as the model sees it under a column's condition.
+def conditions(
+    parts: Mapping[str, Sequence[Dialogue]], settings: DictConfig
+) -> dict[str, dict[str, list[tuple[Dialogue, Dialogue]]]]:
+    """For the model and each control, by part: dialogues with their true answers, and as the model sees them.
 
     Raises:
-        ValueError: There is no such condition.
+        ValueError: There is no such control, or none can be made of a part.
     """
-    if column == "tuned":
-        return dialogue
-    if column == "blind":
-        return dialogue.without_images()
-    raise ValueError(f"unknown control {column} in evaluation.controls, expected blind")
+    if unknown := [name for name in settings.controls if name not in CONTROLS]:
+        raise ValueError(f"unknown control {unknown[0]} in evaluation.controls, expected {', '.join(CONTROLS)}")
+    found = {"tuned": {name: [(dialogue, dialogue) for dialogue in part] for name, part in parts.items()}}
+    for control in settings.controls:
+        made = {name: CONTROLS[control](part, 0) for name, part in parts.items()}
+        found[control] = {
+            name: list(zip(parts[name] if control == "blind" else part, part, strict=True))
+            for name, part in made.items()
+            if part
+        }
+        if not found[control]:
+            raise ValueError(f"evaluation.controls: {control} cannot be made of any of these dialogues; leave it out")
+    return found
 
 
 def _shown(dialogue: Dialogue, folder: Path) -> list[list[str]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
+from visualchat.chat.image_store import ImageStore
 from visualchat.cli.config import PLAIN, silence_libraries
 from visualchat.cli.main import generate as main
 from visualchat.cli.run_folder import continued_by, locked
@@ -21,8 +22,9 @@ from visualchat.data.batching.images import with_decoded_images
 from visualchat.data.progress import bar
 from visualchat.data.sources.questions import Questions, open_rounds
 from visualchat.dialogue import Dialogue
+from visualchat.engine import Engine
 from visualchat.files import whole_file
-from visualchat.generation.answering import Answering, answer_rounds, batched
+from visualchat.generation.answering import Answering, answer_rounds, by_engine
 from visualchat.generation.journal import Journal
 from visualchat.generation.page import answers_page
 from visualchat.generation.records import record, side_by_side, write_table
@@ -71,14 +73,15 @@ def generate(config: DictConfig, run: Path) -> None:
     ]
     if journal.done:
         console.print(f"continuing: {journal.done} of {len(steps)} steps are there", **PLAIN)
-    answer: Answering | None = None
+    ready: Callable[[], Answering] | None = None
     with bar("answering", len(steps) * size) as show:
         for number, (name, indexes) in enumerate(steps):
             if number < journal.done:
                 continue
-            if answer is None or indexes.start == 0:
-                answer = _load(models[name], name, config, journal)
-            lines = _step(source, indexes, name, answer, config, run)
+            if ready is None or indexes.start == 0:
+                ready = None  # one model at a time in memory
+                ready = _load(models[name], name, config, journal)
+            lines = _step(source, indexes, name, ready(), config, run)
             if number == 0 and source.errors:
                 bad = "".join(_skipped(error.row, f"{error.reason}: {error.detail}") for error in source.errors)
                 lines[SKIPPED] = bad + lines.get(SKIPPED, "")
@@ -133,14 +136,24 @@ def questions(config: DictConfig) -> Questions:
 
 def _settings(config: DictConfig) -> dict[str, Any]:
     """What decides the answers, beside models and conversations."""
-    return {name: config[name] for name in ("rounds", "max_new_tokens", "batch_size", "on_error")}
+    names = ["rounds", "max_new_tokens", "temperature", "top_p", "stop", "seed", "batch_size", "on_error"]
+    settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, names))
+    return dict(settings)
 
 
-def _load(folder: Path, name: str, config: DictConfig, journal: Journal) -> Answering:
+def _load(folder: Path, name: str, config: DictConfig, journal: Journal) -> Callable[[], Answering]:
+    """What gives, for each step, an engine that knows nothing of steps before but images: a resumed run is the same."""
     model = load_model(folder, config.vision, config.language)
     journal.require({f"model {name}": base_fingerprint(model, ())})
-    processor = VisualChatProcessor.from_pretrained(folder)
-    return batched(model, processor, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size)
+    processor, store = VisualChatProcessor.from_pretrained(folder), ImageStore()
+    sampling = {"temperature": config.temperature, "top_p": config.top_p, "stop": [*config.stop]}
+    most = config.max_new_tokens
+
+    def ready() -> Answering:
+        engine = Engine(model, processor, store, max_running=config.batch_size, max_waiting=STEP * config.batch_size)
+        return by_engine(engine, max_new_tokens=most, seed=config.seed, sampling=sampling)
+
+    return ready
 
 
 def _step(

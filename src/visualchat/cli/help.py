@@ -92,6 +92,9 @@ stopped continues when its line is typed again with hydra.run.dir=FOLDER.
                             null for the newest under outputs/
   rounds=open               the questions without an answer; all: every one
   max_new_tokens=256        the most tokens of an answer
+  temperature=0.0           0 for the likeliest answer, up to 1 for variety
+  top_p=null seed=0 stop=[] further settings of sampling; texts that end one
+  batch_size=16             answers at a time
   on_error=error            what a bad row does; skip: left out and named
   vision=null language=null where the backbones of a light folder are now
 

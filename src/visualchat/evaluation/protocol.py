@@ -174,9 +174,7 @@ def _first_wrong(sums: Sequence[AnswerSums]) -> int:
     return next((k for k, one in enumerate(sums) if not one.exact), len(sums))
 
 
-def steps(
-    parts: Mapping[str, Sequence[Dialogue]], columns: Sequence[str], size: int
-) -> Iterator[tuple[str, str, range]]:
+def steps(parts: Mapping[str, Sequence[object]], columns: Sequence[str], size: int) -> Iterator[tuple[str, str, range]]:
     """Column, part and dialogues of each step of an evaluation, in the order in which they are asked."""
     for column in columns:
         for part, dialogues in parts.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import filler_token_id
+from visualchat.engine import Engine, Request
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 Ended = Literal["stop", "length"]
@@ -67,7 +69,7 @@ def _answer_batch(
     if room < max_new_tokens and len(prompts) > 1:  # the longest must not cut the others' answers
         return [answer for prompt in prompts for answer in _answer_batch(model, processor, [prompt], max_new_tokens)]
     if room < 1:
-        return [ValueError(f"the prompt's {length} tokens leave the model no room for an answer")]
+        return [_no_room(length)]
     out: Tensor = model.eval().generate(
         **features,
         max_new_tokens=min(max_new_tokens, room),
@@ -84,6 +86,45 @@ def _answer(processor: VisualChatProcessor, ids: list[int]) -> Answer:
     ended: Ended = "stop" if end in ids else "length"
     said = ids[: ids.index(end) + 1] if end in ids else ids
     return Answer(processor.tokenizer.decode(said, skip_special_tokens=True), ended, tuple(said))
+
+
+def by_engine(engine: Engine, *, max_new_tokens: int, seed: int, sampling: Mapping[str, Any]) -> Answering:
+    """Answers by an engine, which continues what it computed for earlier rounds of a conversation.
+
+    Args:
+        engine: With room for all prompts that are given at a time; no thread of its own need step.
+        max_new_tokens: The most tokens of an answer; less where the model's positions end sooner.
+        seed: Each answer is drawn with a seed made of it, the dialogue's id and the round.
+        sampling: `temperature`, `top_p` and `stop` of `visualchat.engine.Request`.
+    """
+
+    def submitted(prompt: Dialogue) -> Any:
+        name = f"{seed} {prompt.id} {len(prompt.turns)}"
+        drawn = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:7])
+        request = Request.of(engine.processor, prompt, seed=drawn, **sampling)
+        text_config: Any = engine.model.config.text_config
+        length = len(request.tokens.ids)
+        room = text_config.max_position_embeddings - length
+        if room < 1:
+            return _no_room(length)
+        return engine.submit(replace(request, max_new_tokens=min(max_new_tokens, room)))
+
+    def answer(prompts: Sequence[Dialogue]) -> list[Answer | ValueError]:
+        handles = [submitted(prompt) for prompt in prompts]
+        found: list[Answer | ValueError] = []
+        for handle in handles:
+            if isinstance(handle, ValueError):
+                found.append(handle)
+                continue
+            given = handle.result()
+            found.append(Answer(given.text, "stop" if given.finish == "stop" else "length", tuple(given.ids)))
+        return found
+
+    return answer
+
+
+def _no_room(length: int) -> ValueError:
+    return ValueError(f"the prompt's {length} tokens leave the model no room for an answer")
 
 
 def answer_rounds(
