@@ -228,3 +228,10 @@ def test_files_are_short_enough_to_read():
         path: len(path.read_text(encoding="utf-8").splitlines()) for path in repository_files() if path.suffix == ".py"
     }
     assert {str(path.relative_to(ROOT)): length for path, length in lengths.items() if length > 400} == {}
+
+
+def test_no_two_modules_of_the_tests_have_one_name():
+    """Tests import their helpers by name alone: of two, a process has whichever it met first."""
+    names = [path.stem for path in repository_files() if path.suffix == ".py" and "tests" in path.relative_to(ROOT).parts]
+    own = sorted(name for name in names if name not in {"__init__", "conftest"})
+    assert [name for name in own if own.count(name) > 1] == []

@@ -2,7 +2,7 @@
 
 import pytest
 from corpora import jpeg
-from twins import (
+from benchmark_twins import (
     TWINS,
     blink_row,
     column,

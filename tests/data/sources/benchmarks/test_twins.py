@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 import pytest
-from twins import TWINS, shades_so_far
+from benchmark_twins import TWINS, shades_so_far
 
 from visualchat.data.sources import benchmarks
 from visualchat.evaluation.metrics import CORPUS, METRICS
