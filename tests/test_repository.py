@@ -232,6 +232,6 @@ def test_files_are_short_enough_to_read():
 
 def test_no_two_modules_of_the_tests_have_one_name():
     """Tests import their helpers by name alone: of two, a process has whichever it met first."""
-    names = [path.stem for path in repository_files() if path.suffix == ".py" and "tests" in path.relative_to(ROOT).parts]
-    own = sorted(name for name in names if name not in {"__init__", "conftest"})
+    paths = [path for path in repository_files() if path.suffix == ".py" and path.is_relative_to(ROOT / "tests")]
+    own = sorted(path.stem for path in paths if path.stem not in {"__init__", "conftest"})
     assert [name for name in own if own.count(name) > 1] == []

@@ -40,7 +40,7 @@ def command(tmp_path, monkeypatch, capsys):
 
 
 SETTINGS = [
-    ("train", ["attention=mcma"], "unknown choice attention=mcma; did you mean mmca?\nattention is one of all_then_image, "),
+    ("train", ["attention=mcma"], "unknown choice attention=mcma; did you mean mmca?\nattention is one of all_then"),
     ("train", ["model/vision=clip_lrge"], "unknown choice model/vision=clip_lrge; did you mean clip_large?\n"),
     ("train", ["attenton=mmca"], "unknown setting attenton; did you mean attention?"),
     ("train", ["model/visoin=tiny"], "unknown setting model/visoin; did you mean model/vision?"),

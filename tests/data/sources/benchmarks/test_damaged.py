@@ -1,7 +1,6 @@
 """Rows of benchmarks with what goes wrong in published files: each is named and counted, none is scored wrongly."""
 
 import pytest
-from corpora import jpeg
 from benchmark_twins import (
     TWINS,
     blink_row,
@@ -21,6 +20,7 @@ from benchmark_twins import (
     write_vischain,
     write_vqa,
 )
+from corpora import jpeg
 
 from visualchat.data.sources.benchmarks import Blink, MantisEval, MuirBench, Nlvr2, Pope, VisChainBench, VqaV2
 
