@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from transformers.utils import logging
 
-from visualchat.cli.config import CONF, attention_setting, silence_libraries
+from visualchat.cli.config import CONF, attention_setting, check_attention, silence_libraries
 from visualchat.model.configuration_visualchat import ATTENTION
 
 
@@ -34,3 +34,22 @@ def test_a_kind_of_attention_is_named_as_it_is_typed(name):
         wanted |= {"image_numbers": "label", "early_kind": None, "image_positions": "shared"}
         found = compose("train", attention_setting(wanted).split()).attention
     assert {field: found[field] for field in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("attention.early_kind=units", "unknown attention kind 'units', .*did you mean unit"),
+        ("attention.early_kind=cross", "unknown attention kind 'cross'"),
+        ("attention.image_positions=same", "unknown image_positions 'same', expected one of running, shared"),
+        (
+            "attention.image_numbers=yes_please",
+            "unknown image_numbers 'yes_please', expected one of none, learned, label",
+        ),
+    ],
+)
+def test_a_choice_of_attention_that_does_not_exist_is_refused(typed, message):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        attention = compose("train", [typed]).attention
+    with pytest.raises(ValueError, match=message):
+        check_attention(attention)

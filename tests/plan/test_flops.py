@@ -91,3 +91,14 @@ def test_the_vision_encoder_is_counted_once_forward():
 def test_days():
     machine = Machine(gpus=8, memory=1.0, reserve=0.0, name="mine", peak_tflops=1000, utilisation=0.4)
     assert days(86_400 * 400e12 * 8, machine) == 1.0
+
+
+def test_two_kinds_by_depth_cost_their_shares():
+    model, load = build(), Workload(1, 2, 40, 0, "test")
+
+    def attention(kind, early=None):
+        return flops(sizes_of(model), load, kind, checkpointing=False, early=early).attention
+
+    expected = 0.25 * attention("causal") + 0.75 * attention("mmca")
+    assert attention("mmca", ("causal", 0.25)) == pytest.approx(expected)
+    assert attention("causal") > attention("mmca")
