@@ -25,7 +25,7 @@ from common import cpu_name
 from transformers import AutoImageProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from chat import KINDS, Talk, pictures
+from chat import Talk, pictures
 from visualchat.chat.answering import Answerer
 from visualchat.chat.image_store import ImageStore
 from visualchat.engine import Engine, Handle, Request
@@ -42,12 +42,18 @@ NEVER = 0
 LONG = 1500
 """Tokens of the long prompt."""
 
-FORMS = {**KINDS, "causal": ("causal", "none")}
+KINDS = {
+    "numbered": ("mmca_joint", "learned"),
+    "mmca": ("mmca", "none"),
+    "unit": ("unit", "none"),
+    "causal": ("causal", "none"),
+}
+"""Attention and image numbers."""
 
 
 def make_model(kind: str) -> VisualChatForConditionalGeneration:
     """The tiny world's backbones, joined by an untrained projector."""
-    attention, numbers = FORMS[kind]
+    attention, numbers = KINDS[kind]
     torch.manual_seed(0)
     return VisualChatForConditionalGeneration.from_backbones(
         backbone("vision"),
@@ -220,7 +226,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--chunks", type=int, nargs="+", default=[64, 256, 2048])
-    parser.add_argument("--kinds", nargs="+", choices=FORMS, default=[*FORMS])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
     parser.add_argument("--output", type=Path, default=RESULTS)
     setting = parser.parse_args()
     torch.set_num_threads(1)

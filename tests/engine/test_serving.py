@@ -182,6 +182,23 @@ def test_a_fault_of_the_engine_reaches_everyone_and_the_next_request_is_served(e
         assert serving.submit(ask(0)).result().ids == expected[0]
 
 
+def test_an_interrupted_step_leaves_no_one_waiting(engine, ask, expected, monkeypatch):
+    serving = engine()
+    handles = [serving.submit(ask(number)) for number in (0, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(serving._answerer, "prefill", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            handles[0].result()
+    for handle in handles:
+        with pytest.raises(RuntimeError, match="ended by KeyboardInterrupt"):
+            handle.result()
+    assert serving.submit(ask(0)).result().ids == expected[0]
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
 def test_stop_texts_end_an_answer_where_they_end_a_session_s(model, processor, engine, ask, expected):
     text = processor.tokenizer.decode(expected[4])
     serving = engine()

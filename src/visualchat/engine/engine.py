@@ -137,11 +137,10 @@ class Engine:
 
     @property
     def stats(self) -> EngineStats:
-        """Now."""
-        with self._stepping:
-            self._drop_ended()
-            sizes = len(self._waiting), len(self._running), len(self._kept)
-            return EngineStats(*sizes, self._kept.nbytes, self._batch.nbytes)
+        """Now; it waits for no step."""
+        with self._lock:
+            waiting, running = (sum(job.finish is None for job in jobs) for jobs in (self._waiting, self._running))
+        return EngineStats(waiting, running, len(self._kept), self._kept.nbytes, self._batch.nbytes)
 
     @property
     def why_not_stored(self) -> str | None:
@@ -213,9 +212,12 @@ class Engine:
                 self._prefill()
                 self._decode()
                 self._drop_ended()
-            except Exception as error:  # a fault of the engine's: whoever waits must know
+            except BaseException as error:  # a fault of the engine's, or Ctrl-C: whoever waits must know
+                told = (
+                    error if isinstance(error, Exception) else RuntimeError(f"a step ended by {type(error).__name__}")
+                )
                 for job in self._all():
-                    job.end("error", error)
+                    job.end("error", told)
                 self._drop_ended()
                 raise
             return bool(self._all())
