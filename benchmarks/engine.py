@@ -33,8 +33,8 @@ from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.tiny import backbone
 
 RESULTS = Path(__file__).parent / "results" / "engine-cpu.json"
-BEFORE, QUESTION, SIDE = 20, 30, 64
-"""Tokens of the text before the images and of the question; pixels of an image's side."""
+BEFORE, LABEL, QUESTION, SIDE = 20, 8, 30, 64
+"""Tokens of the text before the images, of a label and of the question; pixels of an image's side."""
 
 NEVER = 0
 """An end token that is not generated: the padding of the tiny world's tokenizer."""
@@ -76,7 +76,7 @@ def request(number: int, answer: int, size: int, more: int = 0) -> Request:
     talk, images = Talk(size, number), 1 + number % 4
     talk.text(BEFORE + more)
     for _ in range(images):
-        talk.image()
+        talk.image(LABEL)
     talk.text(QUESTION)
     talk.tokens.ids[:] = [3 + token % 400 for token in talk.tokens.ids]  # words of the tiny world
     return Request(talk.tokens, pictures(images, SIDE), max_new_tokens=answer)
