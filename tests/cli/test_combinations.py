@@ -2,11 +2,12 @@
 
 import itertools
 import re
+from contextlib import nullcontext
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from visualchat.cli.combinations import check_combination
+from visualchat.cli.combinations import LEAST, check_combination
 from visualchat.cli.config import CONF
 
 STRATEGIES = ("auto", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "zero3_nvme", "fsdp2")
@@ -59,3 +60,13 @@ def test_batches_are_not_repeated_by_lightning():
         config = compose("train", ["trainer.overfit_batches=2"])
     with pytest.raises(ValueError, match=r"trainer.overfit_batches=2 is not supported.* by data.train.size=8"):
         check_combination(config)
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_a_number_that_is_too_small_is_refused_before_training(name):
+    """A negative limit of the gradient would train away from the data; an evaluation fails when training is over."""
+    for value, fits in ((LEAST[name] - 1, False), (LEAST[name], True)):
+        with initialize_config_dir(CONF, version_base="1.3"):
+            config = compose("train", ["model/trainable=lora_language", f"{name}={value}"])
+        with nullcontext() if fits else pytest.raises(ValueError, match=f"^{name}={value}: expected {value + 1} or mo"):
+            check_combination(config)

@@ -14,8 +14,22 @@ TRUE_PRECISION = {"bf16-true": "bfloat16", "16-true": "float16", "64-true": "flo
 """The dtype to which the trainer would cast all weights, the frozen ones too."""
 
 
+LEAST = {
+    "trainer.gradient_clip_val": 0,  # torch would turn every gradient round
+    "trainer.accumulate_grad_batches": 1,
+    "model.trainable.lora_rank": 1,
+    "evaluation.batch_size": 1,  # these are needed when training is over
+    "evaluation.most": 1,
+    "evaluation.samples": 0,
+    "evaluation.max_new_tokens": 1,
+}
+"""The least that numbers may be of which other packages do not ask it, or too late."""
+
+
 def check_combination(config: DictConfig) -> None:
     """Refuse weights of another type than the trainer's, quantized ones that the run cannot have, and batches overfit.
+
+    And numbers below what is in `LEAST`.
 
     Args:
         config: Of a training command, or of a plan of one.
@@ -23,6 +37,10 @@ def check_combination(config: DictConfig) -> None:
     Raises:
         ValueError: It cannot be trained; says what can.
     """
+    for name, least in LEAST.items():
+        value = OmegaConf.select(config, name, throw_on_resolution_failure=False)
+        if isinstance(value, int | float) and not value >= least:
+            raise ValueError(f"{name}={value}: expected {least} or more")
     precision = OmegaConf.select(config, "trainer.precision")
     held = TRUE_PRECISION.get(str(precision), config.dtype)
     if held != config.dtype:  # a cast base would not be the one that its checkpoints name
