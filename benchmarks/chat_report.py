@@ -49,4 +49,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
         names = [*figures["ms"]]
         bars.barh(names, [figures["ms"][name] for name in names])
         bars.invert_yaxis()
-        bars.set(title=f"known images in a new conversation, {case}", xlabel="ms until the first token")
+        bars.set(title=f"new conversation, {case}", xlabel="ms until the first token")

@@ -3,8 +3,12 @@
 import pytest
 import torch
 from layouts import IMAGE, PAIRS, TEXT, attend, random_qkv, random_tokens
+from transformers import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from twins import language_model
 
-from visualchat.attention import attention_kind, multimodal_attention, sdpa
+from visualchat.attention import attention_kind, enable, multimodal_attention, sdpa
 from visualchat.attention.cached import make_cached_plan
 from visualchat.attention.layout import Layout
 from visualchat.attention.sdpa_plan import Mask
@@ -134,3 +138,47 @@ def test_gradients_flow_through_queries_on_a_cache():
     )
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_causal_attention_on_a_cache_makes_no_mask_where_nothing_is_padded(family, monkeypatch):
+    """transformers' own makes one; with padding, and for what our parts cannot do, it still does."""
+    model, plain = language_model(family), language_model(family)
+    enable(model, "causal")
+    ids = torch.randint(2, 48, (2, 9), generator=torch.Generator().manual_seed(0))
+    whole = plain(ids).logits
+
+    def in_chunks(mask=None):
+        cache, rows = DynamicCache(config=model.config), []
+        for start, stop in ((0, 4), (4, 7), (7, 9)):
+            given = None if mask is None else mask[:, :stop]
+            rows.append(model(ids[:, start:stop], attention_mask=given, past_key_values=cache).logits)
+        return torch.cat(rows, 1)
+
+    made = []
+    own = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+    def counted(**kwargs):
+        found = own(**kwargs)
+        made.append(found is not None)
+        return found
+
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", counted)
+    torch.testing.assert_close(in_chunks(), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(in_chunks(torch.ones_like(ids)), whole, atol=1e-5, rtol=1e-4)
+    assert made == [False, False]  # the first chunks, which stand on no cache
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    expected = plain(ids, attention_mask=mask).logits
+    made.clear()
+    torch.testing.assert_close(in_chunks(mask)[:, 2:], expected[:, 2:], atol=1e-5, rtol=1e-4)
+    assert made == [True, True, True]
+    layer = model.model.layers[0].self_attn
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 5, 8, generator=generator) for heads in (4, 2, 2))
+    on_cache = query[:, :, -3:], key, value, torch.ones(2, 5, dtype=torch.bool)
+    attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
+    near, _ = attend(layer, *on_cache, sliding_window=50, scaling=1.0)  # a window longer than all
+    torch.testing.assert_close(near, attend(layer, *on_cache, scaling=1.0)[0])
+    assert made[3:] == [True]

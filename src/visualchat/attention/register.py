@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
@@ -133,14 +133,49 @@ def _causal(
     segment_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own causal attention; of packed rows only what lies within each dialogue is computed."""
-    if segment_ids is None:
+    """transformers' own causal attention; of packed rows only what lies within each dialogue is computed.
+
+    Several queries on top of a cache without padding come with a mask (B, K) (`_causal_mask`), and attend without one.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    on_cache = attention_mask is not None and attention_mask.ndim == 2
+    if segment_ids is None and on_cache and any(kwargs.get(name) for name in ("dropout", "sliding_window")):
+        on_cache, shape = False, {"batch_size": len(query), "q_length": queries, "kv_length": keys}
+        attention_mask = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
+            **shape, q_offset=keys - queries, allow_is_causal_skip=False, device=query.device
+        )
+    if segment_ids is None and not on_cache:
         found: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, **kwargs
         )
         return found
     ours = {"kind": "causal", "implementation": "sdpa", "segment_ids": segment_ids}
     return _attention(module, query, key, value, None, **{**kwargs, **ours})
+
+
+def _causal_mask(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """transformers' mask of causal attention; (B, K), all True, on top of a cache where `_causal` needs none."""
+    plain = allow_is_causal_skip and mask_function is causal_mask_function and not torch.compiler.is_compiling()
+    on_cache = torch.device(device).type == "cpu" and 1 < q_length < kv_length == int(q_offset) + q_length
+    if plain and on_cache and (attention_mask is None or bool(attention_mask.all())):
+        return torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
+    given = {"mask_function": mask_function, "attention_mask": attention_mask, "device": device}
+    lengths = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset}
+    found: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](
+        **lengths, **given, allow_is_causal_skip=allow_is_causal_skip, **kwargs
+    )
+    return found
 
 
 def _padding_mask(
@@ -167,7 +202,7 @@ def register() -> None:
             if kind != "causal":
                 attend = partial(_attention, kind=kind, implementation=implementation)
                 _register(implementation_name(kind, implementation), attend, _padding_mask)
-    _register(CAUSAL, _causal, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    _register(CAUSAL, _causal, _causal_mask)
 
 
 def _register(name: str, attend: Callable[..., Any], mask: Callable[..., Any]) -> None:
