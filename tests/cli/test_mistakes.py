@@ -245,6 +245,10 @@ OF_THE_TINY_WORLD = ("data.train.",)
 """Settings that other data do not have; their remedies say so."""
 
 
+OF_GENERATE = ("rounds=",)
+"""Settings of `visualchat-generate` alone."""
+
+
 def test_every_remedy_of_the_package_is_a_setting():
     own = ["data=own", "data/source=messages", "evaluation=default"]
     named = [item for item in remedies() if item.partition("=")[0] not in PYTHON_ONLY and not item.endswith("=FILE")]
@@ -252,6 +256,9 @@ def test_every_remedy_of_the_package_is_a_setting():
     assert len(typed) >= 8
     with initialize_config_dir(CONF, version_base="1.3"):
         for setting_of_it in typed:
+            if setting_of_it.startswith(OF_GENERATE):
+                compose("generate", [setting_of_it])
+                continue
             compose("train", [*([] if setting_of_it.startswith(OF_THE_TINY_WORLD) else own), setting_of_it])
 
 

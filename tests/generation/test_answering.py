@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.generation.answering import Answer, answer_rounds, batched, open_at
+from visualchat.engine import Engine
+from visualchat.generation.answering import Answer, answer_rounds, batched, by_engine, open_at
 
 RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
 LONG = Dialogue((Turn.ask("A?", [RED], "a"), Turn.ask("B?", answer="b"), Turn.ask("C?", [BLUE], "c")), id="long")
@@ -81,3 +82,35 @@ def test_other_kinds_of_attention_answer_as_alone(make_model, processor, kind):
     prompts = [open_at(d, k) for d in (LONG, SHORT) for k in range(len(d.turns))]
     together = batched(model, processor, max_new_tokens=6, batch_size=5)(prompts)
     assert together == [batched(model, processor, max_new_tokens=6, batch_size=1)([prompt])[0] for prompt in prompts]
+
+
+def engine_of(model, processor):
+    return Engine(model, processor, max_running=2)
+
+
+def test_the_engine_answers_as_batches_do_and_draws_by_dialogue_and_round(model, processor):
+    prompts = [open_at(d, k) for d in (LONG, SHORT) for k in range(len(d.turns))]
+    greedy = {"temperature": 0.0, "top_p": None, "stop": []}
+    answer = by_engine(engine_of(model, processor), max_new_tokens=6, seed=0, sampling=greedy)
+    assert answer(prompts) == batched(model, processor, max_new_tokens=6, batch_size=5)(prompts)
+    drawing = {**greedy, "temperature": 2.0}
+    answer = by_engine(engine_of(model, processor), max_new_tokens=6, seed=0, sampling=drawing)
+    drawn = answer(prompts)
+    assert [answer([prompt])[0] for prompt in reversed(prompts)] == drawn[::-1], "neighbours change nothing"
+    other = by_engine(engine_of(model, processor), max_new_tokens=6, seed=1, sampling=drawing)(prompts)
+    assert all(one.text != two.text for one, two in zip(drawn, other, strict=True))
+    renamed = [replace(prompt, id="another") for prompt in prompts[:1]]
+    assert answer(renamed)[0].text != drawn[0].text
+
+
+def test_the_engine_leaves_answers_the_room_that_there_is(model, processor):
+    prompt = open_at(SHORT, 0)
+    length = len(processor.encode(prompt))
+    greedy = {"temperature": 0.0, "top_p": None, "stop": []}
+    (whole,) = by_engine(engine_of(model, processor), max_new_tokens=12, seed=0, sampling=greedy)([prompt])
+    assert len(whole.ids) > 3
+    model.config.text_config.max_position_embeddings = length + 3
+    answer = by_engine(engine_of(model, processor), max_new_tokens=12, seed=0, sampling=greedy)
+    cut, full = answer([prompt, _longer(prompt, 3 + len("D?"))])
+    assert (cut.ids, cut.ended) == (whole.ids[:3], "length")
+    assert "leave the model no room for an answer" in str(full)
