@@ -249,15 +249,10 @@ OF_GENERATE = ("rounds=",)
 """Settings of `visualchat-generate` alone."""
 
 
-OF_GENERATE = ("rounds=",)
-"""Settings of `visualchat-generate` alone."""
-
-
 def test_every_remedy_of_the_package_is_a_setting():
     own = ["data=own", "data/source=messages", "evaluation=default"]
     named = [item for item in remedies() if item.partition("=")[0] not in PYTHON_ONLY and not item.endswith("=FILE")]
-    generating = [item for item in named if item.startswith(OF_GENERATE)]
-    typed = [as_settings(remedy, "train", own) for remedy in sorted({*named} - {*generating})]
+    typed = [as_settings(remedy, "train", own) for remedy in sorted(named)]
     assert len(typed) >= 8
     with initialize_config_dir(CONF, version_base="1.3"):
         for setting_of_it in typed:
@@ -265,8 +260,6 @@ def test_every_remedy_of_the_package_is_a_setting():
                 compose("generate", [setting_of_it])
                 continue
             compose("train", [*([] if setting_of_it.startswith(OF_THE_TINY_WORLD) else own), setting_of_it])
-        for setting_of_it in generating:
-            compose("generate", ["input=questions.jsonl", setting_of_it])
 
 
 @pytest.mark.parametrize(
