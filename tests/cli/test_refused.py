@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from visualchat.cli.ending import LOCK
+from visualchat.cli.ending import sole_use
 
 SMALL = ["experiment=smoke", "trainer.accelerator=cpu", "logger=csv", "data.num_workers=0"]
 
@@ -28,7 +27,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (LOCK, "train.log")
+        if path.is_file() and path.name not in (".lock", "train.log")
     }
 
 
@@ -52,7 +51,7 @@ def test_a_refused_command_leaves_the_run_of_the_folder_as_it_was(tmp_path):
         code, said = train(tmp_path, "hydra.run.dir=first", *typed)
         assert (code, told in said) == (2, True), said
         assert contents(tmp_path / "first") == before
-    with FileLock(tmp_path / "first" / LOCK):
+    with sole_use(tmp_path / "first"):
         code, said = train(tmp_path, "hydra.run.dir=first", "resume=auto", "seed=2")
     assert (code, "another process is training in first" in said) == (2, True), said
     assert contents(tmp_path / "first") == before
