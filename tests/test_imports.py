@@ -32,6 +32,7 @@ ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flex", "cross")
 RULES = (
     # Frameworks stay at the rim.
     Rule("visualchat", never=("hydra", "omegaconf"), except_in=("visualchat.cli",)),
+    Rule("visualchat", never=("fastapi", "starlette", "uvicorn", "prometheus_client"), except_in=("visualchat.serve",)),
     Rule(
         "visualchat", never=LIGHTNING, except_in=("visualchat.data.datamodule", "visualchat.training", "visualchat.cli")
     ),
@@ -79,6 +80,7 @@ FLOORS = (
     "engine",
     "generation",
     "evaluation",
+    "serve",
     "plan",
     "tiny",
     "tiny.pretraining",

@@ -104,6 +104,28 @@ Examples
       folder=[outputs/a/model,outputs/b/model]
 {_MORE}"""
 
+SERVE = f"""visualchat-serve [SETTING=VALUE ...]
+
+Serves a saved model over HTTP as OpenAI's clients expect it: chats with images
+in any round, plain and streamed. Ctrl-C lets running answers end.
+
+  folder=null               the model's folder, whole or light; null for the
+                            newest under outputs/
+  host=127.0.0.1 port=8000  where it listens; other hosts need keys
+  api_keys=null             one of them must come with each request; better set
+                            as the environment variable VISUALCHAT_API_KEYS
+  name=visualchat           what clients call the model
+  temperature=0.0 max_new_tokens=256
+                            where a request does not say
+  limits.images=16          and limits.tokens, limits.seconds, ...: what one
+                            request may take
+  vision=null language=null where the backbones of a light folder are now
+
+Examples
+  visualchat-serve
+  visualchat-serve folder=outputs/mine/model port=8001
+{_MORE}"""
+
 DATA = f"""visualchat-data ACTION [SETTING=VALUE ...]
 
 Looks at the dialogues that training would read.

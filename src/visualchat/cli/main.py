@@ -26,6 +26,11 @@ def generate() -> None:
     start(Command("generate", "visualchat.cli.generate", help.GENERATE))
 
 
+def serve() -> None:
+    """`visualchat-serve`."""
+    start(Command("serve", "visualchat.cli.serve", help.SERVE))
+
+
 def data() -> None:
     """`visualchat-data`."""
     actions = ("check", "stats", "show", "convert", "prepare")

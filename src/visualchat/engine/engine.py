@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from visualchat.chat.answering import Answerer
-from visualchat.chat.image_store import GIB, ImageStore, model_state
+from visualchat.chat.image_store import GIB, ImageStore, digest, model_state
 from visualchat.engine.batch import Batch
 from visualchat.engine.handle import Handle
 from visualchat.engine.job import Job, names_of
@@ -275,7 +275,7 @@ class Engine:
         assert job.sampler is not None
         end, size = job.cut(most), image_size(self.model.config)
         shown, new = (sum(job.request.tokens.modality[a:b]) // size for a, b in ((0, job.done), (job.done, end)))
-        self._counted.computed = 0
+        self._counted.computed, self._counted.scope = 0, job.request.scope
         logits = self._answerer.prefill(job.upto(end), list(job.request.images[shown : shown + new]), job.cache)
         if self.why_not_stored is None:
             job.cached += size * (new - self._counted.computed)
@@ -355,15 +355,16 @@ class Engine:
 
 
 class _CountedStore(ImageStore):
-    """Another store, and how many images were computed for it by way of this one.
+    """Another store as requests of one scope see it, and how many images were computed for it by way of this one.
 
     Attributes:
         computed: So many since it was set to 0.
+        scope: Of the request that is being computed; images of no scope have their own keys, as those of sessions.
     """
 
     def __init__(self, store: ImageStore) -> None:
         super().__init__(0, 0)
-        self.store, self.computed = store, 0
+        self.store, self.computed, self.scope = store, 0, ""
 
     def get(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
         """As `ImageStore.get`."""
@@ -372,8 +373,11 @@ class _CountedStore(ImageStore):
             self.computed += 1
             return compute()
 
-        return self.store.get(key, device, counted)
+        return self.store.get(self._scoped(key), device, counted)
 
     def get_opening(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
         """As `ImageStore.get_opening`."""
-        return self.store.get_opening(key, device, compute)
+        return self.store.get_opening(self._scoped(key), device, compute)
+
+    def _scoped(self, key: str) -> str:
+        return key + digest(self.scope) if self.scope else key

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from visualchat.attention import Modality
 from visualchat.chat.answering import Tokens
+from visualchat.chat.image_store import digest
 from visualchat.dialogue.encoding import NO_UNIT
 from visualchat.engine.kept import Name, splits_unit
 from visualchat.engine.request import Answer, Finish, Request, Usage
@@ -122,7 +123,7 @@ def names_of(request: Request, size: int) -> list[Name]:
     Raises:
         OSError: The pixels of an image cannot be read.
     """
-    keys = [image_key(image) for image in request.images]
+    keys = [digest(request.scope, image_key(image)) for image in request.images]
     names: list[Name] = []
     seen = 0
     for token, kind, unit in zip(request.tokens.ids, request.tokens.modality, request.tokens.units, strict=True):
@@ -131,4 +132,6 @@ def names_of(request: Request, size: int) -> list[Name]:
             seen += 1
         else:
             names.append((token, unit))
+    if names and request.tokens.modality[0] != Modality.IMAGE:
+        names[0] = ((request.scope, names[0][0]), names[0][1])  # what begins differently has nothing in common
     return names

@@ -38,6 +38,7 @@ class Request:
         generator: Of the CPU; it must not serve two requests at once. None to draw from torch's global one.
         stop: The answer ends before the first of these texts.
         stop_ids: It ends at these tokens, too, not only at the processor's end token.
+        scope: What was computed for requests of one scope is reused for those of the same alone.
 
     Raises:
         ValueError: A setting is out of range.
@@ -52,6 +53,7 @@ class Request:
     generator: torch.Generator | None = None
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] = ()
+    scope: str = ""
 
     def __post_init__(self) -> None:
         for name, found, fits, expected in (

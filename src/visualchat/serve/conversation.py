@@ -1,0 +1,105 @@
+"""From a request's messages to a request to the engine. Runs in a thread: it decodes images and tokenizes.
+
+Images come inside the request alone: nothing is fetched, no file is read. Text is text, whatever it says: slots of
+images are made by the structure of a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from visualchat.dialogue.messages import dialogue_from_messages
+from visualchat.engine import Request
+from visualchat.images.decode import FORMATS, MAX_ASPECT, MAX_PIXELS, decode_image
+from visualchat.images.inputs import image_input
+from visualchat.model import VisualChatProcessor
+from visualchat.serve.errors import ApiError
+from visualchat.serve.protocol import ChatRequest, ImagePart
+from visualchat.serve.settings import Limits, Settings
+
+ROLES = {"developer": "system"}
+"""What a role is called here where the name differs."""
+
+UNREADABLE = (
+    f"it cannot be read as an image: expected an undamaged {', '.join(FORMATS)} file of at most {MAX_PIXELS} pixels, a "
+    f"side at most {MAX_ASPECT} times the other"
+)
+"""The same for all that can be wrong with a file: libraries' own words may tell what a client should not learn."""
+
+
+def engine_requests(
+    asked: ChatRequest, processor: VisualChatProcessor, settings: Settings, scope: str
+) -> list[Request]:
+    """What the engine is asked: as many times as the request wants answers.
+
+    Raises:
+        ApiError: The request is beyond a limit, or its messages form no conversation with a question at its end.
+    """
+    if asked.model != settings.name:
+        message = f"there is no model of this name; this server has {settings.name!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    tokens = settings.max_new_tokens if asked.most_tokens is None else asked.most_tokens
+    if tokens > settings.limits.tokens:
+        param = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
+        raise ApiError(400, f"{param} is {tokens}: at most {settings.limits.tokens} are allowed", param=param)
+    if asked.messages[-1].role != "user":
+        raise ApiError(
+            400, f"the last message is the {asked.messages[-1].role}'s: expected the user's", param="messages"
+        )
+    try:
+        dialogue = dialogue_from_messages(_messages(asked, settings.limits))
+        first = Request.of(
+            processor,
+            dialogue,
+            max_new_tokens=tokens,
+            temperature=settings.temperature if asked.temperature is None else asked.temperature,
+            top_p=asked.top_p,
+            seed=asked.seed,
+            stop=tuple(asked.stop),
+            scope=scope,
+        )
+    except ValueError as error:  # our own words: of roles, of empty questions
+        raise ApiError(400, str(error), param="messages") from None
+    if asked.seed is None:
+        return [first] * asked.n
+    return [replace(first, seed=asked.seed + index) for index in range(asked.n)]
+
+
+def _messages(asked: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
+    """The messages with their images decoded."""
+    count = sum(isinstance(part, ImagePart) for message in asked.messages for part in message.content)
+    if count > limits.images:
+        raise ApiError(400, f"there are {count} images: at most {limits.images} are allowed", param="messages")
+    found, pixels = [], 0
+    for number, message in enumerate(asked.messages):
+        items: list[dict[str, Any]] = []
+        for place, part in enumerate(message.content):
+            if not isinstance(part, ImagePart):
+                items.append({"type": "text", "text": part.text})
+                continue
+            image = _image(part.image_url.url, f"messages[{number}].content[{place}].image_url.url")
+            pixels += image.width * image.height
+            if pixels > limits.pixels:
+                message_ = f"the images have more than {limits.pixels} pixels together; send smaller ones"
+                raise ApiError(400, message_, param="messages", code="too_many_pixels")
+            items.append({"type": "image", "image": image})
+        found.append({"role": ROLES.get(message.role, message.role), "content": items})
+    return found
+
+
+def _image(url: str, place: str) -> Image.Image:
+    if not url.startswith("data:"):
+        message = f"{place}: expected data:image/...;base64,...: this server fetches no address and reads no file"
+        raise ApiError(400, message, param=place, code="invalid_image_url")
+    try:
+        encoded = image_input(url, place)
+    except ValueError:
+        message = f"{place}: expected data:image/...;base64, and valid base64 behind it"
+        raise ApiError(400, message, param=place, code="invalid_image_url") from None
+    try:
+        return decode_image(encoded)
+    except ValueError:
+        raise ApiError(400, f"{place}: {UNREADABLE}", param=place, code="invalid_image") from None
