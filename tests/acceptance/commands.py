@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,24 @@ def bash(folder: Path, line: str, typed: str = "", limit: float = LIMIT, **varia
     """Type a line, or a block of lines, into a shell, exactly as it is printed; `run` for the rest."""
     done = run(folder, "bash", "-euc", line, typed=typed, limit=limit, **variables)
     return Done(line, done.code, done.out, done.err)
+
+
+@contextmanager
+def serving(folder: Path, *words: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`visualchat-serve` while the block runs: its process, and the address for clients; the port is a free one.
+
+    Args:
+        folder: Where it is typed.
+        words: Its settings.
+        variables: Of its environment.
+    """
+    with started(folder, "visualchat-serve", *words, "port=0", **variables) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.readline()  # or its end, if it fails
+        found = re.search(r" at (http://\S+)$", said)
+        assert found, f"{said}{process.stderr.read()}"
+        yield process, found[1]
 
 
 def make(checkout: Path, *words: str, typed: str = "") -> Done:

@@ -129,6 +129,7 @@ EVALUATION = (
     ),
 )
 CHAT = (Rule(has("max_new_tokens"), ["max_new_tokens=4"]),)
+SERVE = (*CHAT, Rule(has("port"), ["port=0"]))
 
 RULES = {
     "visualchat-train": (*DATA, *TRAINING, *BACKBONES, *EVALUATION),
@@ -144,6 +145,7 @@ RULES = {
     ),
     "visualchat-chat": CHAT,
     "visualchat-generate": CHAT,
+    "visualchat-serve": SERVE,
     "visualchat-plan": (),
 }
 """For each command what makes its lines small."""

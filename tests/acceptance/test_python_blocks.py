@@ -1,17 +1,22 @@
 """Every Python block of the documents runs, in a folder in which a model has been trained."""
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import serving
 from lines import DOCUMENTS, ROOT, blocks
 from transformers import AutoModelForCausalLM
 
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny import backbone
 from visualchat.tiny.scenes import draw, random_scene
+
+SERVER = "http://127.0.0.1:8000/v1"
+"""Where blocks expect the server that their page has started."""
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +62,11 @@ def test_the_block_runs(text, after_training, monkeypatch, capsys):
     names = given(text, after_training)
     for name in re.findall(r'"(\w+\.png)"', text):
         draw(random_scene(3)).save(name)
-    exec(compile(text, "block", "exec"), names)
+    with ExitStack() as stack:
+        if SERVER in text:
+            _, address = stack.enter_context(serving(after_training, "max_new_tokens=4"))
+            text = text.replace(SERVER, address)
+        exec(compile(text, "block", "exec"), names)
     if "print(" in text:
         assert capsys.readouterr().out.strip()
 

@@ -7,15 +7,17 @@ its reason (shrinking.CANNOT); one that no rule covers fails.
 import json
 import math
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from commands import Done, assert_finite, assert_learns, bash, history, metrics, run, run_folders
+from commands import LIMIT, Done, assert_finite, assert_learns, bash, history, metrics, run, run_folders, serving
 from composing import axes, composed, points
 from lines import Line, all_lines
 from made import conversations, corpora, own_rows
 from omegaconf import DictConfig
+from openai import OpenAI
 from shrinking import CANNOT, ELSEWHERE, TALK, filled, small
 
 pytestmark = pytest.mark.slow
@@ -61,6 +63,9 @@ def test_the_line_runs(line, after_training, convertible):
         return
     config = composed(next(points([*command, "..."])))
     give(folder, command, config)
+    if command[0] == "visualchat-serve":
+        assert_serves(folder, [*command[1:], *small(command[0], config)], dict(line.variables))
+        return
     done = run(folder, *command, *small(command[0], config), typed=TALK, **dict(line.variables)).ok()
     assert "Traceback" not in done.err
     left = [path for path in run_folders(folder) if path not in before]
@@ -119,6 +124,18 @@ def assert_outcome(folder: Path, command: Sequence[str], config: DictConfig, lef
     else:
         assert name == "visualchat-plan", f"no rule says what {name} is for"
         assert re.search("it (fits|does not fit)", done.out)
+
+
+def assert_serves(folder: Path, settings: Sequence[str], variables: dict[str, str]) -> None:
+    """Fail unless a server answers a client, with its key, and ends when it is asked to."""
+    with serving(folder, *settings, **variables) as (process, address):
+        client = OpenAI(base_url=address, api_key=variables.get("VISUALCHAT_API_KEYS", "none").split(",")[0])
+        (model,) = client.models.list()
+        answer = client.chat.completions.create(model=model.id, messages=[{"role": "user", "content": "What is it?"}])
+        assert answer.usage.completion_tokens
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=LIMIT)
+        assert (process.returncode, err) == (0, ""), f"{out}{err}"
 
 
 ALONE = ("trainer/strategy=auto", "trainer.devices=1", "trainer.num_nodes=1", "hydra.run.dir=alone")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("train", "evaluate", "chat", "data", "plan", "convert", "generate")
+COMMANDS = ("train", "evaluate", "chat", "data", "plan", "convert", "generate", "serve")
 
 HEAVY = (
     "torch",
@@ -52,7 +52,14 @@ def test_help_is_short_and_imports_nothing_heavy(tmp_path, command):
 
 @pytest.mark.parametrize(
     ("command", "mistake"),
-    [("train", "attention=mcma"), ("train", "trainer.max_epoch=1"), ("plan", "gpuz=8"), ("chat", "foldr=x")],
+    [
+        ("train", "attention=mcma"),
+        ("train", "trainer.max_epoch=1"),
+        ("plan", "gpuz=8"),
+        ("chat", "foldr=x"),
+        ("serve", "prt=1"),
+        ("serve", "limits.image=1"),
+    ],
 )
 def test_a_misspelt_setting_is_found_before_anything_heavy_is_imported(tmp_path, command, mistake):
     code, _, errors, imported = start(tmp_path, command, mistake)

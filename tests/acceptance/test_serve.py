@@ -1,0 +1,142 @@
+"""`visualchat-serve` as its users meet it: the command in a process of its own, the official client unchanged."""
+
+import base64
+import io
+import signal
+import socket
+import threading
+
+import httpx
+import openai
+import pytest
+from commands import LIMIT, run, serving
+from openai import OpenAI
+
+from visualchat.chat import ChatSession
+from visualchat.model import VisualChatProcessor
+from visualchat.model.saved import load_model, saved_model
+from visualchat.tiny.scenes import draw, random_scene
+
+pytestmark = pytest.mark.slow
+
+ROUNDS = (("What shape is in image 1?", [1]), ("Are you sure?", []), ("Which image has a circle?", [2, 3]))
+KEY = "a-key-of-ours"
+
+
+def content(question, seeds):
+    """A question with images before it."""
+    parts = []
+    for seed in seeds:
+        file = io.BytesIO()
+        draw(random_scene(seed)).save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        parts.append({"type": "image_url", "image_url": {"url": url, "detail": "high"}})
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def sessions(folder):
+    """What `ChatSession` answers to the rounds."""
+    found = saved_model(str(folder))
+    session = ChatSession(load_model(found), VisualChatProcessor.from_pretrained(found), max_new_tokens=8)
+    return ["".join(session.ask(text, [draw(random_scene(seed)) for seed in seeds])) for text, seeds in ROUNDS]
+
+
+def test_the_official_client_chats_over_rounds_with_images(trained):
+    """Plain and streamed, with the history that clients send: the answers are a session's, images known count as so."""
+    (folder,) = trained.glob("outputs/*/*/model")
+    expected = sessions(folder)
+    with serving(trained, f"folder={folder.relative_to(trained)}", VISUALCHAT_API_KEYS=f"other-key,{KEY}") as (_, url):
+        client = OpenAI(base_url=url, api_key=KEY)
+        plain, streamed = [], []
+        for text, seeds in ROUNDS:
+            plain.append(content(text, seeds))
+            answer = client.chat.completions.create(model="visualchat", messages=plain, max_tokens=8)
+            plain.append(answer.choices[0].message)  # as it came
+        assert [message.content for message in plain[1::2]] == expected
+        assert answer.usage.prompt_tokens_details.image_tokens == 3 * 16
+        assert answer.usage.prompt_tokens_details.cached_tokens > 16  # the rounds before it
+        for text, seeds in ROUNDS:
+            streamed.append(content(text, seeds))
+            chunks = client.chat.completions.create(
+                model="visualchat",
+                messages=streamed,
+                max_completion_tokens=8,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            *pieces, usage = chunks
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in pieces)
+            streamed.append({"role": "assistant", "content": said})
+        assert [message["content"] for message in streamed[1::2]] == expected
+        assert usage.usage.prompt_tokens_details.cached_tokens == usage.usage.prompt_tokens - 1
+        with pytest.raises(openai.BadRequestError, match="tools is not supported"):
+            client.chat.completions.create(model="visualchat", messages=plain, tools=[{"type": "function"}])
+        with pytest.raises(openai.AuthenticationError):
+            OpenAI(base_url=url, api_key="wrong").models.list()
+
+
+def test_a_server_under_load_loses_nothing_when_clients_hang_up(trained):
+    with serving(trained, "engine.max_waiting=100") as (_, url):
+        asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 60}
+        with httpx.Client(base_url=url, timeout=LIMIT) as client:
+            expected = client.post("chat/completions", json=asked).json()["choices"]
+            found = []
+
+            def one(number):
+                if number % 3:
+                    found.append(client.post("chat/completions", json=asked).json()["choices"])
+                    return
+                with httpx.stream("POST", f"{url}/chat/completions", json={**asked, "stream": True}) as response:
+                    next(response.iter_bytes())  # and away
+
+            clients = [threading.Thread(target=one, args=(number,)) for number in range(64)]
+            for thread in clients:
+                thread.start()
+            for thread in clients:
+                thread.join()
+            assert found == [expected] * 42
+            deadline = threading.Event()
+            while "in_hand 0.0" not in client.get(url.replace("/v1", "/metrics")).text:
+                assert not deadline.wait(0.05)
+
+
+def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained):
+    asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 1000, "stream": True}
+    asked |= {"temperature": 2.0, "seed": 1, "n": 8}
+    with serving(trained) as (process, url), httpx.Client(base_url=url, timeout=LIMIT) as client:
+        with client.stream("POST", "chat/completions", json=asked) as running:
+            pieces = running.iter_text()
+            came = next(pieces)
+            process.send_signal(signal.SIGTERM)
+            statuses = set()
+            while 503 not in statuses:  # the signal is on its way
+                statuses.add(httpx.get(url.replace("/v1", "/health")).status_code)
+            refused = httpx.post(f"{url}/chat/completions", json=asked)
+            came += "".join(pieces)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "stopping"
+        assert refused.headers["retry-after"]
+        assert came.endswith("data: [DONE]\n\n")
+        out, err = process.communicate(timeout=LIMIT)
+        assert (process.returncode, err) == (0, ""), f"{out}{err}"
+
+
+def test_mistakes_are_told_before_a_model_is_loaded(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        said = {
+            f"port={port}": "name another port",
+            "port=70000": "expected 0 to 65535",
+            "host=0.0.0.0": "the server asks for no key",
+            "api_keys=[short]": "expected 8 or more",
+            "max_new_tokens=5000": "limits.tokens, which is 1024",
+            "limits.images=0": "limits.images=0: expected more than 0",
+            "folder=nothing": "no saved model there",
+        }
+        for setting, words in said.items():
+            done = run(tmp_path, "visualchat-serve", setting)
+            assert done.code == 2, str(done)
+            assert words in done.err
+            assert "Traceback" not in done.err
+    assert not [*tmp_path.iterdir()]
