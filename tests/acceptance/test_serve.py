@@ -1,10 +1,15 @@
 """`visualchat-serve` as its users meet it: the command in a process of its own, the official client unchanged."""
 
 import base64
+import http.client
 import io
+import json
 import signal
 import socket
 import threading
+import time
+from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -95,30 +100,56 @@ def test_a_server_under_load_loses_nothing_when_clients_hang_up(trained):
             for thread in clients:
                 thread.join()
             assert found == [expected] * 42
-            deadline = threading.Event()
-            while "in_hand 0.0" not in client.get(url.replace("/v1", "/metrics")).text:
-                assert not deadline.wait(0.05)
+            until(url, "/metrics", lambda said: "in_hand 0.0" in said.text)
 
 
-def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained):
-    asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 1000, "stream": True}
-    asked |= {"temperature": 2.0, "seed": 1, "n": 8}
-    with serving(trained) as (process, url), httpx.Client(base_url=url, timeout=LIMIT) as client:
-        with client.stream("POST", "chat/completions", json=asked) as running:
-            pieces = running.iter_text()
-            came = next(pieces)
+@contextmanager
+def half_sent(url, asked):
+    """A request for an answer of which the server has the head and half of the body; gives what sends the rest."""
+    body = json.dumps(asked).encode()
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=LIMIT)
+    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body[:50])
+    until(url, "/metrics", lambda said: "in_hand 1.0" in said.text)
+
+    def rest():
+        connection.send(body[50:])
+        return connection.getresponse()
+
+    yield rest
+    connection.close()
+
+
+def until(url, path, holds):
+    """Ask for something again and again."""
+    while not holds(httpx.get(url.replace("/v1", path), timeout=LIMIT)):
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained, patient):
+    """A second one does not wait for them."""
+    asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 8}
+    with serving(trained) as (process, url):
+        expected = httpx.post(f"{url}/chat/completions", json=asked, timeout=LIMIT).json()["choices"]
+        with half_sent(url, asked) as rest:
             process.send_signal(signal.SIGTERM)
-            statuses = set()
-            while 503 not in statuses:  # the signal is on its way
-                statuses.add(httpx.get(url.replace("/v1", "/health")).status_code)
-            refused = httpx.post(f"{url}/chat/completions", json=asked)
-            came += "".join(pieces)
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "stopping"
-        assert refused.headers["retry-after"]
-        assert came.endswith("data: [DONE]\n\n")
-        out, err = process.communicate(timeout=LIMIT)
-        assert (process.returncode, err) == (0, ""), f"{out}{err}"
+            until(url, "/health", lambda said: said.status_code == 503)
+            refused = httpx.post(f"{url}/chat/completions", json=asked, timeout=LIMIT)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "stopping"
+            assert refused.headers["retry-after"]
+            if patient:
+                answered = rest()
+                assert answered.status == 200
+                assert json.loads(answered.read())["choices"] == expected
+            else:
+                process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0
+    assert (out, err) == ("", "") if patient else "Traceback" not in err
 
 
 def test_mistakes_are_told_before_a_model_is_loaded(tmp_path):

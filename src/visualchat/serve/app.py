@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from visualchat.engine import Answer, Engine, Handle, QueueFull
+from visualchat.engine import Answer, Engine, QueueFull
 from visualchat.serve.answers import Answers
 from visualchat.serve.conversation import engine_requests
 from visualchat.serve.errors import ApiError, queue_full, stopping
@@ -26,6 +26,9 @@ from visualchat.serve.protocol import MOST_CHOICES, ChatRequest, Envelope, read_
 from visualchat.serve.settings import Settings
 
 log = logging.getLogger(__name__)
+
+UNKEPT = {"Cache-Control": "no-cache"}
+"""Headers of a stream."""
 
 HUNG_UP = 499
 """The status of a response that no one reads, as web servers count it."""
@@ -128,7 +131,9 @@ class Rooms:
         answers = Answers(visit.handles, self._readers, self.settings.limits.seconds)
         envelope = Envelope(asked.model, asked.stream_options.include_usage)
         if asked.stream:
-            return StreamingResponse(self._stream(answers, envelope, visit), media_type="text/event-stream")
+            return StreamingResponse(
+                self._stream(answers, envelope, visit), media_type="text/event-stream", headers=UNKEPT
+            )
         found: dict[int, Answer] = {}
         try:
             async for index, event in answers.events():
@@ -166,17 +171,15 @@ class Rooms:
         asked = read_request(body)
         if visit.gone:
             raise ApiError(HUNG_UP, "the client hung up")
-        handles: list[Handle] = []
         for request in engine_requests(asked, self.engine.processor, self.settings, visit.scope):
             try:
-                handles.append(self.engine.submit(request))
+                visit.handles.append(self.engine.submit(request))
             except QueueFull:
-                raise queue_full() from None  # the handles before it are dropped, and so cancelled
+                raise queue_full() from None  # with the visit end the handles before it
             except ValueError as error:  # our own words: too long for the model
                 raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
             except RuntimeError:
                 raise stopping() from None
-        visit.handles = handles
         if visit.gone:
             visit.cancel()
         return asked

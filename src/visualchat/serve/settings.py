@@ -15,7 +15,7 @@ class Limits:
         images: In the conversation; 400 beyond.
         pixels: Of all of them together, decoded; 400 beyond.
         tokens: Of an answer; 400 beyond.
-        seconds: From the request's body to the end of its answer; 504 beyond.
+        seconds: From submission to the end of its answer; 504 beyond.
 
     Raises:
         ValueError: One is not positive.
