@@ -148,8 +148,9 @@ def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained, patient)
             else:
                 process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0
-    assert (out, err) == ("", "") if patient else "Traceback" not in err
+    assert process.returncode == 0, err
+    if patient:
+        assert (out, err) == ("", "")
 
 
 def test_mistakes_are_told_before_a_model_is_loaded(tmp_path):
