@@ -76,7 +76,7 @@ def dialogues_to_score(
     """
     check_evaluation(settings)
     if settings.dialogues != VALIDATION:
-        return {name: [*part] for name, part in instantiate(settings.dialogues).items()}
+        return {name: [*part] for name, part in instantiate(settings.dialogues, _convert_="all").items()}
     dialogues = validation_dialogues(data) if validation is None else validation
     return held_out(dialogues, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")
 
