@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu gpu test-peers test-minimal same check format docs clean
+.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu gpu test-peers test-lmms-eval test-minimal same check format docs clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -81,6 +81,13 @@ test-peers: $(STAMP) ## Run transformers' own tests of models and processors on 
 	@$(BIN)/python tests/peers/peers.py
 	$(call pytest,$(WORKERS_PYTEST) tests/peers/peer_model.py tests/peers/peer_processor.py)
 
+test-lmms-eval: $(STAMP) ## Run lmms-eval's own command on a saved model, in an environment of its own
+	$(call environment,$(VENV)-lmms)
+	@paths='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$paths")')" > "$$($(VENV)-lmms/bin/python -c "$$paths")/base.pth"
+	@$(VENV)-lmms/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/harness/requirements.txt
+	$(call pytest,$(VENV)-lmms/bin/python -m pytest -q tests/harness/harness_lmms_eval.py)
+
 test-minimal: ## Import the package where only torch, transformers and pillow are installed
 	$(call environment,$(VENV)-minimal)
 	@$(VENV)-minimal/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
@@ -107,6 +114,6 @@ docs: $(STAMP) ## Build the site of documents and API reference into build/docs;
 	@echo "Built build/docs/index.html"
 
 clean: ## Remove caches and builds; keeps .venv and runs
-	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache $(VENV)-minimal
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache $(VENV)-minimal $(VENV)-lmms
 	@find src tests benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 	@echo "Removed caches and builds"

@@ -81,6 +81,7 @@ FLOORS = (
     "generation",
     "evaluation",
     "serve",
+    "harness",
     "plan",
     "tiny",
     "tiny.pretraining",
@@ -268,7 +269,7 @@ def test_import_visualchat_loads_no_framework():
 
 
 def test_all_but_training_and_cli_import_without_frameworks():
-    rim = ("visualchat.training", "visualchat.cli", "visualchat.data.datamodule")
+    rim = ("visualchat.training", "visualchat.cli", "visualchat.data.datamodule", "visualchat.harness")
     inner = [name for name in modules() if not is_within(name, rim) and not name.endswith("__main__")]
     blocked = (*LIGHTNING, "deepspeed", "hydra", "omegaconf")
     done = run_python(

@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 NOT_OURS = {
     ".git",
     ".venv",
+    ".venv-lmms",
     ".venv-minimal",
     "__pycache__",
     ".mypy_cache",
