@@ -14,8 +14,8 @@ def root(tmp_path_factory) -> Path:
     """A data root with the twins."""
     folders = [str(Path(__file__).parents[1] / "data" / "sources" / part) for part in ("", "benchmarks")]
     sys.path[:0] = folders
+    from benchmark_twins import TWINS
     from corpora import Corpus
-    from twins import TWINS
 
     root = tmp_path_factory.mktemp("root")
     for name in ("muirbench", "sparkles_eval"):

@@ -27,8 +27,8 @@ def root(tmp_path, monkeypatch) -> Path:
     """A data root with the twins."""
     for folder in ("", "benchmarks"):
         monkeypatch.syspath_prepend(Path(__file__).parents[1] / "data" / "sources" / folder)
+    from benchmark_twins import TWINS
     from corpora import Corpus
-    from twins import TWINS
 
     for name in TASK_OF:
         TWINS[name].write(Corpus(tmp_path))
