@@ -108,7 +108,7 @@ DISTRIBUTIONS = {"hydra": "hydra-core"}
 DOCUMENTED = {
     *(name for kind in (object, type, BaseException, types.FunctionType, types.ModuleType) for name in dir(kind)),
     *("__annotations__", "__future__", "__main__", "__post_init__", "__signature__", "__version__", "_exit", "_fields"),
-    "_target_",  # Hydra's
+    *("_convert_", "_target_"),  # Hydra's
 }
 """Names with an underscore that are no secret."""
 
@@ -245,7 +245,7 @@ def test_every_private_name_is_in_the_table():
     missing = []
     for file, tree in trees.items():
         names = {(line, name) for line, name in used(tree) if name not in ours}
-        if not file.endswith("__main__.py"):
+        if not file.endswith("__main__.py") and not file.startswith("harness/lmms_"):  # lmms-eval is not installed
             names |= set(overridden(file, tree))
         missing += [
             f"src/visualchat/{file}:{line}: {name}" for line, name in sorted(names) if (file, name) not in known
