@@ -245,21 +245,19 @@ OF_THE_TINY_WORLD = ("data.train.",)
 """Settings that other data do not have; their remedies say so."""
 
 
-OF_GENERATE = ("rounds=",)
-"""Settings of `visualchat-generate` alone."""
+OF_OTHER_COMMANDS = {"rounds": ("generate", ["input=questions.jsonl"]), "port": ("serve", [])}
+"""Settings that training has not: by name, whose they are, and what else that command must be given."""
 
 
 def test_every_remedy_of_the_package_is_a_setting():
     own = ["data=own", "data/source=messages", "evaluation=default"]
     named = [item for item in remedies() if item.partition("=")[0] not in PYTHON_ONLY and not item.endswith("=FILE")]
-    typed = [as_settings(remedy, "train", own) for remedy in sorted(named)]
-    assert len(typed) >= 8
-    with initialize_config_dir(CONF, version_base="1.3"):
-        for setting_of_it in typed:
-            if setting_of_it.startswith(OF_GENERATE):
-                compose("generate", [setting_of_it])
-                continue
-            compose("train", [*([] if setting_of_it.startswith(OF_THE_TINY_WORLD) else own), setting_of_it])
+    assert len(named) >= 8
+    for remedy in sorted(named):
+        command, given = OF_OTHER_COMMANDS.get(remedy.partition("=")[0], ("train", own))
+        typed = as_settings(remedy, command, given)
+        with initialize_config_dir(CONF, version_base="1.3"):
+            compose(command, [*([] if typed.startswith(OF_THE_TINY_WORLD) else given), typed])
 
 
 @pytest.mark.parametrize(
