@@ -29,10 +29,10 @@ def within_kind(config: VisualChatConfig, requested: str) -> str:
     Raises:
         ValueError: The configured kind has no such implementation.
     """
-    if requested in PLAIN:
-        return implementation_name(config.decoder_kind, PLAIN[requested], config.early)
     if config.plain_causal and requested not in OWN:
         return requested  # transformers' own, which checks it
+    if requested in PLAIN:
+        return implementation_name(config.decoder_kind, PLAIN[requested], config.early)
     if requested in _own_names(config):
         return requested
     raise ValueError(
