@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from visualchat.engine import Engine
 from visualchat.serve.app import build_app
+from visualchat.serve.local import Local
 from visualchat.serve.settings import Settings
 
 
@@ -26,7 +27,8 @@ def serving(loud, processor):
     @contextmanager
     def opened(settings=None, **engine):
         working = Engine(loud, processor, **engine)
-        gate = build_app(working, settings or Settings())
+        chosen = settings or Settings()
+        gate = build_app(Local(working, chosen), chosen)
         with TestClient(gate, raise_server_exceptions=False) as client:
             client.engine = working
             yield client

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import random
 
 import pytest
@@ -9,6 +10,8 @@ from asking import MOST, alone, body, user, visit
 
 from visualchat.engine import Engine
 from visualchat.serve.app import HUNG_UP, build_app
+from visualchat.serve.errors import queue_full
+from visualchat.serve.local import Local
 from visualchat.serve.settings import Limits, Settings
 
 
@@ -18,7 +21,8 @@ def opened(loud, processor):
 
     def make(settings=None, **engine):
         working = Engine(loud, processor, **engine)
-        return build_app(working, settings or Settings()), working
+        chosen = settings or Settings()
+        return build_app(Local(working, chosen), chosen), working
 
     return make
 
@@ -156,3 +160,8 @@ def test_a_server_that_stops_ends_what_runs_and_takes_nothing_new(opened, loud, 
     status, came = asyncio.run(scenario())
     assert status == 200
     assert json.loads(came)["choices"][0]["message"]["content"] == alone(loud, processor, user("What is it?", 1))
+
+
+def test_a_mistake_may_come_from_another_process():
+    came = pickle.loads(pickle.dumps(queue_full()))
+    assert (came.status, came.headers, came.body()) == (429, {"Retry-After": "1"}, queue_full().body())

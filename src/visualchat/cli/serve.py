@@ -48,6 +48,7 @@ def run(config: DictConfig) -> None:
     from visualchat.model import VisualChatProcessor
     from visualchat.model.saved import load_model, saved_model
     from visualchat.serve.app import build_app
+    from visualchat.serve.local import Local
     from visualchat.serve.running import serve
 
     silence_libraries()
@@ -68,7 +69,7 @@ def run(config: DictConfig) -> None:
     def ready() -> None:
         console.print(f"{folder}, attention {model.config.attention_kind}, as {settings.name} at {address}", **PLAIN)
 
-    serve(build_app(engine, settings), at, ready)
+    serve(build_app(Local(engine, settings), settings), at, ready)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,13 +14,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from visualchat.engine import Answer, Engine, QueueFull
-from visualchat.serve.answers import Answers
-from visualchat.serve.conversation import engine_requests
-from visualchat.serve.errors import ApiError, queue_full, stopping
-from visualchat.serve.gate import COMPLETIONS, Gate, Visit, visit_of
+from visualchat.engine import Answer
+from visualchat.serve.backend import Backend, Event, Reply
+from visualchat.serve.errors import ApiError, stopping
+from visualchat.serve.gate import COMPLETIONS, Gate, visit_of
 from visualchat.serve.metrics import TYPE, Metrics
-from visualchat.serve.protocol import MOST_CHOICES, ChatRequest, Envelope, read_request
+from visualchat.serve.protocol import Envelope, read_request
 from visualchat.serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,16 +31,15 @@ HUNG_UP = 499
 """The status of a response that no one reads, as web servers count it."""
 
 
-def build_app(engine: Engine, settings: Settings) -> Gate:
+def build_app(backend: Backend, settings: Settings) -> Gate:
     """The whole server but its sockets: ASGI.
 
     Args:
-        engine: Runs in its own thread, or will.
+        backend: Answers; it runs while the app does.
         settings: What clients may ask for.
     """
     metrics = Metrics()
-    places = engine.max_running + engine.max_waiting
-    rooms = Rooms(engine, settings, metrics, places)
+    rooms = Rooms(backend, settings, metrics)
     app = FastAPI(title="visualchat-serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=rooms.lifespan)
     app.add_api_route(COMPLETIONS, rooms.complete, methods=["POST"], response_model=None)
     app.add_api_route("/v1/models", rooms.models, methods=["GET"])
@@ -51,8 +47,8 @@ def build_app(engine: Engine, settings: Settings) -> Gate:
     app.add_exception_handler(ApiError, _mistake)
     app.add_exception_handler(HTTPException, _unknown_path)
     app.add_exception_handler(Exception, _fault)
-    gate = Gate(app, settings.keys, settings.reuse_across_keys, places, metrics)
-    metrics.watch(engine.store, lambda: len(gate.visits))
+    gate = Gate(app, settings.keys, settings.reuse_across_keys, backend.places, metrics)
+    metrics.watch(lambda: len(gate.visits))
 
     async def health() -> JSONResponse:
         return JSONResponse({"status": "stopping" if gate.stopping else "ok"}, 503 if gate.stopping else 200)
@@ -90,24 +86,19 @@ class Rooms:
     """What is done behind each path.
 
     Args:
-        engine: Answers.
+        backend: Answers.
         settings: What clients may ask for.
         metrics: Count.
-        places: The most requests at a time.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics, places: int) -> None:
-        self.engine, self.settings, self.metrics = engine, settings, metrics
-        self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "visualchat-decode")
-        self._readers = ThreadPoolExecutor(places * MOST_CHOICES, "visualchat-read")  # started as they are needed
+    def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
+        self.backend, self.settings, self.metrics = backend, settings, metrics
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """The engine's thread runs while the app does."""
-        with self.engine:
+        """The backend runs while the app does."""
+        async with self.backend:
             yield
-        self._decoders.shutdown()
-        self._readers.shutdown()
 
     async def models(self) -> dict[str, Any]:
         """The one there is."""
@@ -116,7 +107,7 @@ class Rooms:
 
     async def metrics_text(self) -> Response:
         """For Prometheus."""
-        return Response(self.metrics.text(), media_type=TYPE)
+        return Response(self.metrics.text(await self.backend.stats()), media_type=TYPE)
 
     async def complete(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -126,17 +117,18 @@ class Rooms:
         except ClientDisconnect:
             return Response(status_code=HUNG_UP)
         visit.watch(request.receive)
-        loop = asyncio.get_running_loop()
-        asked = await loop.run_in_executor(self._decoders, self._submit, body, visit)
-        answers = Answers(visit.handles, self._readers, self.settings.limits.seconds)
+        asked = await asyncio.to_thread(read_request, body)
+        if visit.gone:
+            return Response(status_code=HUNG_UP)
+        reply = await self.backend.submit(asked, visit.scope)
+        visit.add(reply)
         envelope = Envelope(asked.model, asked.stream_options.include_usage)
         if asked.stream:
-            return StreamingResponse(
-                self._stream(answers, envelope, visit), media_type="text/event-stream", headers=UNKEPT
-            )
+            events = self._stream(reply, asked.n, envelope)
+            return StreamingResponse(events, media_type="text/event-stream", headers=UNKEPT)
         found: dict[int, Answer] = {}
         try:
-            async for index, event in answers.events():
+            async for index, event in self._events(reply):
                 if isinstance(event, Answer):
                     found[index] = self._whole(event)
         except Exception as error:
@@ -144,6 +136,21 @@ class Rooms:
                 return Response(status_code=HUNG_UP)
             raise self._told(error) from None
         return JSONResponse(envelope.whole([found[index] for index in sorted(found)]))
+
+    async def _events(self, reply: Reply) -> AsyncIterator[Event]:
+        """What comes of a reply, as long as it may take.
+
+        Raises:
+            TimeoutError: It takes longer.
+        """
+        deadline = asyncio.get_running_loop().time() + self.settings.limits.seconds
+        events = reply.events()
+        while True:
+            async with asyncio.timeout_at(deadline):
+                event = await anext(events, None)
+            if event is None:
+                return
+            yield event
 
     async def _body(self, request: Request) -> bytes:
         """The request's body, as far as it may be read."""
@@ -166,24 +173,6 @@ class Rooms:
             raise ApiError(408, f"the body did not come within {limits.upload_seconds:g} seconds") from None
         return bytes(body)
 
-    def _submit(self, body: bytes, visit: Visit) -> ChatRequest:
-        """Runs in a thread: read a request and hand it to the engine."""
-        asked = read_request(body)
-        if visit.gone:
-            raise ApiError(HUNG_UP, "the client hung up")
-        for request in engine_requests(asked, self.engine.processor, self.settings, visit.scope):
-            try:
-                visit.handles.append(self.engine.submit(request))
-            except QueueFull:
-                raise queue_full() from None  # with the visit end the handles before it
-            except ValueError as error:  # our own words: too long for the model
-                raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
-            except RuntimeError:
-                raise stopping() from None
-        if visit.gone:
-            visit.cancel()
-        return asked
-
     def _whole(self, answer: Answer) -> Answer:
         """An answer that was not cut off."""
         if answer.finish == "cancelled":
@@ -197,18 +186,18 @@ class Rooms:
             log.error("an answer failed", exc_info=error)
         return failed
 
-    async def _stream(self, answers: Answers, envelope: Envelope, visit: Visit) -> AsyncIterator[str]:
+    async def _stream(self, reply: Reply, answers: int, envelope: Envelope) -> AsyncIterator[str]:
         """The answers as server-sent events."""
         found: dict[int, Answer] = {}
-        for index in range(len(visit.handles)):
+        for index in range(answers):
             yield _event(envelope.piece(index, {"role": "assistant", "content": ""}))
         try:
-            async for index, event in answers.events():
+            async for index, event in self._events(reply):
                 if isinstance(event, Answer):
                     found[index] = self._whole(event)
                     yield _event(envelope.piece(index, {}, event.finish))
                 else:
-                    yield _event(envelope.piece(index, {"content": event}))
+                    yield _event(envelope.piece(index, {"content": event.text}))
         except Exception as error:
             yield _event(self._told(error).body())  # the status was sent: this is how clients of OpenAI learn of it
             return

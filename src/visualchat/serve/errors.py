@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -44,6 +45,11 @@ class ApiError(Exception):
         self.status, self.message, self.param = status, message, param
         self.code = code or CODES.get(status)
         self.headers = dict(headers or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It may come from another process."""
+        again = partial(ApiError, param=self.param, code=self.code, headers=self.headers)
+        return again, (self.status, self.message)
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's clients read it."""

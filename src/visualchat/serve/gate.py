@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
-from visualchat.engine import Handle
+from visualchat.serve.backend import Reply
 from visualchat.serve.errors import ApiError, queue_full, stopping
 from visualchat.serve.metrics import Metrics
 
 COMPLETIONS = "/v1/chat/completions"
-OPEN = ("/health",)
-"""Paths that need no key."""
 
 
 @dataclass(eq=False)
@@ -29,14 +29,20 @@ class Visit:
 
     Attributes:
         scope: Whose what it computes is, by its key.
-        handles: What it asked the engine; cancelled when it ends.
+        replies: On their way to it; cancelled when it ends.
         gone: Whether its client hung up.
     """
 
-    scope: str = ""
-    handles: list[Handle] = field(default_factory=list)
+    scope: str
+    replies: list[Reply] = field(default_factory=list)
     gone: bool = False
     _watch: asyncio.Task[None] | None = None
+
+    def add(self, reply: Reply) -> None:
+        """End a reply when the visit does; at once, if its client hung up before."""
+        self.replies.append(reply)
+        if self.gone:
+            self.cancel()
 
     def watch(self, receive: Receive) -> None:
         """From now on, the body has been read, its answers end when the client hangs up."""
@@ -49,9 +55,9 @@ class Visit:
         self.cancel()
 
     def cancel(self) -> None:
-        """Let the engine work for others."""
-        for handle in self.handles:
-            handle.cancel()
+        """Let the model work for others."""
+        for reply in self.replies:
+            reply.cancel()
 
     def end(self) -> None:
         """Leave nothing running."""
@@ -71,13 +77,15 @@ class Gate:
         metrics: Count them.
 
     Attributes:
+        open: Beginnings of paths that need no key.
         visits: Requests for answers in the house.
         stopping: Whether no more of them are let in.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], share: bool, places: int, metrics: Metrics) -> None:
+    def __init__(self, app: FastAPI, keys: Sequence[str], share: bool, places: int, metrics: Metrics) -> None:
         self.app, self.share, self.places, self.metrics = app, share, places, metrics
-        self.keys = [f"Bearer {key}".encode() for key in keys]
+        self.keys = [key.encode() for key in keys]
+        self.open: tuple[str, ...] = ("/health",)
         self.visits: set[Visit] = set()
         self.stopping = False
 
@@ -86,39 +94,52 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        visit = Visit()
         counted = scope["path"] == COMPLETIONS and scope["method"] == "POST"
         try:
-            if scope["path"] not in OPEN:
-                visit.scope = self._check_key(scope["headers"])
-            if counted:
-                self._check_place()
-        except ApiError as error:
+            whose = "" if self._is_open(scope["path"]) else self.scope_of(_given_key(scope["headers"]))
+            if not counted:
+                await self.app(scope, receive, send)
+                return
+            with self.visit(whose) as visit:
+                scope["visit"] = visit
+                await self.app(scope, receive, self._noting_status(send))
+        except ApiError as error:  # of our own: the app's have become responses
             if counted:
                 self.metrics.requests.labels(error.status).inc()
             await error.response()(scope, receive, send)
-            return
-        if not counted:
-            await self.app(scope, receive, send)
-            return
+
+    @contextmanager
+    def visit(self, whose: str) -> Iterator[Visit]:
+        """A place in the house, for a request of this scope.
+
+        Raises:
+            ApiError: There is none.
+        """
+        self._check_place()
+        visit = Visit(whose)
         self.visits.add(visit)
-        scope["visit"] = visit
         try:
-            await self.app(scope, receive, self._noting_status(send))
+            yield visit
         finally:
             visit.end()
             self.visits.discard(visit)
 
-    def _check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The scope of a request's key."""
+    def scope_of(self, key: str) -> str:
+        """The scope of a key.
+
+        Raises:
+            ApiError: It is not one of the server's, which has some.
+        """
         if not self.keys:
             return ""
-        given = next((value for name, value in headers if name == b"authorization"), b"")
-        known = [hmac.compare_digest(given, key) for key in self.keys]  # all, so that time tells nothing
+        known = [hmac.compare_digest(key.encode(), own) for own in self.keys]  # all, so that time tells nothing
         if True not in known:
             message = "a key of this server is expected in the header Authorization: Bearer KEY"
             raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         return "" if self.share else f"key {known.index(True)}"
+
+    def _is_open(self, path: str) -> bool:
+        return any(path == begin or path.startswith(begin + "/") for begin in self.open)
 
     def _check_place(self) -> None:
         if self.stopping:
@@ -133,6 +154,13 @@ class Gate:
             await send(message)
 
         return noted
+
+
+def _given_key(headers: Sequence[tuple[bytes, bytes]]) -> str:
+    """The key that came with a request; empty where none did."""
+    given = next((value.decode("latin-1") for name, value in headers if name == b"authorization"), "")
+    kind, _, key = given.partition(" ")
+    return key if kind.lower() == "bearer" else ""
 
 
 def visit_of(scope: MutableMapping[str, Any]) -> Visit:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from visualchat.chat.image_store import ImageStore
+from visualchat.chat.image_store import StoreStats
 from visualchat.engine import Answer
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,13 +41,14 @@ class Metrics:
                 ("answer", "Tokens of answers."),
             )
         )
+        self._store = {
+            name: Gauge(f"visualchat_image_store_{name}", f"{name} of the store of images.", registry=self.registry)
+            for name in ("hits", "misses", "entries", "device_bytes", "host_bytes")
+        }
 
-    def watch(self, store: ImageStore, in_hand: Callable[[], int]) -> None:
-        """Tell what a store holds, and how many requests are in hand, as they are when they are asked for."""
+    def watch(self, in_hand: Callable[[], int]) -> None:
+        """Tell how many requests are in hand when it is asked."""
         self.in_hand.set_function(in_hand)
-        for name in ("hits", "misses", "entries", "device_bytes", "host_bytes"):
-            gauge = Gauge(f"visualchat_image_store_{name}", f"{name} of the store of images.", registry=self.registry)
-            gauge.set_function(lambda name=name: getattr(store.stats, name))  # type: ignore[misc]
 
     def note(self, answer: Answer) -> None:
         """Count an answer that has ended."""
@@ -57,6 +58,8 @@ class Metrics:
         self._cached.inc(answer.usage.cached_tokens)
         self._said.inc(answer.usage.answer_tokens)
 
-    def text(self) -> bytes:
-        """All of it now."""
+    def text(self, stats: StoreStats) -> bytes:
+        """All of it now, with what is kept of images."""
+        for name, gauge in self._store.items():
+            gauge.set(getattr(stats, name))
         return generate_latest(self.registry)
