@@ -32,7 +32,11 @@ ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flex", "cross")
 RULES = (
     # Frameworks stay at the rim.
     Rule("visualchat", never=("hydra", "omegaconf"), except_in=("visualchat.cli",)),
-    Rule("visualchat", never=("fastapi", "starlette", "uvicorn", "prometheus_client"), except_in=("visualchat.serve",)),
+    Rule(
+        "visualchat",
+        never=("fastapi", "starlette", "uvicorn", "prometheus_client", "llguidance"),
+        except_in=("visualchat.serve",),
+    ),
     Rule(
         "visualchat", never=LIGHTNING, except_in=("visualchat.data.datamodule", "visualchat.training", "visualchat.cli")
     ),

@@ -45,6 +45,11 @@ def body(*messages, **settings):
     return {"model": "visualchat", "messages": list(messages), "max_tokens": MOST, **settings}
 
 
+def formed(schema, name="answer"):
+    """What a request asks of its answer's form."""
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": True}}
+
+
 def alone(model, processor, *messages, **settings):
     """What an engine that knows nothing yet answers to the same."""
     dialogue = dialogue_from_messages(messages)

@@ -25,8 +25,8 @@ def serving(loud, processor):
     """Opens a client to a server with these settings; the app is `client.app`, its engine `client.engine`."""
 
     @contextmanager
-    def opened(settings=None, **engine):
-        working = Engine(loud, processor, **engine)
+    def opened(settings=None, model=loud, **engine):
+        working = Engine(model, processor, **engine)
         chosen = settings or Settings()
         gate = build_app(Local(working, chosen), chosen)
         with TestClient(gate, raise_server_exceptions=False) as client:

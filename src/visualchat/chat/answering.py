@@ -121,6 +121,15 @@ class Answerer:
         assert cache.order is not None
         return cache.order[0, cache.get_seq_length() :]
 
+    def know(self, tokens: Tokens, images: list[Image.Image]) -> bool:
+        """Compute the states of images in their units, unless the store has them; whether it has room for all."""
+        units = units_from(self.model, tokens.ids, tokens.modality, tokens.units, 0)
+        pairs = list(zip(images, units, strict=True))
+        keys, _ = self.keys.of(pairs, [])
+        for key, (image, unit) in zip(keys, pairs, strict=True):
+            self.store.get(key, self.model.device, partial(self._compute, image, unit))
+        return all(key in self.store for key in keys)
+
     def _opening(self, key: str, ids: list[int]) -> Insertion:
         """The text before a conversation's first image, as a rule the system text: the same in many conversations.
 

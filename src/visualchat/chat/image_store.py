@@ -100,6 +100,10 @@ class ImageStore:
             self._put(0, key, states)
         return states
 
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return any(key in tier for tier in self._tiers)
+
     def clear(self) -> None:
         """Forget all images; the counts stay."""
         with self._lock:

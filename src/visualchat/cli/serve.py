@@ -12,7 +12,7 @@ from rich.console import Console
 from visualchat.cli.config import PLAIN, silence_libraries
 from visualchat.cli.main import serve as main
 
-NEEDS = ("fastapi", "uvicorn", "prometheus_client")
+NEEDS = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
 
 def keys_of(given: Any) -> tuple[str, ...]:
@@ -36,6 +36,7 @@ def run(config: DictConfig) -> None:
         reuse_across_keys=config.reuse_across_keys,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
+        named_image_bytes=config.named_image_bytes,
         limits=Limits(**config.limits),
     )
     check_address(config.host, config.port, settings.keys)

@@ -2,6 +2,17 @@
 
 from visualchat.engine.engine import Engine, EngineStats
 from visualchat.engine.handle import Handle
-from visualchat.engine.request import Answer, QueueFull, Request, Usage
+from visualchat.engine.request import Answer, Constraint, NotStored, QueueFull, Request, Score, Usage
 
-__all__ = ["Answer", "Engine", "EngineStats", "Handle", "QueueFull", "Request", "Usage"]
+__all__ = [
+    "Answer",
+    "Constraint",
+    "Engine",
+    "EngineStats",
+    "Handle",
+    "NotStored",
+    "QueueFull",
+    "Request",
+    "Score",
+    "Usage",
+]

@@ -15,15 +15,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from visualchat.chat.answering import Answerer
-from visualchat.chat.image_store import GIB, ImageStore, digest, model_state
+from visualchat.chat.image_store import GIB, ImageStore, model_state
 from visualchat.engine.batch import Batch
+from visualchat.engine.counted import CountedStore
 from visualchat.engine.handle import Handle
 from visualchat.engine.job import Job, names_of
 from visualchat.engine.kept import KeptConversations
-from visualchat.engine.request import QueueFull, Request, image_size
+from visualchat.engine.request import NotStored, QueueFull, Request, image_size
 from visualchat.engine.sampling import Samplers, choose
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.growing_cache import GrowingCache
@@ -89,7 +89,7 @@ class Engine:
         self.model, self.processor = model.eval(), processor
         self.store = ImageStore() if store is None else store
         self.max_running, self.max_waiting, self.chunk = max_running, max_waiting, chunk
-        self._counted = _CountedStore(self.store)
+        self._counted = CountedStore(self.store)
         self._answerer = Answerer(model, processor, self._counted)
         keeps_all, outside = self._answerer.new_cache().keeps_all, model.config.images_outside
         self._batches = keeps_all and not outside  # else each conversation decodes alone
@@ -114,10 +114,13 @@ class Engine:
         Raises:
             ValueError: The model cannot answer it.
             OSError: The pixels of an image cannot be read.
+            NotStored: It is about images alone, and this model's are not kept.
             QueueFull: As many as there may be are running and waiting.
             RuntimeError: The engine is closed.
         """
         request.check(self.model.config)
+        if request.only_images and self.why_not_stored is not None:
+            raise NotStored(self.why_not_stored)
         names = names_of(request, image_size(self.model.config))
         ends = frozenset([self.processor.end_token_ids[-1], *request.stop_ids])
         job = Job(request, names, self.processor.tokenizer, ends)
@@ -243,6 +246,8 @@ class Engine:
             job.end("error", error)
 
     def _begin(self, job: Job) -> None:
+        if job.request.only_images:
+            return
         job.sampler = self._samplers(job.request)
         known = self._kept.beginning(job.names)
         if known is not None:
@@ -258,7 +263,7 @@ class Engine:
             job = self._prefilling.popleft()
             before = job.done
             if job.finish is None:
-                self._attempt(job, self._advance, left)
+                self._attempt(job, self._know if job.request.only_images else self._advance, left)
             left -= job.done - before
             if job.finish is not None:
                 self._keep(job, job.cache)
@@ -281,7 +286,17 @@ class Engine:
             job.cached += size * (new - self._counted.computed)
         job.done = end
         if end == len(job.request.tokens.ids):
-            job.say(job.sampler.choose(logits))
+            job.say(job.sampler.choose(logits), logits)
+
+    def _know(self, job: Job, most: int) -> None:
+        """Compute the images of a request, unless they are known."""
+        images = list(job.request.images)
+        self._counted.computed, self._counted.scope = 0, job.request.scope
+        if not self._answerer.know(job.upto(len(job.names)), images):
+            raise NotStored("the store of images has no room")
+        job.cached = image_size(self.model.config) * (len(images) - self._counted.computed)
+        job.done = len(job.names)
+        job.end("length")
 
     def _join(self, job: Job) -> None:
         assert job.cache is not None
@@ -303,12 +318,12 @@ class Engine:
                 self._drop_ended()
                 continue
             samplers = [job.sampler for job in self._decoding if job.sampler is not None]
-            for job, token in zip(self._decoding, choose(samplers, logits), strict=True):
+            for row, (job, token) in enumerate(zip(self._decoding, choose(samplers, logits), strict=True)):
                 job.done += 1
                 if isinstance(token, Exception):
                     job.end("error", token)
                 else:
-                    job.say(token)
+                    job.say(token, logits[row : row + 1])
             break
 
     def _decode_alone(self, job: Job) -> None:
@@ -316,7 +331,7 @@ class Engine:
         ids = torch.tensor([job.said[-1:]], device=self.model.device)
         out = self.model(input_ids=ids, past_key_values=job.cache, use_cache=True)
         job.done += 1
-        job.say(job.sampler.choose(out.logits[:, -1]))
+        job.say(job.sampler.choose(out.logits[:, -1]), out.logits[:, -1])
 
     # Who leaves
 
@@ -352,32 +367,3 @@ class Engine:
         if cache is not None and job.error is None:
             self._kept.keep(job.names[: job.done], cache)
         job.cache = job.order = job.sampler = None
-
-
-class _CountedStore(ImageStore):
-    """Another store as requests of one scope see it, and how many images were computed for it by way of this one.
-
-    Attributes:
-        computed: So many since it was set to 0.
-        scope: Of the request that is being computed; images of no scope have their own keys, as those of sessions.
-    """
-
-    def __init__(self, store: ImageStore) -> None:
-        super().__init__(0, 0)
-        self.store, self.computed, self.scope = store, 0, ""
-
-    def get(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
-        """As `ImageStore.get`."""
-
-        def counted() -> Tensor:
-            self.computed += 1
-            return compute()
-
-        return self.store.get(self._scoped(key), device, counted)
-
-    def get_opening(self, key: str, device: torch.device, compute: Callable[[], Tensor]) -> Tensor:
-        """As `ImageStore.get_opening`."""
-        return self.store.get_opening(self._scoped(key), device, compute)
-
-    def _scoped(self, key: str) -> str:
-        return key + digest(self.scope) if self.scope else key

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from visualchat.chat.stopping import until
 from visualchat.engine.job import Job
-from visualchat.engine.request import Answer, Finish
+from visualchat.engine.request import Answer, Finish, Score
 from visualchat.engine.spoken import pieces
 
 
@@ -46,6 +46,11 @@ class Handle:
     def said(self) -> list[int]:
         """The answer's tokens so far, without waiting."""
         return list(self._job.said)
+
+    @property
+    def scores(self) -> list[Score]:
+        """Of the answer's tokens so far, at least as many as `said` had; empty where the request does not ask."""
+        return list(self._job.scores)
 
     def cancel(self) -> None:
         """Give up: no token comes any more, and the next step gives the request's place to another."""

@@ -18,8 +18,8 @@ from visualchat.chat.answering import Tokens
 from visualchat.chat.image_store import digest
 from visualchat.dialogue.encoding import NO_UNIT
 from visualchat.engine.kept import Name, splits_unit
-from visualchat.engine.request import Answer, Finish, Request, Usage
-from visualchat.engine.sampling import Sampler
+from visualchat.engine.request import Answer, Finish, Request, Score, Usage
+from visualchat.engine.sampling import Sampler, scored
 from visualchat.engine.spoken import has_stop, text_of
 from visualchat.images.feature_store import image_key
 from visualchat.model.growing_cache import GrowingCache
@@ -35,6 +35,7 @@ class Job:
         tokenizer: Reads the answer.
         ends: The tokens that end it.
         said: The answer so far.
+        scores: Of its tokens, if they are asked for.
         finish: Why it ended; None while it has not.
         error: What it failed of.
         changed: Held while `said` or `finish` change, and notified of it.
@@ -51,6 +52,7 @@ class Job:
     tokenizer: Any
     ends: frozenset[int]
     said: list[int] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
     finish: Finish | None = None
     error: Exception | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -63,12 +65,16 @@ class Job:
     first: float | None = None
     ended: float | None = None
 
-    def say(self, token: int) -> None:
-        """Take a token into the answer, and end it where the token does."""
+    def say(self, token: int, logits: Tensor) -> None:
+        """Take a token, chosen by logits (1, V), into the answer, and end it where the token does."""
+        top = self.request.logprobs
+        score = None if top is None else scored(token, logits, top)
         with self.changed:
             if self.finish is not None:
                 return
             self.first = self.first or time.perf_counter()
+            if score is not None:
+                self.scores.append(score)
             self.said.append(token)
             self.names.append((token, NO_UNIT))
             if token in self.ends or has_stop(self.tokenizer, self.said, self.request.stop):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from visualchat.attention import Modality
 from visualchat.chat.answering import Tokens
-from visualchat.dialogue import Dialogue
+from visualchat.dialogue import Dialogue, Turn
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.model.configuration_visualchat import VisualChatConfig
@@ -22,6 +23,22 @@ Finish = Literal["stop", "length", "cancelled", "error"]
 
 class QueueFull(RuntimeError):
     """As many requests as an engine takes are running and waiting."""
+
+
+class NotStored(RuntimeError):
+    """Images' states are not kept, and why."""
+
+
+class Constraint(Protocol):
+    """What one answer may say, token by token."""
+
+    def allowed(self) -> Tensor:
+        """Which tokens may come next, (V,) booleans; the end token is one of them where the answer may end."""
+        ...
+
+    def take(self, token: int) -> None:
+        """One of them came."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +55,9 @@ class Request:
         generator: Of the CPU; it must not serve two requests at once. None to draw from torch's global one.
         stop: The answer ends before the first of these texts.
         stop_ids: It ends at these tokens, too, not only at the processor's end token.
+        constraint: Makes what the answer must keep to; None where it may say anything.
+        logprobs: Tell the log-probability of each token and of so many likeliest ones in its place; None not to.
+        only_images: Compute the images, which are then known, and answer nothing.
         scope: What was computed for requests of one scope is reused for those of the same alone.
 
     Raises:
@@ -53,6 +73,9 @@ class Request:
     generator: torch.Generator | None = None
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] = ()
+    constraint: Callable[[], Constraint] | None = None
+    logprobs: int | None = None
+    only_images: bool = False
     scope: str = ""
 
     def __post_init__(self) -> None:
@@ -60,6 +83,7 @@ class Request:
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
             ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 or more"),
             ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("logprobs", self.logprobs, self.logprobs is None or self.logprobs >= 0, "0 or more"),
             ("stop", self.stop, not isinstance(self.stop, str) and "" not in self.stop, "texts that are not empty"),
         ):
             if not fits:
@@ -80,6 +104,14 @@ class Request:
         named = enumerate(dialogue.images, start=1)
         images = [decode_image(image, f"{dialogue.id}, image {number}") for number, image in named]
         return cls(Tokens(encoding.input_ids, encoding.mm_token_type_ids, encoding.unit_ids), images, **settings)
+
+    @classmethod
+    def to_know(cls, processor: VisualChatProcessor, image: Image.Image, number: int = 1, **settings: Any) -> Request:
+        """The request to compute an image, decoded, so that it is known as image `number` of any conversation."""
+        encoding = processor.encode(Dialogue((Turn.ask("?", [image] * number),)))
+        entries = zip(encoding.input_ids, encoding.mm_token_type_ids, encoding.unit_ids, strict=True)
+        ids, modality, units = zip(*(entry for entry in entries if entry[2] == number), strict=True)
+        return cls(Tokens([*ids], [*modality], [*units]), [image], only_images=True, **settings)
 
     def check(self, config: VisualChatConfig) -> None:
         """Refuse what a model cannot answer.
@@ -114,6 +146,21 @@ class Request:
 def image_size(config: VisualChatConfig) -> int:
     """How many tokens an image takes in a conversation."""
     return 1 if config.images_outside else config.image_seq_length
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a token was, by the model alone: before temperature, `top_p` and constraints.
+
+    Attributes:
+        token: The one that was chosen.
+        logprob: Of it, in nats.
+        top: The likeliest in its place, the first of them first, each with its own.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from visualchat.engine.request import Request
+from visualchat.engine.request import Request, Score
 from visualchat.model import VisualChatForConditionalGeneration
 
 SCORES_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)
 """Processors that do not look at earlier tokens."""
+
+UNLIKELY = -9999.0
+"""In place of the logarithm of 0, as OpenAI's API has it."""
 
 MOST = 64
 """So many combinations of settings are remembered."""
@@ -106,7 +109,8 @@ class Sampler:
     def __init__(self, prepared: Prepared, request: Request, device: torch.device) -> None:
         self._prepared = prepared
         self._ids: Any = torch.tensor([request.tokens.ids], device=device)
-        self.plain = not prepared.samples and not prepared.processors
+        self._constraint = None if request.constraint is None else request.constraint()
+        self.plain = not prepared.samples and not prepared.processors and self._constraint is None
         self._generator = request.generator
         if request.seed is not None:
             self._generator = torch.Generator().manual_seed(request.seed)
@@ -119,7 +123,10 @@ class Sampler:
         """
         if logits.isnan().any():
             raise NotNumbers
-        scores = self._prepared.processors(self._ids, logits.to(torch.float32))
+        logits = logits.to(torch.float32)
+        if self._constraint is not None:
+            logits = logits.masked_fill(~self._constraint.allowed().to(logits.device), -torch.inf)
+        scores = self._prepared.processors(self._ids, logits)
         if not self._prepared.samples:
             token = scores.argmax(-1, keepdim=True)
         else:
@@ -128,7 +135,16 @@ class Sampler:
             token = torch.multinomial(weights, 1, generator=self._generator).to(logits.device)
         if not self._prepared.by_scores_alone:
             self._ids = torch.cat([self._ids, token], 1)
+        if self._constraint is not None:
+            self._constraint.take(int(token))
         return int(token)
+
+
+def scored(token: int, logits: Tensor, top: int) -> Score:
+    """How likely a token was by logits (1, V), and so many likeliest ones."""
+    known = logits[0].to(torch.float32).log_softmax(-1).clamp(min=UNLIKELY)
+    best = known.topk(min(top, len(known)))
+    return Score(token, float(known[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 def choose(samplers: list[Sampler], logits: Tensor) -> list[int | Exception]:

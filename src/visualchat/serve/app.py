@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,9 +18,10 @@ from starlette.requests import ClientDisconnect
 from visualchat.engine import Answer
 from visualchat.serve.backend import Backend, Event, Reply
 from visualchat.serve.errors import ApiError, stopping
-from visualchat.serve.gate import COMPLETIONS, Gate, visit_of
+from visualchat.serve.gate import COMPLETIONS, IMAGES, Gate, Visit, visit_of
 from visualchat.serve.metrics import TYPE, Metrics
-from visualchat.serve.protocol import Envelope, read_request
+from visualchat.serve.named_images import NamedImages
+from visualchat.serve.protocol import Asked, ChatRequest, Envelope, ImageRequest, read_request
 from visualchat.serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def build_app(backend: Backend, settings: Settings) -> Gate:
     rooms = Rooms(backend, settings, metrics)
     app = FastAPI(title="visualchat-serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=rooms.lifespan)
     app.add_api_route(COMPLETIONS, rooms.complete, methods=["POST"], response_model=None)
+    app.add_api_route(IMAGES, rooms.warm, methods=["POST"], response_model=None)
     app.add_api_route("/v1/models", rooms.models, methods=["GET"])
     app.add_api_route("/metrics", rooms.metrics_text, methods=["GET"], response_model=None)
     app.add_exception_handler(ApiError, _mistake)
@@ -64,7 +67,7 @@ async def _mistake(request: Request, error: Exception) -> Response:
 
 async def _unknown_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = f"POST {COMPLETIONS}, GET /v1/models, GET /health, GET /metrics"
+    known = f"POST {COMPLETIONS}, POST {IMAGES}, GET /v1/models, GET /health, GET /metrics"
     message = f"there is nothing for {request.method} at this path; this server has {known}"
     return ApiError(error.status_code, message, headers=error.headers).response()
 
@@ -93,6 +96,7 @@ class Rooms:
 
     def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
         self.backend, self.settings, self.metrics = backend, settings, metrics
+        self.named = NamedImages(settings.named_image_bytes)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -112,30 +116,64 @@ class Rooms:
     async def complete(self, request: Request) -> Response:
         """Answer a conversation."""
         visit = visit_of(request.scope)
-        try:
-            body = await self._body(request)
-        except ClientDisconnect:
+        asked = await self._read(ChatRequest, request, visit)
+        if asked is None:
             return Response(status_code=HUNG_UP)
-        visit.watch(request.receive)
-        asked = await asyncio.to_thread(read_request, body)
-        if visit.gone:
-            return Response(status_code=HUNG_UP)
+        self.named.fill(asked, visit.scope)
         reply = await self.backend.submit(asked, visit.scope)
         visit.add(reply)
+        self.named.remember_all(asked, visit.scope)
         envelope = Envelope(asked.model, asked.stream_options.include_usage)
         if asked.stream:
             events = self._stream(reply, asked.n, envelope)
             return StreamingResponse(events, media_type="text/event-stream", headers=UNKEPT)
         found: dict[int, Answer] = {}
+        scores: list[list[dict[str, Any]]] = [[] for _ in range(asked.n)]
         try:
             async for index, event in self._events(reply):
                 if isinstance(event, Answer):
                     found[index] = self._whole(event)
+                else:
+                    scores[index] += event.logprobs or ()
         except Exception as error:
             if visit.gone:
                 return Response(status_code=HUNG_UP)
             raise self._told(error) from None
-        return JSONResponse(envelope.whole([found[index] for index in sorted(found)]))
+        answers = [found[index] for index in sorted(found)]
+        return JSONResponse(envelope.whole(answers, scores if asked.logprobs else [None] * asked.n))
+
+    async def warm(self, request: Request) -> Response:
+        """Know an image before anyone asks about it."""
+        visit = visit_of(request.scope)
+        asked = await self._read(ImageRequest, request, visit)
+        if asked is None:
+            return Response(status_code=HUNG_UP)
+        most = self.settings.limits.images
+        if asked.number > most:
+            raise ApiError(400, f"number is {asked.number}: a conversation has at most {most} images", param="number")
+        if asked.image_url is not None:
+            url = asked.image_url.url
+        else:
+            assert asked.uuid is not None
+            url = self.named.find(visit.scope, asked.uuid, "uuid")
+        try:
+            async with asyncio.timeout(self.settings.limits.seconds):
+                warmed = await self.backend.warm(url, asked.number, visit.scope)
+        except Exception as error:
+            raise self._told(error) from None
+        uuid = asked.uuid or warmed.digest
+        self.named.remember(visit.scope, uuid, url)
+        return JSONResponse({"object": "image", "uuid": uuid, "number": asked.number, **asdict(warmed)})
+
+    async def _read(self, kind: type[Asked], request: Request, visit: Visit) -> Asked | None:
+        """What a request asks; None if its client hung up."""
+        try:
+            body = await self._body(request)
+        except ClientDisconnect:
+            return None
+        visit.watch(request.receive)
+        asked = await asyncio.to_thread(read_request, kind, body)
+        return None if visit.gone else asked
 
     async def _events(self, reply: Reply) -> AsyncIterator[Event]:
         """What comes of a reply, as long as it may take.
@@ -197,7 +235,7 @@ class Rooms:
                     found[index] = self._whole(event)
                     yield _event(envelope.piece(index, {}, event.finish))
                 else:
-                    yield _event(envelope.piece(index, {"content": event.text}))
+                    yield _event(envelope.piece(index, {"content": event.text}, logprobs=event.logprobs))
         except Exception as error:
             yield _event(self._told(error).body())  # the status was sent: this is how clients of OpenAI learn of it
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from visualchat.chat.image_store import StoreStats
 from visualchat.engine import Answer
@@ -22,13 +22,36 @@ class Piece:
 
     Attributes:
         text: Later tokens do not change it.
+        logprobs: Of its tokens, in OpenAI's form; None where they are not asked for.
     """
 
     text: str
+    logprobs: tuple[dict[str, Any], ...] | None = None
 
 
 Event = tuple[int, Piece | Answer]
 """The number of an answer, and a piece of it or, at its end, the whole."""
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """What became of an image that was shown before anyone asks about it.
+
+    Attributes:
+        digest: Of its pixels.
+        width: In pixels.
+        height: In pixels.
+        tokens: That it takes in a conversation.
+        known: Whether it was computed before.
+        why_not_stored: Why what was computed is not kept; None where it is.
+    """
+
+    digest: str
+    width: int
+    height: int
+    tokens: int
+    known: bool
+    why_not_stored: str | None
 
 
 class Reply(Protocol):
@@ -61,6 +84,14 @@ class Backend(Protocol):
 
         Raises:
             ApiError: It cannot be answered.
+        """
+        ...
+
+    async def warm(self, url: str, number: int, scope: str) -> Warmed:
+        """Compute an image (a data URL), as image `number` of conversations of a scope.
+
+        Raises:
+            ApiError: It cannot be read, or there is no room for the request.
         """
         ...
 

@@ -19,6 +19,7 @@ from visualchat.model import VisualChatProcessor
 from visualchat.serve.errors import ApiError
 from visualchat.serve.protocol import ChatRequest, ImagePart
 from visualchat.serve.settings import Limits, Settings
+from visualchat.serve.vocabulary import Vocabulary
 
 ROLES = {"developer": "system"}
 """What a role is called here where the name differs."""
@@ -31,7 +32,7 @@ UNREADABLE = (
 
 
 def engine_requests(
-    asked: ChatRequest, processor: VisualChatProcessor, settings: Settings, scope: str
+    asked: ChatRequest, processor: VisualChatProcessor, vocabulary: Vocabulary, settings: Settings, scope: str
 ) -> list[Request]:
     """What the engine is asked: as many times as the request wants answers.
 
@@ -49,6 +50,9 @@ def engine_requests(
         raise ApiError(
             400, f"the last message is the {asked.messages[-1].role}'s: expected the user's", param="messages"
         )
+    if asked.logprobs:
+        vocabulary.check("logprobs")
+    schema = asked.response_format.schema_followed
     try:
         dialogue = dialogue_from_messages(_messages(asked, settings.limits))
         first = Request.of(
@@ -59,6 +63,8 @@ def engine_requests(
             top_p=asked.top_p,
             seed=asked.seed,
             stop=tuple(asked.stop),
+            constraint=None if schema is None else vocabulary.json(schema),
+            logprobs=asked.top_logprobs if asked.logprobs else None,
             scope=scope,
         )
     except ValueError as error:  # our own words: of roles, of empty questions
@@ -80,17 +86,32 @@ def _messages(asked: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
             if not isinstance(part, ImagePart):
                 items.append({"type": "text", "text": part.text})
                 continue
-            image = _image(part.image_url.url, f"messages[{number}].content[{place}].image_url.url")
+            assert part.image_url is not None  # uuids alone were filled in
+            image = read_image(part.image_url.url, f"messages[{number}].content[{place}].image_url.url")
             pixels += image.width * image.height
-            if pixels > limits.pixels:
-                message_ = f"the images have more than {limits.pixels} pixels together; send smaller ones"
-                raise ApiError(400, message_, param="messages", code="too_many_pixels")
+            check_pixels(pixels, limits, "messages")
             items.append({"type": "image", "image": image})
         found.append({"role": ROLES.get(message.role, message.role), "content": items})
     return found
 
 
-def _image(url: str, place: str) -> Image.Image:
+def check_pixels(pixels: int, limits: Limits, param: str) -> None:
+    """Refuse more pixels than a request may have.
+
+    Raises:
+        ApiError: They are more.
+    """
+    if pixels > limits.pixels:
+        message = f"the images have more than {limits.pixels} pixels together; send smaller ones"
+        raise ApiError(400, message, param=param, code="too_many_pixels")
+
+
+def read_image(url: str, place: str) -> Image.Image:
+    """The image of a data URL that stands at a place of a request.
+
+    Raises:
+        ApiError: It is none, or damaged.
+    """
     if not url.startswith("data:"):
         message = f"{place}: expected data:image/...;base64,...: this server fetches no address and reads no file"
         raise ApiError(400, message, param=place, code="invalid_image_url")

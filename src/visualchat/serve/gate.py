@@ -21,6 +21,7 @@ from visualchat.serve.errors import ApiError, queue_full, stopping
 from visualchat.serve.metrics import Metrics
 
 COMPLETIONS = "/v1/chat/completions"
+IMAGES = "/v1/images"
 
 
 @dataclass(eq=False)
@@ -78,7 +79,7 @@ class Gate:
 
     Attributes:
         open: Beginnings of paths that need no key.
-        visits: Requests for answers in the house.
+        visits: Requests for answers and of images in the house.
         stopping: Whether no more of them are let in.
     """
 
@@ -94,7 +95,7 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        counted = scope["path"] == COMPLETIONS and scope["method"] == "POST"
+        counted = scope["path"] in (COMPLETIONS, IMAGES) and scope["method"] == "POST"
         try:
             whose = "" if self._is_open(scope["path"]) else self.scope_of(_given_key(scope["headers"]))
             if not counted:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
+from typing import Any
+
+from PIL import Image
 
 from visualchat.chat.image_store import StoreStats
-from visualchat.engine import Answer, Engine, Handle, QueueFull
-from visualchat.serve.backend import Event, Piece
-from visualchat.serve.conversation import engine_requests
+from visualchat.engine import Answer, Engine, Handle, NotStored, QueueFull, Request
+from visualchat.engine.request import image_size
+from visualchat.images.feature_store import image_key
+from visualchat.serve.backend import Event, Piece, Warmed
+from visualchat.serve.conversation import check_pixels, engine_requests, read_image
 from visualchat.serve.errors import ApiError, queue_full, stopping
 from visualchat.serve.protocol import MOST_CHOICES, ChatRequest
 from visualchat.serve.settings import Settings
+from visualchat.serve.vocabulary import Logprobs, Vocabulary
 
 
 class Local:
@@ -28,6 +35,7 @@ class Local:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.places = engine.max_running + engine.max_waiting
+        self.vocabulary = Vocabulary(engine)
         self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "visualchat-decode")
         self._readers = ThreadPoolExecutor(self.places * MOST_CHOICES, "visualchat-read")  # started as they are needed
 
@@ -44,26 +52,70 @@ class Local:
 
     async def submit(self, asked: ChatRequest, scope: str) -> Handles:
         """As `Backend` has it."""
-        loop = asyncio.get_running_loop()
-        return Handles(await loop.run_in_executor(self._decoders, self._submit, asked, scope), self._readers)
+        handles = await self._loop.run_in_executor(self._decoders, self._submit, asked, scope)
+        return Handles(handles, self._readers, self._reading(asked))
+
+    async def warm(self, url: str, number: int, scope: str) -> Warmed:
+        """As `Backend` has it."""
+        image, handle = await self._loop.run_in_executor(self._decoders, self._warm, url, number, scope)
+        known, why = False, self.engine.why_not_stored
+        if handle is not None:
+            try:
+                answer = await self._loop.run_in_executor(self._readers, handle.result)
+                known = answer.usage.cached_tokens > 0
+            except NotStored as error:
+                why = str(error)
+            finally:
+                handle.cancel()
+        tokens = image_size(self.engine.model.config)
+        return Warmed(image_key(image), image.width, image.height, tokens, known, why)
 
     async def stats(self) -> StoreStats:
         """As `Backend` has it."""
         return self.engine.store.stats
 
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
     def _submit(self, asked: ChatRequest, scope: str) -> list[Handle]:
-        """Runs in a thread: hand a request to the engine."""
-        handles: list[Handle] = []
-        for request in engine_requests(asked, self.engine.processor, self.settings, scope):
-            try:
-                handles.append(self.engine.submit(request))
-            except QueueFull:
-                raise queue_full() from None  # the handles before it are dropped, and so cancelled
-            except ValueError as error:  # our own words: too long for the model
-                raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
-            except RuntimeError:
-                raise stopping() from None
-        return handles
+        """Runs in a thread: hand a request to the engine; where a part of it is refused, the others are dropped."""
+        requests = engine_requests(asked, self.engine.processor, self.vocabulary, self.settings, scope)
+        return [self._hand_over(request) for request in requests]
+
+    def _warm(self, url: str, number: int, scope: str) -> tuple[Image.Image, Handle | None]:
+        """Runs in a thread: a decoded image, and what computes it if that can be kept."""
+        place = "image_url.url"
+        image = read_image(url, place)
+        check_pixels(image.width * image.height, self.settings.limits, place)
+        if self.engine.why_not_stored is not None:
+            return image, None
+        return image, self._hand_over(Request.to_know(self.engine.processor, image, number, scope=scope))
+
+    def _hand_over(self, request: Request) -> Handle:
+        try:
+            return self.engine.submit(request)
+        except QueueFull:
+            raise queue_full() from None
+        except ValueError as error:  # our own words: too long for the model
+            raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from None
+        except RuntimeError:
+            raise stopping() from None
+
+    def _reading(self, asked: ChatRequest) -> Reading:
+        """How answers to a request are read: piece by piece, with log-probabilities if it asks for them."""
+        if not asked.logprobs:
+            return lambda handle: map(Piece, handle.text())
+        return partial(_with_logprobs, self.engine.processor.tokenizer, self.vocabulary)
+
+
+Reading = Callable[[Handle], Iterable[Piece]]
+
+
+def _with_logprobs(tokenizer: Any, vocabulary: Vocabulary, handle: Handle) -> Iterator[Piece]:
+    logprobs = Logprobs(handle, tokenizer, vocabulary)
+    for text in handle.text():
+        yield Piece(text, logprobs.behind(text))
 
 
 class Handles:
@@ -72,10 +124,11 @@ class Handles:
     Args:
         handles: One for each answer.
         readers: Has a thread for each.
+        reading: How it is read.
     """
 
-    def __init__(self, handles: Sequence[Handle], readers: ThreadPoolExecutor) -> None:
-        self.handles = handles
+    def __init__(self, handles: Sequence[Handle], readers: ThreadPoolExecutor, reading: Reading) -> None:
+        self.handles, self._reading = handles, reading
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Piece | Answer | Exception]] = asyncio.Queue()
         for index, handle in enumerate(handles):
@@ -89,8 +142,8 @@ class Handles:
     def _read(self, index: int, handle: Handle) -> None:
         """Runs in a thread until the answer has ended."""
         try:
-            for text in handle.text():
-                self._put(index, Piece(text))
+            for piece in self._reading(handle):
+                self._put(index, piece)
             self._put(index, handle.result())
         except Exception as error:  # for whoever reads
             self._put(index, error)

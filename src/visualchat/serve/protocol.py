@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,21 +22,21 @@ ASKS_NOTHING: dict[str, Any] = {
     "function_call": "none",
     "functions": [],
     "logit_bias": {},
-    "logprobs": False,
     "modalities": ["text"],
     "parallel_tool_calls": False,
     "presence_penalty": 0,
-    "response_format": {"type": "text"},
     "service_tier": "auto",
     "store": False,
     "tool_choice": "none",
     "tools": [],
-    "top_logprobs": 0,
 }
 """Fields that are refused with any value but this one, or null."""
 
 MOST_CHOICES = 8
 """Answers to one request."""
+
+MOST_LOGPROBS = 20
+"""Likeliest tokens in the place of each."""
 
 LEAST_TEMPERATURE = 0.01
 """Of sampling: logits divided by less overflow."""
@@ -65,11 +65,21 @@ class ImageUrl(_Strict):
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Strict):
-    """An image of a message."""
+class _Shown(_Strict):
+    image_url: ImageUrl | None = None
+    uuid: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _shows(self) -> Self:
+        if self.image_url is None and self.uuid is None:
+            raise ValueError("expected image_url, or the uuid of an image that was shown before, found neither")
+        return self
+
+
+class ImagePart(_Shown):
+    """An image of a message, by its URL, by the `uuid` of one that was shown before, or by both, to show it so later."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
@@ -93,6 +103,35 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
+class JsonSchema(_Strict):
+    """What an answer's JSON must keep to. `strict` or not, it does."""
+
+    name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$")
+    description: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool = True
+
+
+class ResponseFormat(_Strict):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError(f"a json_schema belongs to type json_schema, and to no other; the type is {self.type}")
+        return self
+
+    @property
+    def schema_followed(self) -> dict[str, Any] | None:
+        """Which the answer keeps to; None where it may say anything."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatRequest(_Strict):
     """The body of a request."""
 
@@ -107,6 +146,9 @@ class ChatRequest(_Strict):
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=4)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63 - MOST_CHOICES)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
+    response_format: ResponseFormat = Field(default_factory=lambda: ResponseFormat(type="text"))
     # labels that clients may give a request: they change no answer
     user: str = ""
     safety_identifier: str = ""
@@ -136,6 +178,8 @@ class ChatRequest(_Strict):
         both = self.max_tokens, self.max_completion_tokens
         if None not in both and both[0] != both[1]:
             raise ValueError(f"max_tokens and max_completion_tokens are one thing, found {both[0]} and {both[1]}")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
         return self
 
     @property
@@ -144,20 +188,33 @@ class ChatRequest(_Strict):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-def read_request(body: bytes) -> ChatRequest:
-    """The request that a body holds.
+class ImageRequest(_Shown):
+    """The body of a request to know an image before anyone asks about it.
+
+    Attributes:
+        number: The one it will have in its conversation; it counts for some kinds of attention.
+    """
+
+    number: int = Field(1, ge=1)
+
+
+Asked = TypeVar("Asked", ChatRequest, ImageRequest)
+
+
+def read_request(kind: type[Asked], body: bytes) -> Asked:
+    """The request of a kind that a body holds.
 
     Raises:
         ApiError: It is not JSON, or a field is missing, wrong or not obeyed; the first one is named.
     """
     try:
-        return ChatRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        kind, place = first["type"], _path(first["loc"])
-        if kind == "json_invalid":
+        mistake, place = first["type"], _path(first["loc"])
+        if mistake == "json_invalid":
             raise ApiError(400, "the body is not valid JSON", code="invalid_json") from None
-        if kind == "extra_forbidden":
+        if mistake == "extra_forbidden":
             message = f"{place} is not supported by this server; leave it out"
             raise ApiError(400, message, param=place, code="unsupported_parameter") from None
         what = first["msg"].removeprefix("Value error, ")
@@ -169,6 +226,14 @@ def _path(place: Sequence[str | int]) -> str:
     if len(place) > 4 and place[2] == "content":  # behind it pydantic names the type of the part
         place = [*place[:4], *place[5:]]
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
+
+
+Logprobs = Sequence[dict[str, Any]] | None
+"""Those of tokens in OpenAI's form; None where they are not asked for."""
+
+
+def _logprobs(given: Logprobs) -> dict[str, Any] | None:
+    return None if given is None else {"content": [*given], "refusal": None}
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -202,22 +267,24 @@ class Envelope:
     def _of(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """A response that is sent at once."""
+    def whole(self, answers: Sequence[Answer], logprobs: Sequence[Logprobs]) -> dict[str, Any]:
+        """A response that is sent at once, with the log-probabilities of each answer's tokens."""
         choices = [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": answer.text, "refusal": None},
                 "finish_reason": answer.finish,
-                "logprobs": None,
+                "logprobs": _logprobs(scores),
             }
-            for index, answer in enumerate(answers)
+            for index, (answer, scores) in enumerate(zip(answers, logprobs, strict=True))
         ]
         return {**self._of("chat.completion", choices), "usage": usage(answers)}
 
-    def piece(self, index: int, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+    def piece(
+        self, index: int, delta: dict[str, str], finish: str | None = None, logprobs: Logprobs = None
+    ) -> dict[str, Any]:
         """A part of a stream."""
-        choices = [{"index": index, "delta": delta, "finish_reason": finish, "logprobs": None}]
+        choices = [{"index": index, "delta": delta, "finish_reason": finish, "logprobs": _logprobs(logprobs)}]
         return {**self._of("chat.completion.chunk", choices), **({"usage": None} if self.with_usage else {})}
 
     def end(self, answers: Sequence[Answer]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Settings:
         reuse_across_keys: Whether what was computed for one key is reused for others.
         max_new_tokens: The most tokens of an answer where the request does not say.
         temperature: Where the request does not say.
+        named_image_bytes: The most bytes of images that are remembered by their `uuid`.
         limits: Of each request.
 
     Raises:
@@ -55,6 +56,7 @@ class Settings:
     reuse_across_keys: bool = False
     max_new_tokens: int = 256
     temperature: float = 0.0
+    named_image_bytes: int = 1 << 28
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Settings:
             )
         if not 0 <= self.temperature <= 2:
             raise ValueError(f"temperature={self.temperature}: expected 0 to 2")
+        if self.named_image_bytes < 0:
+            raise ValueError(f"named_image_bytes={self.named_image_bytes}: expected 0 or more")
         for number, key in enumerate(self.keys, start=1):
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise ValueError(
