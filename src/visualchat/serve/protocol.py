@@ -77,7 +77,7 @@ class _Shown(_Strict):
 
 
 class ImagePart(_Shown):
-    """An image of a message, by its URL, by the `uuid` of one that was shown before, or by both, to show it so later."""
+    """An image of a message, by its URL, by the `uuid` of one that was shown before, or by both, to show it later."""
 
     type: Literal["image_url"]
 
