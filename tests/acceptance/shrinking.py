@@ -82,7 +82,9 @@ def several(key: str) -> Callable[[DictConfig], bool]:
 
 
 DATA = (
-    Rule(chosen("data", "tiny"), ["data.train.size=64", "data.validation.size=4", "data.batch_size=8"]),
+    Rule(
+        chosen("data", "tiny", "tiny_captions"), ["data.train.size=64", "data.validation.size=4", "data.batch_size=8"]
+    ),
     Rule(
         chosen("data", "tiny_mixed"),
         [
@@ -121,7 +123,7 @@ BACKBONES = (
 )
 EVALUATION = (
     Rule(
-        chosen("evaluation", "tiny"),
+        chosen("evaluation", "tiny", "tiny_captions"),
         [
             *("evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=2", "evaluation.samples=1"),
             "evaluation.captioned=null",

@@ -1,6 +1,7 @@
 """The paper's experiments: what they set, what trains in them, and their twins on a CPU."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_commands import run
 
 from visualchat.cli.config import CONF, folder_name
 from visualchat.cli.plan import build_without_weights
+from visualchat.cli.scoring import VALIDATION, check_evaluation
 from visualchat.plan.shapes import sizes_of
 from visualchat.training.accumulation import batches_to_accumulate
 
@@ -80,19 +82,48 @@ def test_a_long_list_of_overrides_makes_a_short_name():
     assert folder_name(long, 3) != folder_name(long, 4)
 
 
+def test_captioning_on_real_data_is_configuration_alone():
+    """Karpathy's split by its name; the paper's own held-out captions by the metrics' names."""
+    coco = composed("experiment=paper_4_2_1", "attention=mmca", "evaluation=coco_karpathy").evaluation
+    assert coco.dialogues.coco_karpathy._target_.endswith("CocoKarpathy")
+    own = composed("experiment=paper_4_2_1", "attention=mmca", "evaluation=default", "evaluation.metrics=[cider_d]")
+    assert own.evaluation.dialogues == VALIDATION
+    for settings in (coco, own.evaluation):
+        check_evaluation(settings)
+        assert settings.metrics[0] == "cider_d"
+
+
+def test_an_unknown_metric_is_refused_before_anything_trains():
+    config = composed("experiment=smoke", "evaluation.metrics=[cider]")
+    with pytest.raises(ValueError, match=r"unknown metric cider in evaluation\.metrics"):
+        check_evaluation(config.evaluation)
+
+
 @pytest.mark.slow
 def test_the_twin_of_4_2_1_is_one_command(tmp_path):
-    """Shortened; attention by the experiment's own sweep, epochs beside it."""
+    """Shortened; attention by the experiment's own sweep, epochs beside it; two of its runs are compared."""
     small = ["data.train.size=16", "data.validation.size=2", "evaluation.dialogues.seen.size=4", "threads=1"]
-    small += ["evaluation.dialogues.unseen.size=2", "evaluation.captioned.seen.size=4"]
-    small += ["evaluation.captioned.unseen.size=2", "evaluation.samples=1", "data.batch_size=8"]
+    small += ["evaluation.dialogues.unseen.size=2", "evaluation.samples=1", "data.batch_size=8"]
     said = run(tmp_path, "train", "-m", "experiment=paper_4_2_1", "scale=tiny", "trainer.max_epochs=1,2", *small)
-    assert "sweep (exact match in %)" in said
+    assert "sweep (exact match in %; cider_d, rouge_l, bleu_4 x 100, with 95% intervals)" in said
     (table,) = tmp_path.glob("outputs/sweeps/*/*/sweep.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))
     swept = composed("experiment=paper_4_2_1", "scale=tiny").hydra.sweeper.params.attention.split(",")
     assert [(row["attention"], row["trainer.max_epochs"]) for row in rows] == [(a, e) for a in swept for e in "12"]
     assert [float(row["train/steps"]) for row in rows] == [1, 2] * len(swept)
-    assert len([*table.parent.rglob("metrics.json")]) == len(rows)
+    for row in rows:
+        low, value, high = (float(row[f"cider_d/all{end}"]) for end in (" low", "", " high"))
+        assert low <= value <= high
+        assert f"{100 * value:.1f} ({100 * low:.1f}-{100 * high:.1f})" in said
+        assert float(row["blind/cider_d/all"]) >= 0
+    runs = sorted(path.parent for path in table.parent.rglob("metrics.json"))
+    assert len(runs) == len(rows)
     assert table.with_name("sweep.png").stat().st_size > 1000
+    named = ",".join(f"'{path}'" for path in runs[:2])
+    said = run(tmp_path, "evaluate", f"predictions=[{named}]", "evaluation.metrics=[cider_d]", "hydra.run.dir=both")
+    assert "6 of 6 questions are the same" in said
+    page = (tmp_path / "both/comparison.html").read_text()
+    sources = re.findall(r'src="([^"]+)"', page)
+    assert len(sources) == 6
+    assert all((tmp_path / "both" / source).is_file() for source in sources)

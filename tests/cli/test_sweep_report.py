@@ -91,6 +91,24 @@ def test_the_answer_loss_is_shown_where_runs_have_it():
     assert rows_of(table) == [("1", "0.0", "1.235")]
 
 
+def test_metrics_stand_beside_exact_match_with_their_intervals(tmp_path):
+    """A run whose evaluation names metrics leaves scores.json; those of other columns and groups are not shown."""
+    make_run(tmp_path / "1", 0, ["seed=1"], metrics(0.5, **{"cider_d/all": 2.5, "bleu_4/all": 0.25}))
+    rows = [("tuned", "exact_match/all", 0.4), ("tuned", "cider_d/all", 2.0), ("tuned", "bleu_4/all", None)]
+    rows += [("tuned", "cider_d/images_1", 2.0), ("blind", "rouge_l/all", 0.1), ("tuned", "token_accuracy/all", None)]
+    scores = [{"column": c, "name": n, "low": low, "high": None if low is None else low + 1} for c, n, low in rows]
+    (tmp_path / "1/scores.json").write_text(json.dumps(scores))
+    make_run(tmp_path / "2", 1, ["seed=2"], failed=True)
+    table = sweep_table(runs := read_runs(tmp_path))
+    assert [column.header for column in table.columns] == ["seed", "all", "cider_d", "bleu_4"]
+    assert rows_of(table) == [("1", "50.0", "250.0 (200.0-300.0)", "25.0"), ("2", "failed", "-", "-")]
+    write_csv(runs, tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [first[f"cider_d/all{end}"] for end in ("", " low", " high")] == ["2.5", "2.0", "3.0"]
+    assert second["cider_d/all low"] == ""
+
+
 def test_a_figure_that_a_run_lacks_is_a_dash():
     runs = [Run({"seed": "1"}, {"exact_match/all": 0.5}), Run({"seed": "2"}, metrics(0.5))]
     assert rows_of(sweep_table(runs)) == [("1", "50.0", "-", "-", "-"), ("2", "50.0", "60.0", "40.0", "62")]

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
 
+from visualchat.cli.answer_scores import IMAGES, image_files
 from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, score_again
 from visualchat.cli.config import PLAIN, setting, silence_libraries
 from visualchat.cli.main import evaluate as main
 from visualchat.cli.run_folder import continued_by, locked
 from visualchat.cli.scoring import dialogues_to_score
-from visualchat.data.batching.images import with_decoded_images
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.controls import CONTROLS
 from visualchat.evaluation.predictions import Mode, Prediction, questions, read_predictions, to_line
@@ -30,15 +30,12 @@ from visualchat.evaluation.report import samples_page
 from visualchat.evaluation.scores import check_metrics
 from visualchat.generation.answering import batched
 from visualchat.generation.journal import Journal
-from visualchat.images.thumbnails import thumbnail
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.fingerprint import base_fingerprint
 from visualchat.model.saved import load_model, saved_model
 
 console = Console()
 
-
-IMAGES = "images"
 STEP = 4
 """Batches that are answered and written at a time."""
 
@@ -97,7 +94,7 @@ def ask(asker: Asker, parts: Mapping[str, Sequence[Dialogue]], settings: DictCon
         dialogues, seen = zip(*(columns[column][part][index] for index in indexes), strict=True)
         first = column == "tuned"
         modes = asker.modes if first else asker.modes[:1]
-        shown = [_shown(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
+        shown = [image_files(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
         found = replace(asker, modes=modes).predictions(dialogues, seen, column, part, shown)
         journal.append({PREDICTIONS: "".join(map(to_line, found))})
 
@@ -123,12 +120,6 @@ def conditions(
         if not found[control]:
             raise ValueError(f"evaluation.controls: {control} cannot be made of any of these dialogues; leave it out")
     return found
-
-
-def _shown(dialogue: Dialogue, folder: Path) -> list[list[str]]:
-    """The names of the files of each round's images, which are written for the pages."""
-    rounds = with_decoded_images(dialogue).turns
-    return [[thumbnail(image, folder) for image in turn.images] for turn in rounds]  # type: ignore[arg-type]
 
 
 def _write_samples(

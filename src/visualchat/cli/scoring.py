@@ -9,13 +9,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
+from visualchat.cli.answer_scores import score_answers
 from visualchat.data.batching.held_out import held_out
 from visualchat.data.blend.mixture import Blend
 from visualchat.data.blend.own import OwnData
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.exact_match import prefixed
+from visualchat.evaluation.pages import intervals, values
 from visualchat.evaluation.report import legend, metrics_table, samples_page
 from visualchat.evaluation.runner import answer_turns, evaluate_parts
+from visualchat.evaluation.scores import Figure, check_metrics
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 VALIDATION = "validation"
@@ -43,11 +46,12 @@ def validation_dialogues(data: DictConfig) -> Sequence[Dialogue]:
 
 
 def check_evaluation(settings: DictConfig) -> None:
-    """Refuse settings of dialogues that the chosen evaluation does not have, before anything is read or trained.
+    """Refuse an unknown metric, or settings of dialogues that the chosen evaluation does not have, before the work.
 
     Raises:
         ValueError: There are such settings.
     """
+    check_metrics(settings.metrics)
     if settings.dialogues == VALIDATION:
         return
     if nameless := [name for name, part in settings.dialogues.items() if "_target_" not in part]:
@@ -111,9 +115,14 @@ def score(
     first, (model, parts) = next(iter(columns.items()))
     dialogues = [dialogue for part in parts.values() for dialogue in part]
     answers_given = sum(len(dialogue.turns) for dialogue in dialogues)
+    scored: dict[str, list[Figure]] = (
+        score_answers(columns, settings, processor, run, title) if settings.metrics else {}
+    )
+    for name, column in values(scored).items():
+        figures[name] |= column
     console = Console()
     console.print(f"\n{title}: {len(dialogues)} dialogues, {answers_given} answers", highlight=False, soft_wrap=True)
-    console.print(metrics_table(figures))
+    console.print(metrics_table(figures, intervals(scored)))
     console.print(legend(figures), highlight=False, soft_wrap=True)
     chosen = [dialogue for part in parts.values() for dialogue in part[: settings.samples]]
     answers = answer_turns(

@@ -6,7 +6,7 @@ import csv
 import json
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ SHOWN = {
 }
 """Metrics of the table, and how its columns are headed; one that no run has is left out."""
 
+_WITHOUT_COLUMN = ("token_accuracy/all", "cut/all")
+_ENDS = ("low", "high")
+
 FAILURE = "failed.txt"
 """In the folder of a run that failed: its error."""
 
@@ -41,11 +44,13 @@ class Run:
         overrides: What was set.
         metrics: Its figures; none where it did not finish.
         state: `finished`, `failed` (it ended with an error) or `unfinished` (it is running, or was killed).
+        scored: The interval of each metric that its evaluation named; None where it has none.
     """
 
     overrides: dict[str, str]
     metrics: dict[str, float]
     state: str = "finished"
+    scored: dict[str, tuple[float, float] | None] = field(default_factory=dict)
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -56,11 +61,22 @@ def read_runs(folder: Path) -> list[Run]:
         overrides = dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
         figures = path.parents[1] / "metrics.json"
         if figures.is_file():
-            run = Run(overrides, json.loads(figures.read_text()))
+            run = Run(overrides, json.loads(figures.read_text()), scored=_scored(figures.with_name("scores.json")))
         else:
             run = Run(overrides, {}, "failed" if figures.with_name(FAILURE).is_file() else "unfinished")
         by_job.append((int(hydra.job.num), run))
     return [run for _, run in sorted(by_job, key=lambda pair: pair[0])]
+
+
+def _scored(scores: Path) -> dict[str, tuple[float, float] | None]:
+    """The intervals of the trained model's metrics over all questions; none where its evaluation named no metrics."""
+    rows = json.loads(scores.read_text()) if scores.is_file() else []
+    names = {r["name"]: r for r in rows if r["column"] == "tuned" and r["name"].count("/") == 1}
+    return {
+        name: None if r["low"] is None else (r["low"], r["high"])
+        for name, r in names.items()
+        if name.endswith("/all") and name not in SHOWN and name not in _WITHOUT_COLUMN
+    }
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
@@ -70,36 +86,48 @@ def varied(runs: Sequence[Run]) -> list[str]:
 
 
 def sweep_table(runs: Sequence[Run]) -> Table:
-    """One row a run; a dash where a run has no figure, and its state in place of the first if it did not finish."""
+    """One row a run; a dash where a run has no figure, and its state in place of the first if it did not finish.
+
+    Where the evaluation named metrics, these stand beside exact match, and all else is in `sweep.csv`.
+    """
     names = varied(runs)
-    shown = {metric: head for metric, head in SHOWN.items() if any(metric in run.metrics for run in runs)}
+    metrics = {name: name.removesuffix("/all") for name in dict.fromkeys(name for run in runs for name in run.scored)}
+    always = {"exact_match/all": "all"} if metrics else SHOWN  # with intervals the table would be too wide for more
+    shown = {name: head for name, head in always.items() if any(name in run.metrics for run in runs)} | metrics
     shown = shown or {"exact_match/all": "all"}  # no run finished: a column for how they ended
     settings = [Column(name.rpartition(".")[2], overflow="fold") for name in names]
     figures = [Column(head, no_wrap=True) for head in shown.values()]
-    table = Table(*settings, *figures, title="sweep (exact match in %)")
+    others = f"; {', '.join(metrics.values())} x 100, with 95% intervals" if metrics else ""
+    table = Table(*settings, *figures, title=f"sweep (exact match in %{others})")
     for run in runs:
-        cells = [_cell(metric, run.metrics[metric]) if metric in run.metrics else "-" for metric in shown]
+        cells = [_cell(name, run.metrics[name], run.scored.get(name)) if name in run.metrics else "-" for name in shown]
         if run.state != "finished":
             cells[0] = run.state
         table.add_row(*(run.overrides.get(name, "") for name in names), *cells)
     return table
 
 
-def _cell(metric: str, value: float) -> str:
-    digits = {"train/seconds": f"{value:.0f}", "answer_loss/all": f"{value:.3f}"}  # nats; shares in percent
-    return digits.get(metric, f"{100 * value:.1f}")
+def _cell(metric: str, value: float, interval: tuple[float, float] | None = None) -> str:
+    digits = {"train/seconds": f"{value:.0f}", "answer_loss/all": f"{value:.3f}", "perplexity/all": f"{value:.3f}"}
+    between = "" if interval is None else f" ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+    return digits.get(metric, f"{100 * value:.1f}{between}")  # nats and seconds as they are, all else times 100
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """The state and all metrics of all runs."""
+    """The state, all metrics and their intervals of all runs."""
     names = varied(runs)
-    metrics = sorted({name for run in runs for name in run.metrics})
+    figures = [
+        run.metrics
+        | {f"{name} {end}": v for name, both in run.scored.items() if both for end, v in zip(_ENDS, both, strict=True)}
+        for run in runs
+    ]
+    metrics = sorted({name for of in figures for name in of})
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*names, "state", *metrics])
-        for run in runs:
+        for run, of in zip(runs, figures, strict=True):
             values = [run.overrides.get(name, "") for name in names]
-            writer.writerow([*values, run.state, *(run.metrics.get(name, "") for name in metrics)])
+            writer.writerow([*values, run.state, *(of.get(name, "") for name in metrics)])
 
 
 def draw_sweep(runs: Sequence[Run], path: Path) -> bool:

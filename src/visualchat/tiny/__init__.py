@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from visualchat.tiny.captions import TinyCaptions
 from visualchat.tiny.dialogues import SYSTEM, TinyDialogues
 
 BACKBONES = Path(__file__).parent / "backbones"
@@ -20,4 +21,4 @@ def backbone(name: str) -> Path:
     return BACKBONES / name
 
 
-__all__ = ["BACKBONES", "SYSTEM", "TinyDialogues", "backbone"]
+__all__ = ["BACKBONES", "SYSTEM", "TinyCaptions", "TinyDialogues", "backbone"]
