@@ -25,6 +25,8 @@ from transformers.utils import logging
 from visualchat.attention._patch import Patch, Prepare, add_patch, has_patch, remove_patch
 from visualchat.attention.functional import IMPLEMENTATIONS, multimodal_attention, resolve_implementation
 from visualchat.attention.kinds import KINDS, EarlyLayers, Modality, attention_kind
+from visualchat.attention.layout import Layout
+from visualchat.attention.watch import Watch
 
 logger = logging.get_logger(__name__)
 
@@ -76,6 +78,7 @@ def _attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     key_modality: Tensor | None = None,
+    watch: Watch | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature; without `key_modality` every token is text. Returns (B, Q, Hq, D)."""
@@ -101,6 +104,9 @@ def _attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary positions leave query and key in fp32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if watch is not None:
+        layout = Layout(watch.last, key_modality, attention_mask, **ids)
+        watch.see(_layer_index(module), query, key, kind=attention_kind(kind), layout=layout, scale=scaling)
     out = multimodal_attention(
         query,
         key,
@@ -138,6 +144,9 @@ def _causal(
     Several queries on top of a cache without padding come with a mask (B, K) (`_causal_mask`), and attend without one.
     """
     queries, keys = query.shape[2], key.shape[2]
+    if kwargs.get("watch") is not None:
+        kwargs |= {"kind": "causal", "implementation": "sdpa", "segment_ids": segment_ids}
+        return _attention(module, query, key, value, None, **kwargs)
     on_cache = attention_mask is not None and attention_mask.ndim == 2
     if segment_ids is None and on_cache and any(kwargs.get(name) for name in ("dropout", "sliding_window")):
         on_cache, shape = False, {"batch_size": len(query), "q_length": queries, "kv_length": keys}

@@ -7,6 +7,7 @@ processor does (its own steps, padding, torchvision) is left to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,41 @@ from transformers.image_processing_backends import PilBackend
 _STEPS = ("resize", "center_crop", "rescale", "normalize", "_preprocess", "convert_to_rgb", "process_image")
 
 
-def scaled(processor: Any, image: Image.Image) -> Tensor:
-    """An RGB image at the encoder's size: uint8 (3, height, width), or already normalised where only it knows how."""
+@dataclass(frozen=True)
+class Framing:
+    """How an image gets to the encoder's size.
+
+    Attributes:
+        size: Width and height that it is scaled to.
+        box: What is cut out of that: left, top, right and bottom, in its pixels.
+    """
+
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+
+def framing(processor: Any, image: Image.Image) -> Framing | None:
+    """The framing of an RGB image; None where only the processor itself knows its steps."""
     size = _target(processor, image)
     if size is None:
+        return None
+    if not processor.do_center_crop:
+        return Framing(size, (0, 0, *size))
+    width, height = processor.crop_size["width"], processor.crop_size["height"]
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return Framing(size, (left, top, left + width, top + height))
+
+
+def scaled(processor: Any, image: Image.Image) -> Tensor:
+    """An RGB image at the encoder's size: uint8 (3, height, width), or already normalised where only it knows how."""
+    frame = framing(processor, image)
+    if frame is None:
         values: Tensor = processor(images=[image], return_tensors="pt")["pixel_values"][0]
         return values
     if processor.do_resize:
-        image = image.resize(size, processor.resample)
+        image = image.resize(frame.size, processor.resample)
     if processor.do_center_crop:
-        height, width = processor.crop_size["height"], processor.crop_size["width"]
-        top, left = (image.height - height) // 2, (image.width - width) // 2
-        image = image.crop((left, top, left + width, top + height))
+        image = image.crop(frame.box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
