@@ -82,7 +82,7 @@ def test_tokens_words_and_images_are_named_in_order(make_model, processor, dialo
     assert looked.text.shape == (len(looked.tokens), len(looked.words))
     assert [(grid.rows, grid.columns, grid.first, grid.box) for grid in looked.grids] == [(2, 2, 0, (0, 0, 1, 1))] * 3
     alone = Dialogue((Turn.ask("Who?", answer="I."),))
-    assert look(make_model(), processor, alone).images.shape == (2, 0, 0)
+    assert look(make_model(), processor, alone).images.shape == (2, 0, 4)
 
 
 def test_a_watch_changes_no_answer(make_model, processor, dialogue):

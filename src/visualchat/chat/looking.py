@@ -81,7 +81,8 @@ def look(
     begin, stop = encoding.answer_spans[-1]
     stop -= len(processor.end_token_ids)
     ids, modality = (torch.tensor(found[: stop - 1]) for found in (encoding.input_ids, encoding.mm_token_type_ids))
-    if len(ids) > (limit := model.config.text_config.max_position_embeddings):
+    text_config: Any = model.config.text_config
+    if len(ids) > (limit := text_config.max_position_embeddings):
         raise ValueError(f"the conversation has {len(ids)} tokens: more than the {limit} that the model can hold")
     means = _Means(stop - begin, layer, head)
     model.eval()(
@@ -99,7 +100,7 @@ def look(
     return Looked(
         said[begin:],
         [said[place] for place in (~is_image).nonzero().flatten().tolist()],
-        weights[:, is_image].view(stop - begin, len(images), -1),
+        weights[:, is_image].view(stop - begin, len(images), model.config.image_seq_length),
         weights[:, ~is_image],
         [patch_grid(model.config, processor.image_processor, image) for image in images],
         means.softmaxes,

@@ -45,7 +45,7 @@ def test_a_patch_is_where_it_is_painted(name):
             assert all(abs(place - round(place)) < 1e-9 for place in (x, y, width, height))
             painted.paste("white", (round(x), round(y), round(x + width), round(y + height)))
             changed = np.argwhere((scaled(processor, painted) != before).numpy().all(0))
-            expected = np.argwhere(np.ones((4, 4))) + (4 * row, 4 * column)
+            expected = np.add(np.argwhere(np.ones((4, 4))), (4 * row, 4 * column))
             np.testing.assert_array_equal(changed, expected)
 
 
