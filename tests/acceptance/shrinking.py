@@ -83,7 +83,8 @@ def several(key: str) -> Callable[[DictConfig], bool]:
 
 DATA = (
     Rule(
-        chosen("data", "tiny", "tiny_captions"), ["data.train.size=64", "data.validation.size=4", "data.batch_size=8"]
+        chosen("data", "tiny", "tiny_captions", "tiny_hops"),
+        ["data.train.size=64", "data.validation.size=4", "data.batch_size=8"],
     ),
     Rule(
         chosen("data", "tiny_mixed"),
@@ -127,6 +128,13 @@ EVALUATION = (
         [
             *("evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=2", "evaluation.samples=1"),
             "evaluation.captioned=null",
+        ],
+    ),
+    Rule(
+        chosen("evaluation", "tiny_hops"),
+        [
+            *(f"evaluation.dialogues.{part}.size=2" for part in ("seen", "more", "unseen")),
+            *("evaluation.captioned=null", "evaluation.samples=1"),
         ],
     ),
 )

@@ -89,6 +89,7 @@ def test_an_evaluation_is_of_the_data_that_trains():
     for overrides, expected in (
         ([], "tiny"),
         (["data=tiny_mixed"], "tiny"),
+        (["data=tiny_hops"], "tiny_hops"),
         (["data=own"], "default"),
         (["data=corpora", "data/blend=set1"], "default"),
         (["data=own", "evaluation=none"], "none"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from visualchat.tiny.captions import TinyCaptions
 from visualchat.tiny.dialogues import SYSTEM, TinyDialogues
+from visualchat.tiny.hop_dialogues import HopDialogues
 
 BACKBONES = Path(__file__).parent / "backbones"
 """Folder of the shipped backbones: `vision`, `language_causal` and `language_mixed`, each for `from_pretrained`."""
@@ -21,4 +22,4 @@ def backbone(name: str) -> Path:
     return BACKBONES / name
 
 
-__all__ = ["BACKBONES", "SYSTEM", "TinyCaptions", "TinyDialogues", "backbone"]
+__all__ = ["BACKBONES", "SYSTEM", "HopDialogues", "TinyCaptions", "TinyDialogues", "backbone"]

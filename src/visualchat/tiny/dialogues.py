@@ -70,9 +70,10 @@ class Sketch:
 
 
 def _expected(question: Question) -> Expected | None:
-    """Which images the answer is read from, where the question does not name them."""
+    """Which images the answer is read from, where the question does not name them, and through what hop."""
     about = tuple(sorted({number for number, _ in question.about}))
-    return Expected(about=about) if about else None
+    tags = {"hop": question.hop} if question.hop else {}
+    return Expected(about=about, tags=tags) if about or tags else None
 
 
 class TinyDialogues:
@@ -124,9 +125,17 @@ class TinyDialogues:
         Raises:
             IndexError: The index is out of range.
         """
+        return sketch_dialogue(self.split, self.seed, self.position(index))
+
+    def position(self, index: int) -> int:
+        """The same index counted from the first dialogue.
+
+        Raises:
+            IndexError: It is out of range.
+        """
         if not -self.size <= index < self.size:
             raise IndexError(f"index {index} is out of range for {self.size} dialogues")
-        return sketch_dialogue(self.split, self.seed, index % self.size)
+        return index % self.size
 
 
 def sketch_dialogue(
@@ -137,14 +146,14 @@ def sketch_dialogue(
     unseen = split == "unseen"
     pairs = SEEN if split in ("train", "validation") else COMPOSITIONS
     weights = _IMAGE_WEIGHTS[:max_images]
-    arrivals = _arrivals(rng, rng.choices(range(1, len(weights) + 1), weights)[0], most_rounds)
+    arriving_images = arrivals(rng, rng.choices(range(1, len(weights) + 1), weights)[0], most_rounds)
     shown: list[Scene] = []
     asked: set[str] = set()
     rounds: list[Round] = []
-    for arriving in arrivals:
+    for arriving in arriving_images:
         new: list[Scene] = []
         for _ in range(arriving):
-            new.append(_next_scene(rng, pairs, [*shown, *new], unseen))
+            new.append(related_scene(rng, pairs, [*shown, *new], unseen))
         shown += new
         question = ask(Context(shown, pairs, rng, prefer_held_out=unseen), asked)
         asked.add(question.text)
@@ -152,7 +161,7 @@ def sketch_dialogue(
     return Sketch(tuple(rounds), f"tiny-{split}-{seed}-{index}")
 
 
-def _arrivals(rng: random.Random, images: int, most_rounds: int) -> list[int]:
+def arrivals(rng: random.Random, images: int, most_rounds: int) -> list[int]:
     """How many images arrive in each round; the first round has at least one."""
     between = images > 1 and rng.random() < _QUESTIONS_BETWEEN
     rounds = rng.randint(2 if between else 1, most_rounds if images > 1 else max(1, most_rounds - 2))
@@ -167,7 +176,7 @@ def _arrivals(rng: random.Random, images: int, most_rounds: int) -> list[int]:
     return arrivals
 
 
-def _next_scene(
+def related_scene(
     rng: random.Random, pairs: Sequence[tuple[str, str]], earlier: Sequence[Scene], held_out: bool
 ) -> Scene:
     """A new scene; often it shares a colour or a shape with an earlier one, so that images can be mixed up."""

@@ -23,12 +23,18 @@ class Question:
         answer: The only right answer.
         kind: The type, one of `KINDS`.
         about: Image number (from 1) and cell of the shapes that the answer is read from, where there are such.
+        hop: What a question of `visualchat.tiny.hops` needs, such as "compare".
+        named: There, the colour or shape on which a question over all images turns.
+        rest: There, of a question about one thing, the attribute of it that is neither named nor asked.
     """
 
     text: str
     answer: str
     kind: str
     about: tuple[tuple[int, int], ...] = ()
+    hop: str = ""
+    named: str = ""
+    rest: str = ""
 
 
 @dataclass(frozen=True)
