@@ -33,8 +33,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from visualchat.chat.answering import Answerer, Tokens
-from visualchat.chat.image_store import ImageStore
+from visualchat.engine.answering import Answerer, Tokens
+from visualchat.engine.image_store import ImageStore
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.image_states import in_place, unit_states, units_from

@@ -4,7 +4,7 @@
     python benchmarks/engine.py --repeats 1 --sessions 1 2 --tokens 4 --kinds mmca        a small run
 
 CPU time of this process, all ways in turn in each repeat; figures are medians, ratios are medians of the repeats' own
-ratios. `apart` is what a `ChatSession` does: one conversation after the other by transformers' `generate`. The second
+ratios. `apart` is what a `ChatSession` does: one conversation after the other. The second
 measurement is the longest time between two tokens of an answer while a long prompt arrives. Writes
 benchmarks/results/engine-cpu.json and .png, and prints tables.
 """
@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from common import cpu_name
 from transformers import AutoImageProcessor
-from transformers.generation.streamers import BaseStreamer
 
 from chat import Talk, pictures
-from visualchat.chat.answering import Answerer
-from visualchat.chat.image_store import ImageStore
 from visualchat.engine import Engine, Handle, Request
+from visualchat.engine.answering import Answerer
+from visualchat.engine.image_store import ImageStore
+from visualchat.engine.sampling import Samplers
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.tiny import backbone
 
@@ -110,29 +110,15 @@ def batched(model: VisualChatForConditionalGeneration, count: int, tokens: int) 
     return (sum(len(handle.said) for handle in handles) - before) / seconds
 
 
-class Clock(BaseStreamer):
-    """Keeps the time of each token."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        """transformers' hook."""
-        self.times.append(time.process_time())
-
-    def end(self) -> None:
-        """transformers' hook."""
-
-
 def apart(model: VisualChatForConditionalGeneration, tokens: int) -> float:
-    """Tokens a second of one session by `generate`, its prompt apart; several in turn are no faster."""
-    answerer, clock = Answerer(model, stub(), ImageStore()), Clock()
-    asked = request(1, tokens + 1, model.config.image_seq_length)
-    ids = torch.tensor([asked.tokens.ids])
-    decode = answerer.decoding(asked.tokens, [*asked.images], answerer.new_cache(), None, clock, lambda: None)
-    settings = {"max_new_tokens": tokens + 1, "eos_token_id": NEVER, "pad_token_id": NEVER, "do_sample": False}
-    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings, custom_generate=decode)
-    return (len(clock.times) - 1) / (clock.times[-1] - clock.times[0])
+    """Tokens a second of one session, its prompt apart; several in turn are no faster."""
+    answerer, asked = Answerer(model, stub(), ImageStore()), request(1, tokens + 1, model.config.image_seq_length)
+    cache, sampler = answerer.new_cache(), Samplers(model, NEVER)(asked)
+    token = sampler.choose(answerer.prefill(asked.tokens, [*asked.images], cache))
+    begun = time.process_time()
+    for _ in range(tokens):
+        token = sampler.choose(answerer.following(token, cache))
+    return tokens / (time.process_time() - begun)
 
 
 def stall(model: VisualChatForConditionalGeneration, chunk: int, count: int = 4) -> float:

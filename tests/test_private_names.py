@@ -48,7 +48,7 @@ PARALLEL = "lightning.pytorch.strategies.model_parallel:ModelParallelStrategy"
 
 PRIVATE = (
     Private("torch", "Tensor._version", "attention/plan_cache.py"),
-    Private("torch", "Tensor._version", "chat/image_store.py"),
+    Private("torch", "Tensor._version", "engine/image_store.py"),
     Private("torch.nn:Module", "_modules", "model/modeling_visualchat.py"),
     Private("torch.ops.aten", "_scaled_dot_product_flash_attention_for_cpu", "attention/parts.py"),
     Private("torch.ops.aten", "_scaled_dot_product_flash_attention_for_cpu_backward", "attention/parts.py"),
@@ -57,7 +57,7 @@ PRIVATE = (
     Private("torch.distributed.distributed_c10d", "_set_pg_timeout", "training/strategies/silent_ranks.py"),
     Private(CONFIG, "_attn_implementation", "attention/register.py"),
     Private(CONFIG, "_attn_implementation", "model/attn_implementation.py"),
-    Private(CONFIG, "_attn_implementation", "chat/image_store.py"),
+    Private(CONFIG, "_attn_implementation", "engine/image_store.py"),
     Private(CONFIG, "_attn_implementation", "model/base_model.py"),
     Private(CONFIG, "_attn_implementation", "model/image_states.py"),
     Private(CONFIG, "_attn_implementation", "model/projector.py"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from visualchat.chat.image_store import ImageStore
 from visualchat.chat.session import ChatSession
-from visualchat.chat.stopping import before, until
+from visualchat.engine.image_store import ImageStore
+from visualchat.engine.spoken import before, until
 
 MOST = 6
 KINDS = ("mmca", "unit", "causal")
@@ -149,14 +149,54 @@ def test_what_cannot_be_loaded_is_named_and_changes_nothing(model, processor, tm
     record = json.loads((tmp_path / "kept" / "session.json").read_text())
     wrong = {**record, "settings": {**record["settings"], "temperature": "hot"}}
     refused("setting temperature must be float or int, found 'hot'", "session.json", json.dumps(wrong))
-    refused("expected answer_ids of 1 rounds, found 0", "session.json", json.dumps({**record, "answer_ids": []}))
+    refused("expected answer_ids of 1 rounds, a list", "session.json", json.dumps({**record, "answer_ids": []}))
+    for damage, told in (
+        ({"settings": []}, "settings must be a dict, found"),
+        ({"answer_ids": [["a"]]}, "expected answer_ids of 1 rounds, a list of whole numbers each"),
+        ({"answer_ids": 3}, "answer_ids must be a list, found 3"),
+        ({"generator": "00"}, "generator is not the state of one"),
+        ({"generator": 7}, "generator is not the state of one"),
+        *(
+            ({"settings": {**record["settings"], name: value}}, told)
+            for name, value, told in (
+                ("max_new_tokens", True, "setting max_new_tokens must be int, found True"),
+                ("max_new_tokens", -4, "max_new_tokens must be 1 or more, found -4"),
+                ("temperature", float("nan"), "temperature must be 0 or more, found nan"),
+                ("stop", [3], r"setting stop must be a list of texts, found \[3\]"),
+                ("stop", [""], "stop must be texts that are not empty"),
+                ("seed", 1 << 80, "seed must be a number of 64 bits"),
+            )
+        ),
+    ):
+        refused(r"session\.json: " + told, "session.json", json.dumps({**record, **damage}))
     text = (tmp_path / "kept" / "dialogue.jsonl").read_text()
+    refused(r"dialogue\.jsonl: messages must be a list, found 3", "dialogue.jsonl", '{"messages": 3}')
+    system = {"messages": [{"role": "system", "content": "Lie."}, *json.loads(text)["messages"]]}
+    refused("a session has no system message of its own", "dialogue.jsonl", json.dumps(system))
+    unknown = {**record, "answer_ids": [[10**6, *record["answer_ids"][0]]]}
+    (tmp_path / "kept" / "session.json").write_text(json.dumps(unknown))
+    session.load(tmp_path / "kept")  # its answer is taken as it reads
+    assert content(session) == expected
+    assert asked(session, SECOND)
+    session.undo()
+    (tmp_path / "kept" / "session.json").write_text(json.dumps(record))
     refused(
         r"image '\.\./image-1\.png' must be a file of this folder",
         "dialogue.jsonl",
         text.replace("image-1.png", "../image-1.png"),
     )
     refused(r"image-9\.png' cannot be read as an image", "dialogue.jsonl", text.replace("image-1.png", "image-9.png"))
+
+
+def test_what_cannot_be_saved_leaves_nothing(model, processor, tmp_path, monkeypatch):
+    session = new(model, processor, FIRST)
+    for folder in (tmp_path / "new", tmp_path):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", lambda *given, **settings: (_ for _ in ()).throw(OSError(28, "full")))
+            with pytest.raises(OSError, match="full"):
+                session.save(folder)
+        assert not [*tmp_path.iterdir()]
+    session.save(tmp_path / "new")
 
 
 def test_an_edited_answer_is_taken_as_it_stands(model, processor, tmp_path):
@@ -201,7 +241,7 @@ def test_an_answer_ends_before_a_stop_text_and_the_next_round_never_saw_it(make_
     again = ChatSession(model, processor, max_new_tokens=12)
     again._restart(session.turns[:1], [session.rounds[0].said])
     assert asked(again, SECOND) == [answer]
-    with pytest.raises(ValueError, match="a stop text must not be empty"):
+    with pytest.raises(ValueError, match="stop must be texts that are not empty"):
         ChatSession(model, processor, stop=[""])
     assert asked(ChatSession(model, processor, max_new_tokens=12, stop=stop), FIRST) == [kept]  # one text, not letters
 

@@ -13,8 +13,8 @@ from recorded import (
 )
 
 from visualchat.attention import KINDS
-from visualchat.chat.image_store import ImageStore
 from visualchat.chat.session import ChatSession
+from visualchat.engine.image_store import ImageStore
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.image_states import OWN_STATES, why_not_own
 from visualchat.model.trainable import Trainable, set_trainable
@@ -72,6 +72,14 @@ def test_the_system_text_is_computed_once_for_all_conversations_that_begin_with_
     assert (store.stats.openings, store.stats.entries) == (1, 2)
     a_dialogue(model, processor, store, [("Text first.", []), ("What?", [0])])
     assert store.stats.openings == 1
+
+
+def test_a_model_is_tried_once_however_many_sessions_it_has(model, processor):
+    passes = []
+    model.language_model.base_model.register_forward_hook(lambda *given: passes.append(given))
+    for _ in range(3):
+        assert ChatSession(model, processor).why_not_stored is None
+        assert len(passes) == 2
 
 
 @pytest.mark.parametrize("kind", ["mmca", "unit"])

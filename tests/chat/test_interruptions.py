@@ -5,50 +5,50 @@ import torch
 from talking import MOST, ROUNDS, prompt_of, recompute, state, talk
 
 from visualchat.chat import ChatSession
-from visualchat.chat import session as session_module
+from visualchat.engine.answering import Answerer
+from visualchat.engine.sampling import NotNumbers
 
 
-class Patient(session_module._Stopped):
-    """Lets three tokens be said, then waits until the stream is closed."""
+def failing(patch, step, error, late=False):
+    """Let the step behind so many tokens of an answer fail, before its first layer or behind its last."""
+    following, steps = Answerer.following, []
 
-    steps = 0
+    def step_or_fail(self, token, cache):
+        steps.append(token)
+        if len(steps) == step and not late:
+            raise error
+        logits = following(self, token, cache)
+        if len(steps) == step:
+            raise error
+        return logits
 
-    def __call__(self, input_ids, scores, **kwargs):
-        self.steps += 1
-        if self.steps < 3:
-            return torch.zeros(len(input_ids), dtype=torch.bool)
-        assert self.event.wait(60)
-        return super().__call__(input_ids, scores, **kwargs)
-
-
-class Breaking(Patient):
-    """Lets two tokens be said, then fails."""
-
-    def __call__(self, input_ids, scores, **kwargs):
-        if self.steps == 2:
-            raise RuntimeError("out of memory")
-        return super().__call__(input_ids, scores, **kwargs)
+    patch.setattr(Answerer, "following", step_or_fail)
 
 
-class BreakingWhenClosed(Patient):
-    """Fails once the stream is closed."""
-
-    def __call__(self, input_ids, scores, **kwargs):
-        if super().__call__(input_ids, scores, **kwargs).any():
-            raise RuntimeError("out of memory")
-        return torch.zeros(len(input_ids), dtype=torch.bool)
-
-
-def test_closing_the_stream_stops_and_keeps_what_was_said(session, processor, monkeypatch):
+@pytest.mark.parametrize("how", ["closed", "interrupted", "interrupted late"])
+def test_an_answer_that_is_cut_short_keeps_what_was_said(session, processor, monkeypatch, how):
+    space, fourth = (
+        processor.tokenizer(" ")["input_ids"][0],
+        recompute(session.model, processor, ROUNDS[:1], cached=True)[0][3],
+    )
+    with torch.no_grad():
+        weight = session.model.get_output_embeddings().weight
+        weight[[space, fourth]] = weight[[fourth, space]]
     whole = recompute(session.model, processor, ROUNDS[:1], cached=True)[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", Patient)
+    if how == "closed":
         stream = session.ask(*ROUNDS[0])
         next(stream)
         stream.close()
-    said = [*whole[:3], processor.tokenizer.eos_token_id]
+    else:
+        with monkeypatch.context() as patch:
+            failing(patch, 3, KeyboardInterrupt(), late=how == "interrupted late")
+            with pytest.raises(KeyboardInterrupt):
+                list(session.ask(*ROUNDS[0]))
+    count = len(session.rounds[0].said) - 1
+    said = [*whole[:count], processor.tokenizer.eos_token_id]
+    assert count == (whole.index(space) + 1 if how == "closed" else 3) < len(whole) - 1  # a piece ends with a space
     assert session.ids == [*prompt_of(processor, ROUNDS[:1], [])[0], *said]
-    assert session.turns[0].answer == processor.tokenizer.decode(whole[:3])
+    assert session.turns[0].answer == processor.tokenizer.decode(whole[:count])
     list(session.ask(*ROUNDS[1]))
     ids, modality = prompt_of(processor, ROUNDS[:2], [said])
     assert session.ids[: len(ids)] == ids
@@ -72,26 +72,57 @@ def test_a_stream_that_was_never_read_counts_for_nothing(session):
     assert talk(session) == expected
 
 
-def read(stream):
-    with pytest.raises(RuntimeError, match="out of memory"):
-        list(stream)
+def ask(session):
+    return session.ask(*ROUNDS[2])
 
 
-def close(stream):
-    next(stream)
-    stream.close()
+def edit(session):
+    return session.edit(1, "Again?")
+
+
+def forget(session):
+    """Ask where the oldest round must be dropped."""
+    limits, session.drop_oldest = session.model.config.text_config, True
+    limits.max_position_embeddings = len(session.ids) + MOST + 10
+    return session.ask(*ROUNDS[2])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("failing", "hear"), [(Breaking, read), (BreakingWhenClosed, close)])
-def test_a_failed_answer_leaves_the_conversation_as_it_was(model, processor, monkeypatch, failing, hear, temperature):
+@pytest.mark.parametrize("begin", [ask, edit, forget])
+def test_a_failed_answer_leaves_the_conversation_as_it_was(make_model, processor, monkeypatch, begin, temperature):
+    """Nothing is lost either by an edit, or by dropping the oldest round, whose answer fails or is never read."""
+    model = make_model()
     session = ChatSession(model, processor, max_new_tokens=MOST, temperature=temperature, seed=1)
     expected = talk(session)
     session.reset()
+    talk(session, ROUNDS[:2])
+    kept, limit = state(session)[:3], model.config.text_config.max_position_embeddings
+    for error, step in ((RuntimeError("out of memory"), 2), (KeyboardInterrupt(), None)):
+        with monkeypatch.context() as patch:
+            if step:
+                failing(patch, step, error)
+            else:  # before the first token
+                patch.setattr(Answerer, "prefill", lambda *given, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(type(error)):
+                list(begin(session))
+        assert state(session)[:3] == kept
+    begin(session)  # and never read
+    session.edit(1, "Once more?").close()
+    assert state(session)[:3] == kept
+    model.config.text_config.max_position_embeddings = limit
+    with pytest.raises(ValueError, match="more than the 2048 that the model can hold"):
+        session.edit(1, "x" * 2048)
+    assert state(session)[:3] == kept
+    assert talk(session, ROUNDS[2:]) == expected[2:]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_no_answer(model, processor, temperature):
+    session = ChatSession(model, processor, max_new_tokens=MOST, temperature=temperature)
     talk(session, ROUNDS[:1])
-    kept = state(session)[:3]
-    with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_Stopped", failing)
-        hear(session.ask(*ROUNDS[1]))
-    assert state(session) == (*kept, 0)  # computed again with the next round
-    assert talk(session, ROUNDS[1:]) == expected[1:]
+    before = state(session)[:3]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(NotNumbers, match=r"the model's logits are not numbers \(nan\)"):
+        list(session.ask(*ROUNDS[1]))
+    assert state(session)[:3] == before

@@ -13,7 +13,7 @@ from recorded import (
     picture,
 )
 
-from visualchat.chat.image_store import ImageStore
+from visualchat.engine.image_store import ImageStore
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma")
 ACTIONS = ("ask", "ask", "ask", "undo", "edit", "fork", "load")

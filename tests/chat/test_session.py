@@ -218,6 +218,30 @@ def test_sampling_follows_the_seed_and_leaves_the_greedy_path(model, processor, 
     assert answers[0] != greedy
 
 
+def test_tokens_are_those_that_generate_chooses(model, processor):
+    """By the model's generation config, as it is when an answer begins; drawn with the same generator."""
+    session = ChatSession(model, processor, max_new_tokens=MOST, temperature=0.9, seed=3)
+    found = [talk(session, ROUNDS[:1])]
+    for settings in ({"repetition_penalty": 1.3, "top_k": 5}, {"top_p": 0.5}):
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+        session.reset()
+        found.append(talk(session, ROUNDS[:1]))
+        ids, modality = prompt_of(processor, ROUNDS[:1], [])
+        torch.manual_seed(3)
+        expected = model.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            mm_token_type_ids=torch.tensor([modality]),
+            pixel_values=processor.image_processor(images=list(ROUNDS[0][1]), return_tensors="pt")["pixel_values"],
+            do_sample=True,
+            temperature=0.9,
+            max_new_tokens=MOST,
+        )
+        assert session.ids[: expected.shape[1]] == expected[0].tolist()
+    assert len({str(pieces) for pieces in found}) == 3
+
+
 def test_a_new_question_cuts_an_unread_answer_short(session):
     first = session.ask(*ROUNDS[0])
     next(first)

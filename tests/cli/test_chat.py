@@ -16,6 +16,7 @@ from visualchat.chat import ChatSession
 from visualchat.cli.chat import COMMANDS, HELP, Terminal
 from visualchat.cli.line_editor import line_editor
 from visualchat.data.sources import Messages
+from visualchat.engine.answering import Answerer
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.tiny.scenes import draw, random_scene
@@ -41,7 +42,7 @@ class Echo:
 
     def __init__(self, *pieces):
         self.pieces = pieces or ("It is ", "a cat.")
-        self.asked, self.closed, self.images = [], 0, 0
+        self.asked, self.closed, self.images, self.turns = [], 0, 0, ()
 
     def ask(self, question, images=()):
         if question == "refuse":
@@ -58,6 +59,7 @@ class Echo:
                 yield piece
         finally:
             self.closed += 1
+            self.turns = (*self.turns, self.asked[-1])
 
     def reset(self):
         self.asked.append("reset")
@@ -347,6 +349,16 @@ class Interrupting(Keyboard):
         if not self.interrupted:
             self.interrupted = True
             raise KeyboardInterrupt
+
+
+def test_ctrl_c_before_the_first_word_takes_the_question_back(model, processor, monkeypatch):
+    session = ChatSession(model, processor, max_new_tokens=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "prefill", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        console = Keyboard("What is it?")
+        Terminal(session, console).run()
+    assert "you> What is it?\nInterrupted; the conversation is as before.\n" in console.file.getvalue()
+    assert session.turns == ()
 
 
 def test_ctrl_c_in_a_real_session_keeps_the_round(model, processor):

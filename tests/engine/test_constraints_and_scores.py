@@ -4,8 +4,8 @@ import pytest
 import torch
 from conversations import DIALOGUES, KINDS, asked, opened, picture
 
-from visualchat.chat.image_store import ImageStore
 from visualchat.engine import Engine, NotStored, Request
+from visualchat.engine.image_store import ImageStore
 
 MOST = 8
 

@@ -8,10 +8,10 @@ from conversations import DIALOGUES, KINDS, MOST, alone, asked, opened, picture
 from transformers import MistralConfig, MistralForCausalLM
 
 from visualchat.chat import ChatSession
-from visualchat.chat.image_store import ImageStore
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.engine import Engine, Request
 from visualchat.engine.batch import Batch
+from visualchat.engine.image_store import ImageStore
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 

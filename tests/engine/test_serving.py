@@ -10,11 +10,11 @@ import torch
 from conversations import DIALOGUES, MOST, alone, asked
 
 from visualchat.chat import ChatSession
-from visualchat.chat.answering import Tokens
-from visualchat.chat.image_store import ImageStore
 from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import encode_text
 from visualchat.engine import Engine, QueueFull, Request
+from visualchat.engine.answering import Tokens
+from visualchat.engine.image_store import ImageStore
 from visualchat.engine.sampling import NotNumbers
 from visualchat.engine.spoken import has_stop, pieces, text_of
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from asking import PATH, alone, as_url, body, events, formed, part, picture, user
 
-from visualchat.chat.image_store import ImageStore
 from visualchat.engine import Engine, Score
+from visualchat.engine.image_store import ImageStore
 from visualchat.images.feature_store import image_key
 from visualchat.serve.errors import ApiError
 from visualchat.serve.settings import Limits, Settings

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visualchat.dialogue import Turn
 from visualchat.dialogue.messages import dialogue_from_messages
+from visualchat.engine.request import check_settings
 from visualchat.files import whole_file
 from visualchat.images.decode import decode_image
 
@@ -25,6 +26,11 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "stop": (list,),
     "seed": (int, type(None)),
     "drop_oldest": (bool,),
+}
+
+FIELDS: dict[str, dict[str, type | None]] = {
+    DIALOGUE: {"messages": list},
+    SESSION: {"settings": dict, "answer_ids": list, "generator": None},
 }
 
 
@@ -50,12 +56,25 @@ def save_conversation(saved: Saved, folder: Path) -> None:
 
     Raises:
         ValueError: There is nothing to keep, or the folder is not empty.
+        OSError: It cannot be written; nothing of it is left.
     """
     if not saved.turns:
         raise ValueError("there is nothing to save yet")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; choose another one")
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(saved, folder)
+    except BaseException:  # a full disk, or Ctrl-C
+        for path in folder.iterdir():
+            path.unlink()
+        if new:
+            folder.rmdir()
+        raise
+
+
+def _write(saved: Saved, folder: Path) -> None:
     messages: list[dict[str, Any]] = []
     number = 0
     for turn in saved.turns:
@@ -87,20 +106,45 @@ def load_conversation(folder: Path) -> Saved:
             raise ValueError(f"{folder} is not a saved conversation: it has no {name}")
     messages, session = (_read(folder / name) for name in (DIALOGUE, SESSION))
     dialogue = dialogue_from_messages([_with_image(message, folder) for message in messages["messages"]], str(folder))
+    if dialogue.system is not None:
+        raise ValueError(f"{folder / DIALOGUE}: a session has no system message of its own, expected none")
     if any(turn.answer is None for turn in dialogue.turns):
         raise ValueError(f"{folder / DIALOGUE}: the last question has no answer")
     turns = tuple(Turn(tuple(_decoded(part) for part in turn.content), turn.answer) for turn in dialogue.turns)
     said = session["answer_ids"]
-    if len(said) != len(turns):
-        raise ValueError(f"{folder / SESSION}: expected answer_ids of {len(turns)} rounds, found {len(said)}")
-    settings = session["settings"]
+    if len(said) != len(turns) or not all(type(ids) is list and all(type(id) is int for id in ids) for ids in said):
+        raise ValueError(
+            f"{folder / SESSION}: expected answer_ids of {len(turns)} rounds, a list of whole numbers each"
+        )
+    try:
+        settings, drawn = _settings(session["settings"]), _generator_state(session["generator"])
+    except ValueError as error:
+        raise ValueError(f"{folder / SESSION}: {error}") from error
+    return Saved(turns, said, settings, drawn)
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of a session, each of the right kind and in its range."""
     for name, kinds in SETTINGS.items():
-        if not isinstance(settings.get(name), kinds):
+        if type(given.get(name)) not in kinds:
             expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ValueError(f"{folder / SESSION}: setting {name} must be {expected}, found {settings.get(name)!r}")
-    drawn = session["generator"]
-    state = None if drawn is None else torch.tensor(list(bytes.fromhex(drawn)), dtype=torch.uint8)
-    return Saved(turns, said, {name: settings[name] for name in SETTINGS}, state)
+            raise ValueError(f"setting {name} must be {expected}, found {given.get(name)!r}")
+    if not all(isinstance(text, str) for text in given["stop"]):
+        raise ValueError(f"setting stop must be a list of texts, found {given['stop']!r}")
+    check_settings(given["max_new_tokens"], given["temperature"], given["stop"], seed=given["seed"])
+    return {name: given[name] for name in SETTINGS}
+
+
+def _generator_state(written: Any) -> Tensor | None:
+    """The state of a generator that was written as hexadecimal digits."""
+    if written is None:
+        return None
+    try:
+        state = torch.tensor(list(bytes.fromhex(written)), dtype=torch.uint8)
+        torch.Generator().set_state(state)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"generator is not the state of one: {error}") from error
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -109,9 +153,12 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    fields = {DIALOGUE: ("messages",), SESSION: ("settings", "answer_ids", "generator")}[path.name]
+    fields = FIELDS[path.name]
     if not isinstance(found, dict) or not all(name in found for name in fields):
         raise ValueError(f"{path}: expected one JSON object with {', '.join(fields)}")
+    for name, kind in fields.items():
+        if kind is not None and type(found[name]) is not kind:
+            raise ValueError(f"{path}: {name} must be a {kind.__name__}, found {found[name]!r:.100}")
     return found
 
 

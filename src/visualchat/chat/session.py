@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 from visualchat.attention import Modality
-from visualchat.chat.answering import Answerer, Tokens
-from visualchat.chat.image_store import ImageStore
 from visualchat.chat.rounds import Round, Timing
 from visualchat.chat.saving import Saved, load_conversation, save_conversation
-from visualchat.chat.stopping import before, until
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.dialogue.encoding import NO_UNIT, encode_text
+from visualchat.engine.answering import Answerer, Tokens
+from visualchat.engine.image_store import ImageStore
+from visualchat.engine.job import Job
+from visualchat.engine.request import Request, check_settings
+from visualchat.engine.sampling import Samplers
+from visualchat.engine.spoken import before, pieces, until
 from visualchat.images import ImageInput
 from visualchat.images.decode import decode_image
 from visualchat.images.inputs import image_input, is_image_input
@@ -72,10 +72,10 @@ class ChatSession:
         self.max_new_tokens, self.temperature = max_new_tokens, temperature
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.seed, self.drop_oldest = seed, drop_oldest
-        if "" in self.stop:
-            raise ValueError("a stop text must not be empty")
+        self._check_settings()
         self.store = ImageStore() if store is None else store
         self._answerer = Answerer(model, processor, self.store)
+        self._samplers = Samplers(model, processor.end_token_ids[-1])
         if store is not None and self.why_not_stored is not None:
             store.say_once(f"images are not reused but as part of what precedes them: {self.why_not_stored}")
         self._open: Generator[str, None, None] | None = None
@@ -98,6 +98,9 @@ class ChatSession:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+    def _check_settings(self) -> None:
+        check_settings(self.max_new_tokens, self.temperature, self.stop, seed=self.seed)
 
     def _forget(self) -> None:
         self.generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
@@ -158,7 +161,9 @@ class ChatSession:
         return True
 
     def edit(self, number: int, question: str) -> Generator[str, None, None]:
-        """Ask another question in place of that of a round, with the same images; it and what follows is taken back.
+        """Ask another question in place of that of a round, with the same images.
+
+        That round and those behind it are taken back once the new one counts.
 
         Args:
             number: The round, counted from 1.
@@ -168,15 +173,15 @@ class ChatSession:
             The answer, as from `ask`.
 
         Raises:
-            ValueError: There is no such round, or as `ask`; the conversation is as before then.
+            ValueError: There is no such round, or as `ask`.
         """
         self._close()
         if not 1 <= number <= len(self.turns):
             raise ValueError(f"there is no round {number} to edit: the conversation has {len(self.turns)}")
         images = self.turns[number - 1].images
-        Dialogue((Turn.ask(question, images),))  # refused before anything is taken back
-        self._keep(number - 1)
-        return self.ask(question, images)
+        course = self.fork()
+        course._keep(number - 1)
+        return self._send(course, Turn.ask(question, images))
 
     def fork(self) -> ChatSession:
         """Another session that continues from here on its own; no state is computed or copied for it.
@@ -224,9 +229,11 @@ class ChatSession:
         saved = load_conversation(Path(folder))
         tokenizer, end = self.processor.tokenizer, self.processor.end_token_ids
         said = []
+        known = range(self.model.get_input_embeddings().num_embeddings)
         for turn, answer in zip(saved.turns, saved.said, strict=True):
             assert turn.answer is not None
-            same = answer[-len(end) :] == end and tokenizer.decode(answer, skip_special_tokens=True) == turn.answer
+            same = answer[-len(end) :] == end and all(id in known for id in answer)
+            same = same and tokenizer.decode(answer, skip_special_tokens=True) == turn.answer
             said.append(answer if same else [*encode_text(tokenizer, turn.answer), *end])
         for name, value in saved.settings.items():
             setattr(self, name, tuple(value) if name == "stop" else value)
@@ -249,27 +256,30 @@ class ChatSession:
         given = [images] if is_image_input(images) else images
         names = [f"image {number}" for number in range(1, len(given) + 1)]
         read = [decode_image(image_input(image, name), name) for image, name in zip(given, names, strict=True)]
-        turn = Turn.ask(question, read)
-        tokens, shown = self._fitting(turn)
-        self._open = self._stream(turn, tokens, shown)
+        return self._send(self, Turn.ask(question, read))
+
+    def _send(self, course: ChatSession, turn: Turn) -> Generator[str, None, None]:
+        """Begin a round; `course` is as of `_stream`."""
+        course, tokens, images = course._fitting(turn)
+        request = Request(tokens, (), self.max_new_tokens, self.temperature, generator=course.generator, stop=self.stop)
+        self._open = self._stream(course, turn, request, images)
         return self._open
 
-    def _fitting(self, turn: Turn) -> tuple[Tokens, list[Image.Image]]:
-        """As `_encode`, of as many rounds as the model can hold, if the oldest may be dropped."""
+    def _fitting(self, turn: Turn) -> tuple[ChatSession, Tokens, list[Image.Image]]:
+        """This session, or one without its oldest rounds where they may be dropped and must; and as of `_encode`."""
         limit = self.model.config.text_config.max_position_embeddings
         tokens, shown = self._encode(turn)
         length = len(tokens.ids)
         if length + self.max_new_tokens <= limit:
-            return tokens, shown
+            return self, tokens, shown
         if self.drop_oldest:
-            shorter = copy.copy(self)
+            shorter = self.fork()
             for count in range(1, len(self.turns) + 1):
                 shorter._restart(self.turns[count:], [round.said for round in self.rounds[count:]])
                 tokens, shown = shorter._encode(turn)
                 if len(tokens.ids) + self.max_new_tokens <= limit:
-                    self._restart(shorter.turns, [round.said for round in shorter.rounds])
                     log.warning("the conversation is full: the oldest %d of its rounds are dropped", count)
-                    return tokens, shown
+                    return shorter, tokens, shown
         raise ValueError(
             f"the conversation has {length} tokens and {self.max_new_tokens} are kept for the answer: more than "
             f"the {limit} that the model can hold; start a new one"
@@ -286,97 +296,71 @@ class ChatSession:
         )
         return tokens, images
 
-    def _stream(self, turn: Turn, tokens: Tokens, images: list[Image.Image]) -> Generator[str, None, None]:
-        """Generate in a thread of its own and hand the text on as it comes."""
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_special_tokens=True)
-        cut = threading.Event()
-        result: dict[str, Any] = {}
-        drawn = None if self.generator is None else self.generator.get_state()
+    def _stream(
+        self, course: ChatSession, turn: Turn, request: Request, images: list[Image.Image]
+    ) -> Generator[str, None, None]:
+        """Compute the answer as it is read; the round then counts, and this session goes the given course.
 
-        def generate() -> None:
-            try:
-                result["ids"] = self._generate(tokens, images, streamer, cut, result)
-            except Exception as error:  # handed to the caller's thread
-                result["error"] = error
-                streamer.end()
-
-        begun = time.perf_counter()
-        worker = threading.Thread(target=generate, daemon=True)
-        worker.start()
+        Args:
+            course: This session, or what it is without some of its rounds.
+            turn: Open.
+            request: For the answer.
+            images: Those that the cache does not hold.
+        """
+        job = Job(request, [], self.processor.tokenizer, frozenset(self.processor.end_token_ids[-1:]))
+        drawn = None if course.generator is None else course.generator.get_state()
+        counts = whole = True
         try:
-            result["answer"] = yield from until(self.stop, streamer)
+            yield from until(request.stop, pieces(job.tokenizer, course._said(job, images)))
+        except GeneratorExit:
+            raise
+        except Exception:
+            counts = False
+            raise
+        except BaseException:  # Ctrl-C within a step
+            whole = False
+            raise
         finally:
-            cut.set()
-            worker.join()
-            if "ids" in result:
-                said = result["ids"][len(tokens.ids) :]
-                ended = time.perf_counter()
-                self.timing = Timing(result["first"] - begun, len(said), ended - begun)
-                self._close_turn(turn, tokens, said, result.get("answer"))
+            job.end("cancelled")
+            if counts and job.said:
+                course._close_turn(turn, job, whole=whole)
+                vars(self).update(vars(course) | {"_open": self._open})
             else:
-                self._restart(self.turns, [round.said for round in self.rounds])  # the cache may hold half a round
-                if self.generator is not None and drawn is not None:
-                    self.generator.set_state(drawn)
-        if "error" in result:
-            raise result["error"]
+                course._restart(course.turns, [round.said for round in course.rounds])
+                if course.generator is not None and drawn is not None:
+                    course.generator.set_state(drawn)
 
-    def _generate(
-        self,
-        tokens: Tokens,
-        images: list[Image.Image],
-        streamer: TextIteratorStreamer,
-        cut: threading.Event,
-        result: dict[str, Any],
-    ) -> list[int]:
-        """All token ids of the conversation, the new answer included."""
-        ids = torch.tensor([tokens.ids], device=self.model.device)
-        sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+    def _said(self, job: Job, images: list[Image.Image]) -> Iterator[int]:
+        """The answer's tokens; each is computed when it is asked for."""
+        sampler = self._samplers(job.request)
+        logits = self._answerer.prefill(job.request.tokens, images, self.cache)
+        while True:
+            job.say(sampler.choose(logits), logits)
+            yield job.said[-1]
+            if job.finish is not None:
+                return
+            logits = self._answerer.following(job.said[-1], self.cache)
 
-        def first() -> None:
-            result["first"] = time.perf_counter()
-
-        out = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            **sampling,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.processor.end_token_ids[-1],
-            pad_token_id=self.processor.tokenizer.pad_token_id,
-            stopping_criteria=StoppingCriteriaList([_Stopped(cut)]),
-            custom_generate=self._answerer.decoding(tokens, images, self.cache, self.generator, streamer, first),
-        )
-        return out[0].tolist()
-
-    def _close_turn(self, turn: Turn, tokens: Tokens, said: list[int], stopped: str | None) -> None:
+    def _close_turn(self, turn: Turn, job: Job, *, whole: bool) -> None:
         """Take the answered round into the conversation; an answer that was cut short gets its end token.
 
         Args:
             turn: Open.
-            tokens: Up to the answer.
-            said: The answer's tokens.
-            stopped: What it says before a stop text; None where none was found in it.
+            job: The answer.
+            whole: Whether the cache holds no half of a step.
         """
-        tokenizer, end = self.processor.tokenizer, self.processor.end_token_ids
-        answer = tokenizer.decode(said, skip_special_tokens=True)
-        if stopped is None:  # a stream that was closed may have left a stop text unread
-            stopped = before(self.stop, answer)
-        whole = True
+        assert job.first is not None
+        assert job.ended is not None
+        tokenizer, end, tokens = self.processor.tokenizer, self.processor.end_token_ids, job.request.tokens
+        self.timing = Timing(job.first - job.begun, len(job.said), job.ended - job.begun)
+        said, answer = job.said, tokenizer.decode(job.said, skip_special_tokens=True)
+        stopped = before(job.request.stop, answer)
         if stopped is not None:  # its tokens may reach into the stop text: they are computed again with the next round
             answer, said = stopped, [*encode_text(tokenizer, stopped), *end]
-            whole = self._crop(len(tokens.ids))
+            whole = whole and self._crop(len(tokens.ids))
         elif said[-1] != end[-1]:
             said = [*said, *end]
         self._append(Turn(turn.content, answer), tokens, said, self.cache.get_seq_length())
         self.cached = len(self.turns)
         if not whole:
             self._restart(self.turns, [round.said for round in self.rounds])
-
-
-class _Stopped(StoppingCriteria):
-    """Stops generation once the event is set."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self.event = event
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)

@@ -164,13 +164,16 @@ class Terminal:
         self.show_answer(answer)
 
     def show_answer(self, answer: Generator[str, None, None]) -> None:
-        """Print an answer as it comes; Ctrl-C cuts it short."""
+        """Print an answer as it comes; Ctrl-C cuts it short, or takes the question back where nothing was said yet."""
+        before = self.session.turns
         try:
             for piece in answer:
                 self.console.out(piece, end="", style="bold", highlight=False)
                 self.console.file.flush()
         except KeyboardInterrupt:
             answer.close()
+            if self.session.turns is before:
+                raise
         self.console.print()
 
     def run(self) -> None:

@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
-from visualchat.chat.image_store import ImageStore
 from visualchat.cli.config import PLAIN, silence_libraries
 from visualchat.cli.main import generate as main
 from visualchat.cli.run_folder import continued_by, locked
@@ -23,6 +22,7 @@ from visualchat.data.progress import bar
 from visualchat.data.sources.questions import Questions, open_rounds
 from visualchat.dialogue import Dialogue
 from visualchat.engine import Engine
+from visualchat.engine.image_store import ImageStore
 from visualchat.files import whole_file
 from visualchat.generation.answering import Answering, answer_rounds, by_engine
 from visualchat.generation.journal import Journal

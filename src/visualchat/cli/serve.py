@@ -44,8 +44,8 @@ def run(config: DictConfig) -> None:
 
     import torch
 
-    from visualchat.chat.image_store import ImageStore
     from visualchat.engine import Engine
+    from visualchat.engine.image_store import ImageStore
     from visualchat.model import VisualChatProcessor
     from visualchat.model.saved import load_model, saved_model
     from visualchat.serve.app import build_app

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from visualchat.chat.image_store import ImageStore, digest
+from visualchat.engine.image_store import ImageStore, digest
 
 
 class CountedStore(ImageStore):

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from visualchat.chat.answering import Answerer
-from visualchat.chat.image_store import GIB, ImageStore, model_state
+from visualchat.engine.answering import Answerer
 from visualchat.engine.batch import Batch
 from visualchat.engine.counted import CountedStore
 from visualchat.engine.handle import Handle
+from visualchat.engine.image_store import GIB, ImageStore, model_state
 from visualchat.engine.job import Job, names_of
 from visualchat.engine.kept import KeptConversations
 from visualchat.engine.request import NotStored, QueueFull, Request, image_size
@@ -328,10 +328,10 @@ class Engine:
 
     def _decode_alone(self, job: Job) -> None:
         assert job.sampler is not None
-        ids = torch.tensor([job.said[-1:]], device=self.model.device)
-        out = self.model(input_ids=ids, past_key_values=job.cache, use_cache=True)
+        assert job.cache is not None
+        logits = self._answerer.following(job.said[-1], job.cache)
         job.done += 1
-        job.say(job.sampler.choose(out.logits[:, -1]), out.logits[:, -1])
+        job.say(job.sampler.choose(logits), logits)
 
     # Who leaves
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
-from visualchat.chat.stopping import until
 from visualchat.engine.job import Job
 from visualchat.engine.request import Answer, Finish, Score
-from visualchat.engine.spoken import pieces
+from visualchat.engine.spoken import pieces, until
 
 
 class Stepping(Protocol):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from visualchat.attention import Modality
-from visualchat.chat.answering import Tokens
-from visualchat.chat.image_store import digest
 from visualchat.dialogue.encoding import NO_UNIT
+from visualchat.engine.answering import Tokens
+from visualchat.engine.image_store import digest
 from visualchat.engine.kept import Name, splits_unit
 from visualchat.engine.request import Answer, Finish, Request, Score, Usage
 from visualchat.engine.sampling import Sampler, scored

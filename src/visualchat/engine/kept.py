@@ -87,7 +87,7 @@ class KeptConversations:
             self._drop(next(iter(self._kept)))
 
     def of_model(self, state: str) -> None:
-        """Forget all where the model is not what it was: `visualchat.chat.image_store.model_state` tells."""
+        """Forget all where the model is not what it was: `visualchat.engine.image_store.model_state` tells."""
         if state != self._model:
             self.clear()
         self._model = state

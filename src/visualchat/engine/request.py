@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from visualchat.attention import Modality
-from visualchat.chat.answering import Tokens
 from visualchat.dialogue import Dialogue, Turn
+from visualchat.engine.answering import Tokens
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.model.configuration_visualchat import VisualChatConfig
@@ -79,15 +79,9 @@ class Request:
     scope: str = ""
 
     def __post_init__(self) -> None:
-        for name, found, fits, expected in (
-            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 or more"),
-            ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1"),
-            ("logprobs", self.logprobs, self.logprobs is None or self.logprobs >= 0, "0 or more"),
-            ("stop", self.stop, not isinstance(self.stop, str) and "" not in self.stop, "texts that are not empty"),
-        ):
-            if not fits:
-                raise ValueError(f"{name} must be {expected}, found {found!r}")
+        check_settings(self.max_new_tokens, self.temperature, self.stop, self.top_p, self.seed)
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs must be 0 or more, found {self.logprobs!r}")
         if self.seed is not None and self.generator is not None:
             raise ValueError("expected a seed or a generator, found both")
 
@@ -141,6 +135,29 @@ class Request:
     def image_tokens(self) -> int:
         """How many of its tokens are of images."""
         return sum(kind == Modality.IMAGE for kind in self.tokens.modality)
+
+
+def check_settings(
+    max_new_tokens: int,
+    temperature: float,
+    stop: Sequence[str],
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> None:
+    """Refuse settings of an answer that are out of range: the attributes of a `Request`.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, found, fits, expected in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 or more"),
+        ("top_p", top_p, top_p is None or 0 < top_p <= 1, "more than 0 and at most 1"),
+        ("seed", seed, seed is None or -(1 << 63) <= seed < 1 << 64, "a number of 64 bits"),
+        ("stop", stop, not isinstance(stop, str) and "" not in stop, "texts that are not empty"),
+    ):
+        if not fits:
+            raise ValueError(f"{name} must be {expected}, found {found!r}")
 
 
 def image_size(config: VisualChatConfig) -> int:

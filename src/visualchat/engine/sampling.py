@@ -54,18 +54,17 @@ class Samplers:
     """Makes samplers for the requests to one model.
 
     Args:
-        model: Where a request leaves a setting open, its generation config counts, as it is when such a request first
-            comes.
+        model: Where a request leaves a setting open, its generation config counts.
         end: The end token.
     """
 
     def __init__(self, model: VisualChatForConditionalGeneration, end: int) -> None:
         self._model, self._end = model, end
-        self._known: dict[tuple[float, float | None], Prepared] = {}
+        self._known: dict[tuple[float, float | None, str], Prepared] = {}
 
     def __call__(self, request: Request) -> Sampler:
         """The sampler of one answer."""
-        settings = request.temperature, request.top_p
+        settings = request.temperature, request.top_p, repr(vars(self._model.generation_config))
         prepared = self._known.get(settings) or self._prepare(request)
         if prepared.by_scores_alone:
             if len(self._known) >= MOST:

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from visualchat.chat.stopping import before
-
 BYTES = 4
 """The most tokens that one character takes."""
 
@@ -55,3 +53,26 @@ class _Pieces(TextStreamer):
         """What became ready since it was asked last."""
         ready, self._ready = [piece for piece in self._ready if piece], []
         return ready
+
+
+def before(stops: Sequence[str], text: str) -> str | None:
+    """What stands before the first of some texts; None where none of them is found."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else None
+
+
+def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
+    """Hand on pieces up to a stop text; what may be the beginning of one waits for the next piece."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece
+        ending = before(stops, waiting)
+        if ending is not None:
+            yield ending
+            return
+        longest = max((n for stop in stops for n in range(1, len(stop)) if waiting.endswith(stop[:n])), default=0)
+        ready, waiting = waiting[: len(waiting) - longest], waiting[len(waiting) - longest :]
+        if ready or not stops:
+            yield ready
+    if waiting:
+        yield waiting

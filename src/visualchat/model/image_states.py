@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -226,12 +227,18 @@ def _turns_halves(rotate: Rotate) -> bool:
     return torch.allclose(rotate(keys[None, :0], keys[None], cos, sin)[1][0], keys * cos + turned * sin)
 
 
+_tried: WeakSet[nn.Module] = WeakSet()
+
+
 @torch.no_grad()
 def _turns_as_the_model(model: VisualChatModel) -> bool:
     """Whether keys computed at 0 and turned by seven positions are those that the model computes there.
 
     In the first layer, whose keys depend on the token and its position alone. Within the rounding of the model's dtype.
+    A model that was found to do so is not tried again: it will not turn keys in another way.
     """
+    if model in _tried:
+        return True
     ids = torch.tensor([[0]], device=model.device)
     states = []
     for position in (0, 7):
@@ -244,4 +251,7 @@ def _turns_as_the_model(model: VisualChatModel) -> bool:
     assert rotate is not None
     turned = torch.stack([_turned(rotate, keys, turn) for keys in states[0]])
     eps = torch.finfo(turned.dtype).eps
-    return bool((turned - states[1])[0].abs().max() <= 16 * eps * states[1][0].abs().max())
+    alike = bool((turned - states[1])[0].abs().max() <= 16 * eps * states[1][0].abs().max())
+    if alike:
+        _tried.add(model)
+    return alike

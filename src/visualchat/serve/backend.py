@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-from visualchat.chat.image_store import StoreStats
 from visualchat.engine import Answer
+from visualchat.engine.image_store import StoreStats
 from visualchat.serve.protocol import ChatRequest
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from visualchat.chat.image_store import StoreStats
 from visualchat.engine import Answer, Engine, Handle, NotStored, QueueFull, Request
+from visualchat.engine.image_store import StoreStats
 from visualchat.engine.request import image_size
 from visualchat.images.feature_store import image_key
 from visualchat.serve.backend import Event, Piece, Warmed

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from visualchat.chat.image_store import StoreStats
 from visualchat.engine import Answer
+from visualchat.engine.image_store import StoreStats
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visualchat.chat.image_store import ImageKeys, ImageStore, digest, model_state
+from visualchat.engine.image_store import ImageKeys, ImageStore, digest, model_state
 from visualchat.images.feature_store import image_key
 from visualchat.model.image_states import Unit
 

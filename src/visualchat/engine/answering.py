@@ -7,17 +7,14 @@ only what precedes them is reused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
-from visualchat.chat.image_store import ImageKeys, ImageStore
+from visualchat.engine.image_store import ImageKeys, ImageStore
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.growing_cache import GrowingCache
 from visualchat.model.image_states import Unit, in_place, opening_states, unit_states, units_from, why_not_own
@@ -69,6 +66,7 @@ class Answerer:
         found: Tensor = self.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return found.to(self.model.device)
 
+    @torch.no_grad()
     def prefill(self, tokens: Tokens, images: list[Image.Image], cache: GrowingCache) -> Tensor:
         """Logits (1, V) of the next token; `images` are those of the tokens that are not in the cache.
 
@@ -141,52 +139,9 @@ class Answerer:
     def _compute(self, image: Image.Image, unit: Unit) -> Tensor:
         return unit_states(self.model, unit, self.pixels([image]))
 
-    def decoding(
-        self,
-        tokens: Tokens,
-        images: list[Image.Image],
-        cache: GrowingCache,
-        generator: torch.Generator | None,
-        streamer: BaseStreamer,
-        begun: Callable[[], None],
-    ) -> Any:
-        """The loop that transformers' `generate` runs (`custom_generate`) with the processors that it prepares.
-
-        Args:
-            tokens: Up to the answer.
-            images: As in `prefill`.
-            cache: Of what precedes; it grows.
-            generator: Of the CPU: sampling draws from it, on every device; torch's global one if None.
-            streamer: Takes each token.
-            begun: Called when the first token is known.
-        """
-
-        def decode(
-            model: Any,
-            input_ids: Tensor,
-            logits_processor: Any,
-            stopping_criteria: Any,
-            generation_config: Any,
-            **unused: Any,
-        ) -> Tensor:
-            logits, first = self.prefill(tokens, images, cache), True
-            while True:
-                scores = logits_processor(input_ids, logits.to(torch.float32))
-                if generation_config.do_sample:
-                    weights = scores.softmax(-1)
-                    weights = weights if generator is None else weights.cpu()
-                    token = torch.multinomial(weights, 1, generator=generator).to(input_ids.device)
-                else:
-                    token = scores.argmax(-1, keepdim=True)
-                input_ids = torch.cat([input_ids, token], 1)
-                if first:
-                    first = False
-                    begun()
-                streamer.put(token[0].cpu())
-                if stopping_criteria(input_ids, None).all():
-                    break
-                logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
-            streamer.end()
-            return input_ids
-
-        return decode
+    @torch.no_grad()
+    def following(self, token: int, cache: GrowingCache) -> Tensor:
+        """Logits (1, V) after one more token of the answer."""
+        ids = torch.tensor([[token]], device=self.model.device)
+        logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
+        return logits
