@@ -84,6 +84,7 @@ FLOORS = (
     "chat",
     "generation",
     "evaluation",
+    "studies",
     "serve",
     "harness",
     "plan",

@@ -140,6 +140,18 @@ EVALUATION = (
 )
 CHAT = (Rule(has("max_new_tokens"), ["max_new_tokens=4"]),)
 SERVE = (*CHAT, Rule(has("port"), ["port=0"]))
+STUDY = (
+    Rule(
+        has("plan"),
+        [
+            'plan.train=["data.train.size=8","data.batch_size=4","trainer.max_epochs=1"]',
+            'plan.evaluate=["evaluation.dialogues.seen.size=4","evaluation.dialogues.unseen.size=2","evaluation.modes=[teacher_forced]"]',
+            "plan.seeds=[0]",
+            "plan.without=[{kind: causal},{kind: mmca_joint},{kind: unit}]",
+            "plan.claims=[{factor: numbers,level: learned,against: none,expect: better}]",
+        ],
+    ),
+)
 
 RULES = {
     "visualchat-train": (*DATA, *TRAINING, *BACKBONES, *EVALUATION),
@@ -157,6 +169,7 @@ RULES = {
     "visualchat-generate": CHAT,
     "visualchat-serve": SERVE,
     "visualchat-plan": (),
+    "visualchat-study": STUDY,
 }
 """For each command what makes its lines small."""
 

@@ -113,6 +113,9 @@ def assert_outcome(folder: Path, command: Sequence[str], config: DictConfig, lef
     elif name == "visualchat-generate":
         (table,) = folder.glob("outputs/answers/*/*/answers.csv")
         assert len(table.read_text(encoding="utf-8").splitlines()) > 6
+    elif name == "visualchat-study":
+        (page,) = folder.glob("docs/results/*.md")
+        assert "2 of 2 runs so far" in page.read_text(encoding="utf-8")
     elif name == "visualchat-chat":
         assert "Image 1 goes with your next question." in done.out
     elif name == "visualchat-data":

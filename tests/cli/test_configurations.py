@@ -21,7 +21,7 @@ from visualchat.cli.mistakes import groups
 from visualchat.dialogue.template import PAPER_SYSTEM
 
 ROOT = Path(CONF)
-COMMANDS = ("train", "evaluate", "chat", "generate", "data_tool", "convert", "plan")
+COMMANDS = ("train", "evaluate", "chat", "generate", "data_tool", "convert", "plan", "studies")
 EVERY = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))
 SHARED = [path for path in EVERY if any(part.startswith("_") for part in path.parts)]
 FILES = [path for path in EVERY if path.parent != Path() and path not in SHARED]
@@ -29,8 +29,9 @@ NEEDED = {
     "data_tool": ["action=check"],
     "convert": ["action=to_published", "file=file", "folder=folder"],
     "generate": ["input=file"],
+    "studies": ["study=image_numbers"],
 }
-UNBUILT = ("chat", "generate")  # whose configurations build nothing
+UNBUILT = ("chat", "generate", "studies")  # whose configurations build nothing
 RUN_OF = {
     "evaluate": "evaluate",
     "generate": "generate",
@@ -52,8 +53,8 @@ def test_each_command_composes(command):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_each_file_composes_into_a_command(path):
     group, name = path.parent.as_posix(), path.stem
-    command = RUN_OF.get(name, "train") if group == "run" else "train"
-    config = composed(command, f"{group}={name}", *NEEDED.get(command, []))
+    command = RUN_OF.get(name, "train") if group == "run" else "studies" if group == "study" else "train"
+    config = composed(command, *NEEDED.get(command, []), f"{group}={name}")
     assert config.hydra.runtime.choices[group] == name
     assert check_targets(config) or command in UNBUILT
 

@@ -66,6 +66,11 @@ SETTINGS = [
     ("train", ["data.x=[1"], "cannot read data.x=[1: a value with"),
     ("evaluate", ["foldr=x"], "unknown setting foldr; did you mean folder?"),
     ("plan", ["gpuss=8"], "unknown setting gpuss; did you mean gpus?"),
+    ("study", ["study=image_numbers", "jobbs=3"], "unknown setting jobbs; did you mean jobs?"),
+    ("study", ["--config-dir", ".", "study=image_numbers", "jobbs=3"], "unknown setting jobbs; did you mean jobs?"),
+    ("study", ["study=image_number"], "unknown choice study=image_number; did you mean image_numbers?"),
+    ("study", [], "study is not chosen: type study=...\nstudy is one of image_numbers"),
+    ("study", ["--config-dir"], "argument --config-dir/-cd: expected one argument"),
     ("train", ["--lr", "1e-3"], "unknown flag --lr: settings are typed without dashes, as optimizer.learning_rate=..."),
     (
         "train",
@@ -75,7 +80,7 @@ SETTINGS = [
     ("train", ["--cfg", "jub"], "argument --cfg/-c: invalid choice: 'jub' (choose from "),
     *(
         (name, ["--foo"], "unknown flag --foo: settings are typed")
-        for name in ("evaluate", "chat", "plan", "convert", "generate")
+        for name in ("evaluate", "chat", "plan", "convert", "generate", "study")
     ),
     ("data", ["check", "--foo"], "unknown flag --foo: settings are typed without dashes, as NAME=VALUE; --help has"),
     ("data", ["chekc"], "unknown action chekc; did you mean check?\nexpected one of check, stats, show"),
@@ -245,7 +250,11 @@ OF_THE_TINY_WORLD = ("data.train.",)
 """Settings that other data do not have; their remedies say so."""
 
 
-OF_OTHER_COMMANDS = {"rounds": ("generate", ["input=questions.jsonl"]), "port": ("serve", [])}
+OF_OTHER_COMMANDS = {
+    "rounds": ("generate", ["input=questions.jsonl"]),
+    "port": ("serve", []),
+    "again": ("studies", ["study=image_numbers"]),
+}
 """Settings that training has not: by name, whose they are, and what else that command must be given."""
 
 

@@ -5,6 +5,7 @@ So help and misspelt settings are answered at once. Errors reach the person thro
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import shutil
@@ -129,21 +130,36 @@ def check_flags(arguments: Sequence[str], config: str) -> None:
     Raises:
         ValueError: It cannot; a setting that a flag is like is named.
     """
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help says what can be typed")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    _, unknown = parser.parse_known_args(arguments)
+    try:
+        _, unknown = _parsed(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}; --help says what can be typed") from None
     if not unknown:
         return
     if not unknown[0].startswith("-"):
-        refuse(f"cannot read {unknown[0]} behind a flag: type flags before all settings")
+        raise ValueError(
+            f"cannot read {unknown[0]} behind a flag: type flags before all settings; --help says what can be typed"
+        )
     name, _, value = unknown[0].lstrip("-").replace("-", "_").partition("=")
     guess = setting_like(name, config)
     typed = f"{guess or 'NAME'}={value or ('...' if guess else 'VALUE')}"
     raise ValueError(f"unknown flag {unknown[0]}: settings are typed without dashes, as {typed}; --help has the rest")
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The settings among what was typed, without Hydra's flags and their values, and what Hydra cannot place.
+
+    Raises:
+        argparse.ArgumentError: A flag lacks its value, or has one that it does not take.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    found, unknown = parser.parse_known_args(arguments)
+    return found.overrides, unknown
 
 
 def _report(error: Exception, command: Command, whole_trace: bool) -> int:
@@ -152,7 +168,11 @@ def _report(error: Exception, command: Command, whole_trace: bool) -> int:
     Returns:
         The exit code.
     """
-    code, words = describe(error, command.config, sys.argv[1:])
+    try:
+        settings, _ = _parsed(sys.argv[1:])
+    except argparse.ArgumentError:  # which is the error
+        settings = []
+    code, words = describe(error, command.config, settings)
     if whole_trace or words is None:
         traceback.print_exception(error)
     if words is not None:

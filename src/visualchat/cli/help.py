@@ -126,6 +126,26 @@ Examples
   visualchat-serve folder=outputs/mine/model port=8001
 {_MORE}"""
 
+STUDY = f"""visualchat-study study=NAME [SETTING=VALUE ...]
+
+Runs a study: trains every arm of its plan (conf/study/NAME.yaml) with several
+seeds, keeps every answer, and writes a page with tables, intervals, a figure
+and what became of each claim of the plan. Runs that are kept are not run again;
+stopped by Ctrl-C or killed, the same line continues.
+
+  study=                    the plan
+  jobs=2                    runs at a time, each on one thread
+  plan.seeds=[0]            fewer seeds or other settings than the plan's
+  folder=outputs/studies    where the runs go
+  results=docs/results      where the answers, the page and the figure are
+  page_only=false           true: the page of what is kept, nothing trained
+  again=false               true: all runs again, whatever is kept
+
+Examples
+  visualchat-study study=image_numbers
+  visualchat-study study=image_numbers page_only=true
+{_MORE}"""
+
 DATA = f"""visualchat-data ACTION [SETTING=VALUE ...]
 
 Looks at the dialogues that training would read.

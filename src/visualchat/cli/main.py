@@ -31,6 +31,11 @@ def serve() -> None:
     start(Command("serve", "visualchat.cli.serve", help.SERVE))
 
 
+def study() -> None:
+    """`visualchat-study`."""
+    start(Command("studies", "visualchat.cli.study", help.STUDY))
+
+
 def data() -> None:
     """`visualchat-data`."""
     actions = ("check", "stats", "show", "convert", "prepare")

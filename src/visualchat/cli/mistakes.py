@@ -187,6 +187,8 @@ def _settings(error: BaseException, config: str, arguments: Sequence[str]) -> st
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         key, _, value = match[1].partition("=")
         return f"{match[1]}: for a sweep over these values add -m, for a list type '{key}=[{value}]'"
+    if match := re.match(r"You must specify '([^']+)', e\.g", text):
+        return f"{match[1]} is not chosen: type {match[1]}=...\n{match[1]} is one of {', '.join(groups()[match[1]])}"
     if isinstance(error, InterpolationKeyError) and (match := re.search(r"Interpolation key '([^']+)'", text)):
         wanting = {group: choices for group, choices in groups().items() if group.rpartition("/")[2] == match[1]}
         for group, choices in wanting.items():

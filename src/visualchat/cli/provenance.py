@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 RECORDS = ".hydra"
 """Where a run keeps its configuration as it was composed and typed."""
+CODE = "git.json"
+"""Where it keeps the state of the code."""
 
 
 def keep_configuration(run: Path) -> None:
@@ -40,7 +42,7 @@ def record_run(config: DictConfig, run: Path, loggers: Sequence[Logger]) -> None
     In the folder `run` as `git.json`, with `git.diff` where the code differs from its commit, and in every logger.
     """
     state, changes = code_state(PACKAGE)
-    (run / "git.json").write_text(json.dumps(state, indent=2) + "\n")
+    (run / CODE).write_text(json.dumps(state, indent=2) + "\n")
     if changes:
         (run / "git.diff").write_text(changes)
     resolved: Any = without_places(OmegaConf.to_container(config, resolve=True))

@@ -48,7 +48,7 @@ def mean_interval(
 
 
 def _by_cluster(
-    values: Sequence[float], clusters: Sequence[Hashable]
+    values: Sequence[float] | NDArray[np.float64], clusters: Sequence[Hashable]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(clusters,) the sum of each one's values, and how many they are."""
     numbers: dict[Hashable, int] = {}
@@ -88,6 +88,39 @@ def paired_difference(
     differences = [one - two for one, two in zip(first, second, strict=True)]
     interval = mean_interval(differences, clusters, level=level, resamples=resamples, seed=seed)
     return sum(differences) / len(differences), interval
+
+
+def crossed_means(
+    values: NDArray[np.float64], clusters: Sequence[Hashable], *, resamples: int = 4000, seed: int = 0
+) -> NDArray[np.float64]:
+    """(resamples,) the mean over models trained with other seeds and asked other dialogues.
+
+    Seeds and dialogues are both drawn again, each with replacement and apart from the other (the pigeonhole bootstrap,
+    Owen 2007, https://doi.org/10.1214/07-AOAS122, which errs on the side of wide intervals). With one seed only
+    dialogues are drawn.
+
+    Args:
+        values: (seeds, questions) how right each answer is, or by how much two models' answers differ.
+        clusters: Of each question what it is drawn together with: its dialogue.
+        resamples: How often is drawn.
+        seed: Of the drawing.
+
+    Raises:
+        ValueError: There is no answer, or not a cluster for each question.
+    """
+    if not values.size or values.shape[1] != len(clusters):
+        raise ValueError(f"expected a cluster for each question, found {len(clusters)} for values {values.shape}")
+    by_dialogue = [_by_cluster(row, clusters) for row in values]
+    sums, sizes = np.stack([row for row, _ in by_dialogue]), by_dialogue[0][1]  # (seeds, clusters), (clusters,)
+    generator = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, _DRAWN_AT_ONCE // len(sizes))
+    for start in range(0, resamples, rows):
+        count = min(rows, resamples - start)
+        dialogues = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=count)
+        seeds = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=count)
+        means[start : start + rows] = ((dialogues @ sums.T) * seeds).sum(1) / (len(sums) * (dialogues @ sizes))
+    return means
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -1,0 +1,176 @@
+"""A study's page: its question, its design, what became of its claims, every figure, and how to make it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from visualchat.figures import figure_in
+from visualchat.studies.findings import ALL, Finding, Row
+from visualchat.studies.kept import Kept
+from visualchat.studies.plan import Claim, Plan
+
+DISCUSSION = "## Discussion"
+"""What stands below this heading is written by people, and stays when the page is made again."""
+
+WORDS = {"better": "better than", "worse": "worse than", "level": "level with"}
+
+
+def page(plan: Plan, kept: Kept, rows: Sequence[Row], findings: Sequence[Finding], figure: str, before: str) -> str:
+    """The page in Markdown.
+
+    Args:
+        plan: Of the study.
+        kept: Its answers so far.
+        rows: The figures of its arms.
+        findings: What became of its claims.
+        figure: The figure's file, beside the page.
+        before: The page as it was, whose discussion stays; empty for a new one.
+    """
+    blocks = [
+        f"# {plan.title}",
+        f"*Made by `visualchat-study study={plan.name}`, all but the discussion.*",
+        "## Question",
+        plan.question,
+        "## Design",
+        *_design(plan, kept),
+    ]
+    if plan.claims:
+        blocks += ["## Claims", *_claims(plan, findings)]
+    if rows:
+        blocks += ["## Exact match", *_figures(plan, kept, rows), f"![{plan.title}]({figure})"]
+    blocks += _runs(kept, rows)
+    if plan.beyond:
+        blocks += ["## What this cannot decide", plan.beyond]
+    _, found, discussion = before.partition(f"\n{DISCUSSION}\n")
+    if found:
+        blocks += [DISCUSSION, discussion.strip()]
+    return "\n\n".join(blocks).rstrip() + "\n"
+
+
+def _design(plan: Plan, kept: Kept) -> list[str]:
+    factors = [
+        [factor, *(f"{level} ({_code(typed)})" if typed else level for level, typed in levels.items())]
+        for factor, levels in plan.factors.items()
+    ]
+    lines = [f"- *{factor}*: {', '.join(levels)}" for factor, *levels in factors]
+    done, planned = len(kept.runs), len(plan.arms) * len(plan.seeds)
+    dialogues = len({(question.part, question.dialogue) for question in kept.questions})
+    apart = f" ({', '.join(plan.apart)} apart)" if plan.apart else ""
+    asked = f"each answers the same {len(kept.questions)} questions of {dialogues} dialogues{apart}" if done else ""
+    how = [f"{len(plan.arms)} arms, seeds {', '.join(map(str, plan.seeds))}: {done} of {planned} runs so far", asked]
+    typed = "\n".join(
+        f"visualchat-{command} {' '.join(settings)}"
+        for command, settings in (("train", plan.train), ("evaluate", plan.evaluate))
+        if settings
+    )
+    return [
+        "\n".join(lines),
+        f"{'; '.join(words for words in how if words)}. Intervals are of 95%, over dialogues and seeds drawn again.",
+        *([f"Every run, beside its arm's settings:\n\n```\n{typed}\n```"] if typed else []),
+    ]
+
+
+def _code(settings: Sequence[str]) -> str:
+    return " ".join(f"`{setting}`" for setting in settings)
+
+
+def _claims(plan: Plan, findings: Sequence[Finding]) -> list[str]:
+    """Each claim and each pair of arms that it was tried on; p is corrected for their number."""
+    table = [["claim", "arms", "difference", "95%", "p", "seeds", "so it is"]]
+    for claim in plan.claims:
+        tried = [finding for finding in findings if finding.claim == claim]
+        for f in tried:
+            others = [level for level in f.arm if level != claim.level] or ["all"]
+            cells = [", ".join(others), f"{f.difference:+.1f}", f"{f.low:+.1f} to {f.high:+.1f}", _p(f.p)]
+            table.append([words(claim), *cells, str(len(f.seeds)), f"**{f.verdict}**"])
+        if not tried:
+            where = ", ".join(level for _, level in claim.where) or "all"
+            table.append([words(claim), where, "", "", "", "0", "not tried yet"])
+    return [
+        "Differences in points of exact match on the same questions; p by the same draws, corrected for all lines "
+        "(Holm).",
+        _table(table),
+    ]
+
+
+def words(claim: Claim) -> str:
+    """A claim as a sentence."""
+    margin = f" (within {claim.margin:g})" if claim.expect == "level" else ""
+    on = f" on {', '.join(claim.on)}" if claim.on else ""
+    return f"{claim.level} is {WORDS[claim.expect]} {claim.against}{margin}{on}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _figures(plan: Plan, kept: Kept, rows: Sequence[Row]) -> list[str]:
+    groups = list(rows[0].cells)
+    table = [[*plan.factors, *groups, "seeds"]]
+    for row in rows:
+        cells = [_figure(row, group) for group in groups]
+        table.append([*row.arm, *cells, str(row.seeds)])
+    table.append(["questions", *[""] * (len(plan.factors) - 1), *(str(rows[0].cells[g].questions) for g in groups), ""])
+    return ["In percent of the questions; in brackets half the width of the interval.", _table(table)]
+
+
+def _figure(row: Row, group: str) -> str:
+    cell = row.cells[group]
+    return f"{cell.value:.1f} ({(cell.high - cell.low) / 2:.1f})"
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+    head, *body = cells
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _runs(kept: Kept, rows: Sequence[Row]) -> list[str]:
+    if not kept.runs:
+        return []
+    seconds = [row.seconds for row in rows]
+    commits = sorted(
+        {f"{(run.code.get('commit') or 'no commit')[:9]}{'+' * bool(run.code.get('dirty'))}" for run in kept.runs}
+    )
+    return [
+        "## Runs",
+        f"Trained at {', '.join(commits)} (+: with changes); the median training of an arm took {min(seconds):.0f} to "
+        f"{max(seconds):.0f} s on one thread. Every answer of every run is kept beside this page.",
+    ]
+
+
+def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
+    """A PNG: exact match of every arm over all questions, and over the number of images, with intervals."""
+    images = [(group, int(found[1])) for group in rows[0].cells if (found := re.fullmatch(r"(\d+) images?", group))]
+    with figure_in(path, 11, max(3.2, 0.33 * len(rows) + 1.2)) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        for number, row in enumerate(rows):
+            colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
+            cell = row.cells[ALL]
+            left.errorbar(
+                cell.value,
+                number,
+                xerr=[[cell.value - cell.low], [cell.high - cell.value]],
+                fmt=marker,
+                color=colour,
+                capsize=3,
+            )
+            cells = [row.cells[group] for group, _ in images]
+            places = [count + 0.03 * (number - len(rows) / 2) for _, count in images]
+            right.errorbar(
+                places,
+                [c.value for c in cells],
+                [[c.value - c.low for c in cells], [c.high - c.value for c in cells]],
+                fmt=f"{marker}-",
+                color=colour,
+                capsize=2,
+                linewidth=1,
+            )
+        left.set_yticks(range(len(rows)), [", ".join(row.arm) for row in rows])
+        left.invert_yaxis()
+        left.set(xlabel="exact match, %", title="all questions")
+        right.set(xlabel="images of the dialogue", title="by number of images", xticks=[count for _, count in images])
+        for axes in (left, right):
+            axes.grid(alpha=0.3)

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from visualchat.cli.config import CONF
+from visualchat.studies.plan import plan_of
+
+PLANS = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
+MINE = """# @package plan
+title: A little study
+question: Does it run?
+train: [data.train.size=8, data.batch_size=4, trainer.max_epochs=1]
+evaluate: ["evaluation.modes=[teacher_forced]", "evaluation.controls=[]", evaluation.dialogues.seen.size=2,
+  evaluation.dialogues.unseen.size=1]
+factors:
+  kind: {causal: [attention=causal], mmca: [attention=mmca]}
+seeds: [0]
+claims: [{factor: kind, level: mmca, against: causal, expect: worse}]
+"""
+
+
+def composed(command: str, *settings: str):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(command, list(settings))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_makes_sense_and_what_it_types_composes(name):
+    values = OmegaConf.to_container(composed("studies", f"study={name}").plan)
+    plan = plan_of({**values, "name": name})
+    for arm in plan.arms:
+        composed("train", *plan.settings(arm))
+    composed("evaluate", *plan.evaluate)
+    assert plan.claims
+
+
+def typed(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "visualchat.cli.study", "--config-dir", "mine", "study=little", *settings]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_plan_of_ones_own_once_and_makes_its_page_again(tmp_path):
+    (tmp_path / "mine" / "study").mkdir(parents=True)
+    plan = tmp_path / "mine" / "study" / "little.yaml"
+    plan.write_text(MINE)
+    first = typed(tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "2 of 2 runs are missing" in first.stdout
+    page = tmp_path / "docs" / "results" / "little.md"
+    text = page.read_text()
+    assert "2 of 2 runs so far" in text
+    assert "| mmca is worse than causal |" in text
+    page.write_text(text + "\n## Discussion\n\nIt runs.\n")
+    again = typed(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "missing" not in again.stdout
+    assert page.read_text() == text + "\n## Discussion\n\nIt runs.\n"
+    more = typed(tmp_path, "plan.seeds=[0,1]", "page_only=true")
+    assert "2 of 4 runs so far" in page.read_text(), more.stderr
+    plan.write_text(MINE.replace("seeds: [0]", "seeds: [0]\nbeside: 1"))
+    refused = typed(tmp_path)
+    assert refused.returncode == 2
+    assert "study=little: the plan has unknown beside" in refused.stderr
+    plan.write_text(MINE.replace("attention=causal", "attention=casual"))
+    refused = typed(tmp_path)
+    assert refused.returncode == 2
+    assert "causal, seed 0 was refused: visualchat-train: " in refused.stderr
