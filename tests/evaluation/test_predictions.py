@@ -21,6 +21,7 @@ ONE = Prediction(
     question="How many “shapes”?",
     shown=("images/a.png",),
     images=2,
+    sent=2,
     distance=None,
     references=("two", "2"),
     options=(),
@@ -84,6 +85,7 @@ def test_what_the_data_say_of_a_question():
     assert [q["question"] for q in found] == ["None yet?", "a cat Now?", "Again?", "Is  it?"]
     assert [q["references"] for q in found] == [("no",), ("yes",), ("yes",), ("one", "1")]
     assert {q["images"] for q in found} == {3}
+    assert [q["sent"] for q in found] == [0, 2, 2, 3]
     assert found[3]["tags"] == {"a": "b"}
 
 

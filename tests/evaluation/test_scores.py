@@ -25,6 +25,7 @@ def prediction(number, **changes):
         question="What <b>?",
         shown=(),
         images=number % 4,
+        sent=number % 4,
         distance=None if number % 4 == 0 else number // 3 % 3,
         references=("B",),
         options=("cat", "dog"),

@@ -22,6 +22,7 @@ from rich.text import Text
 from visualchat.cli.config import silence_libraries
 from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.main import data as main
+from visualchat.cli.references import references
 from visualchat.cli.scoring import blend_of
 from visualchat.data.batching.packing import Packing
 from visualchat.data.batching.truncation import turns_that_fit
@@ -273,6 +274,10 @@ def run(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.action == "check":
         sys.exit(1 if check(config, folder) else 0)
+    elif config.action == "references":
+        skip_damaged_rows(config)
+        data = load(config)
+        sys.exit(references(data.parts, data.sources, config, folder))
     elif config.action == "prepare":
         prepare(config)
     else:

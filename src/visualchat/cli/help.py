@@ -153,6 +153,9 @@ Looks at the dialogues that training would read.
   check                     read everything; each bad row with its reason;
                             exit code 1 if there is any
   stats                     lengths, images, rounds and the token budget
+  references                whether texts speak of images that exist and were
+                            shown by then; with max_unsound=0.01 exit code 1
+                            where more of them do not
   show [NUMBER]             one dialogue, with what is supervised in colour
   convert                   Parquet shards with the images inside
   prepare                   build every index, so that training starts at once

@@ -38,7 +38,7 @@ def study() -> None:
 
 def data() -> None:
     """`visualchat-data`."""
-    actions = ("check", "stats", "show", "convert", "prepare")
+    actions = ("check", "stats", "references", "show", "convert", "prepare")
     start(Command("data_tool", "visualchat.cli.data", help.DATA, actions))
 
 

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from visualchat.dialogue import Content, Dialogue, Turn
+from visualchat.dialogue.mentions import CARDINALS, ORDINALS
 from visualchat.images import ImageInput
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-_CARDINALS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _THING = r"(?:image|picture|photo|photograph)"
 _REFERENCE = re.compile(
     rf"\b(?P<ordinal>{'|'.join(ORDINALS)})(?P<space>\s+)(?={_THING}\b)"
-    rf"|\b(?P<thing>{_THING}\s+#?)(?P<number>\d+|{'|'.join(_CARDINALS)})\b",
+    rf"|\b(?P<thing>{_THING}\s+#?)(?P<number>\d+|{'|'.join(CARDINALS)})\b",
     re.IGNORECASE,
 )
 _UNCLEAR = re.compile(
-    rf"\b(?:{'|'.join((*ORDINALS, *_CARDINALS))}|\d+|both|last|latter|former|previous|next|other|another|left|right|"
+    rf"\b(?:{'|'.join((*ORDINALS, *CARDINALS))}|\d+|both|last|latter|former|previous|next|other|another|left|right|"
     r"pair|between|each|all|every|they|them|their|theirs|these|those|differ\w*|alike|common|"
     r"together|either|neither|any|images|pictures|photos|photographs)\b",
     re.IGNORECASE,
@@ -26,7 +25,7 @@ _UNCLEAR = re.compile(
 """What may refer to an image by its position without a number; a text that holds one is left alone."""
 
 _ORDERED = re.compile(
-    rf"\b(?:{'|'.join((*ORDINALS, *_CARDINALS[1:]))}|number one|\d+|last|latter|former|previous|next|other|another)\b"
+    rf"\b(?:{'|'.join((*ORDINALS, *CARDINALS[1:]))}|number one|\d+|last|latter|former|previous|next|other|another)\b"
     r"|(?<![\w-])(?:left|right)\b",
     re.IGNORECASE,
 )
@@ -48,7 +47,7 @@ def renumber(text: str, number: Callable[[int], int], *, same_images: bool = Fal
     def change(match: re.Match[str]) -> str:
         nonlocal fits
         old = match["ordinal"] or match["number"]
-        words = ORDINALS if match["ordinal"] else _CARDINALS
+        words = ORDINALS if match["ordinal"] else CARDINALS
         new = number(int(old) if old.isdigit() else words.index(old.lower()) + 1)
         if old.isdigit():
             return f"{match['thing']}{new}"
@@ -60,16 +59,6 @@ def renumber(text: str, number: Callable[[int], int], *, same_images: bool = Fal
 
     changed = _REFERENCE.sub(change, text)
     return changed if fits else None
-
-
-def mentioned(text: str) -> tuple[int, ...]:
-    """The numbers of the images that a text names by number, in ascending order."""
-    numbers = set()
-    for match in _REFERENCE.finditer(text):
-        word = (match["ordinal"] or match["number"]).lower()
-        words = ORDINALS if match["ordinal"] else _CARDINALS
-        numbers.add(int(word) if word.isdigit() else words.index(word) + 1)
-    return tuple(sorted(numbers))
 
 
 def insert_image(dialogue: Dialogue, image: ImageInput, at: int) -> Dialogue | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from visualchat.dialogue import Caption, Dialogue, Expected
-from visualchat.dialogue.image_references import mentioned
+from visualchat.dialogue.mentions import mentioned
 from visualchat.generation.answering import Ended
 
 Mode = Literal["teacher_forced", "free_running"]
@@ -43,6 +43,7 @@ class Prediction:
         question: Its words.
         shown: Names of the files of the images that came with it, below the evaluation's folder.
         images: Of the whole dialogue, whether the model saw them or not.
+        sent: Of these, how many were sent by then.
         distance: Rounds since the farthest image that the question is about was sent, or, where that is unknown, since
             the last image; None where no image was sent so far.
         references: Accepted answers, the true one first.
@@ -67,6 +68,7 @@ class Prediction:
     question: str
     shown: tuple[str, ...]
     images: int
+    sent: int
     distance: int | None
     references: tuple[str, ...]
     options: tuple[str, ...]
@@ -108,6 +110,7 @@ def questions(dialogue: Dialogue) -> list[dict[str, Any]]:
                 "kind": turn.kind,
                 "question": " ".join(_words(item) for item in turn.content).strip(),
                 "images": len(sent),
+                "sent": len(so_far),
                 "distance": number - min(asked_of) if asked_of else None,
                 "references": (turn.answer, *expected.references),
                 "options": expected.options,

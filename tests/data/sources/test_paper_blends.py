@@ -1,6 +1,7 @@
 """The paper's three sets, from files in the published form over the configuration tree to training dialogues."""
 
 import pickle
+import re
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from published_files import llava_rows, write_published
 from torch.utils.data import DataLoader
 
 from visualchat.cli.config import CONF
+from visualchat.cli.references import look_at_references
 from visualchat.data.blend.mixture import Blend
 from visualchat.dialogue.encoding import encode_segments
 from visualchat.dialogue.template import render
@@ -110,3 +112,34 @@ def test_bad_rows_are_one_setting_for_all_sources(published):
         len(made("single_image").train)
     blend = made("single_image", "++data.bad_rows=skip")
     assert blend.reports()[1].rejected == {"wrong form": 1}
+
+
+def test_references_of_the_papers_blends(published):
+    """Section 5.2.4: with shuffled image numbers fewer images are spoken of, and it is unclear which more often."""
+    said = {"A CGD": "The first image shows a road, image 2 a field: ", "gpt": "The image shows a dog: "}
+    letters = str.maketrans("0123456789", "abcdefghij")  # numbers in words would be left alone
+
+    def reworded(match: re.Match[str]) -> str:
+        return said.get(match[1], "") + match[0].translate(letters)
+
+    for name in ("MIMIC-IT/CGD_instructions.json", "llava/detail_23k.json", "llava/complex_reasoning_77k.json"):
+        path = published.root / name
+        path.write_text(re.sub(r'(A CGD|Q CGD|gpt|human) [\w ]+(?=")', reworded, path.read_text()))
+    found = {}
+    for name in ("set1", "set1_shuffled"):
+        blend = made(name, "blend.validation=0")
+        figures, _ = look_at_references({"train": blend.train}, blend.sources, 0, 1)
+        found[name] = figures
+        assert {label.removeprefix("source: ") for label in figures if "source" in label} == set(blend.sources)
+        assert all(of.unsound_share == 0 for of in figures.values()), "every number is rewritten, or left as it was"
+    plain, shuffled = found["set1"], found["set1_shuffled"]
+    pairs = plain["train: otter_mimicit_cgd"], shuffled["train: otter_mimicit_cgd_shuffled"]
+    assert [of.named / of.images for of in pairs] == [1, pytest.approx(60 / pairs[1].images)]
+    assert pairs[1].images > 60
+    joined = plain["train: llava"], shuffled["train: llava_shuffled"]
+    assert [of.verdicts["unclear"] > 0 for of in joined] == [False, True]
+    assert plain["train: llava_otter_blend"].linked == plain["train: llava_otter_blend"].dialogues
+    assert shuffled["train: llava (weight 0)"].verdicts == plain["train: llava"].verdicts
+    of = plain["train"], shuffled["train"]
+    assert of[1].named / of[1].images < of[0].named / of[0].images
+    assert of[1].verdicts["unclear"] > of[0].verdicts["unclear"] == 0

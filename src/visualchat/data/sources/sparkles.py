@@ -21,7 +21,7 @@ from visualchat.data.sources.fields import arrange, as_mapping, choose, get_id, 
 from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.data.sources.tables import Table, json_list
 from visualchat.dialogue import Content, Dialogue
-from visualchat.dialogue.image_references import ORDINALS
+from visualchat.dialogue.mentions import ORDINALS
 
 Style = Literal["small letter", "capital letter", "ordinal"]
 STYLES: tuple[Style, ...] = get_args(Style)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from visualchat.evaluation.metrics.choice import accuracy, multiple_choice, option_likelihood, short_answer, yes_no
 from visualchat.evaluation.metrics.cider import cider_d
 from visualchat.evaluation.metrics.groups import groups_right, rounds_right
+from visualchat.evaluation.metrics.references import reference_consistency
 from visualchat.evaluation.metrics.text import bleu_4, chrf, perplexity, rouge_l
 from visualchat.evaluation.metrics.vqa import anls, vqa_accuracy
 from visualchat.evaluation.predictions import Prediction, Score
@@ -28,6 +29,7 @@ METRICS: Mapping[str, Metric] = {
     "anls": anls,
     "rouge_l": rouge_l,
     "cider_d": cider_d,
+    "reference_consistency": reference_consistency,
 }
 CORPUS: Mapping[str, CorpusMetric] = {
     "bleu_4": bleu_4,
