@@ -39,6 +39,7 @@ UNSUPPORTED = {
     "presence_penalty": 0.5,
     "store": True,
     "best_of": 2,
+    "parallel_tool_calls": 0,  # false asks for nothing, 0 is no such value
     "mistyped": 1,
 }
 

@@ -4,13 +4,15 @@ import asyncio
 import json
 import pickle
 import random
+import threading
 
 import pytest
 from asking import MOST, alone, body, user, visit
 
 from visualchat.engine import Engine
-from visualchat.serve.app import HUNG_UP, build_app
+from visualchat.serve.app import build_app
 from visualchat.serve.errors import queue_full
+from visualchat.serve.gate import HUNG_UP
 from visualchat.serve.local import Local
 from visualchat.serve.settings import Limits, Settings
 
@@ -22,7 +24,10 @@ def opened(loud, processor):
     def make(settings=None, **engine):
         working = Engine(loud, processor, **engine)
         chosen = settings or Settings()
-        return build_app(Local(working, chosen), chosen), working
+        backend = Local(working, chosen)
+        gate = build_app(backend, chosen)
+        gate.backend = backend
+        return gate, working
 
     return make
 
@@ -59,6 +64,28 @@ def test_a_client_that_hangs_up_frees_its_place_at_once(opened, stream):
     engine.step()
     assert in_engine(engine) == 0
     assert engine.stats.running == engine.stats.waiting == 0
+
+
+def test_a_client_that_hangs_up_while_its_images_wait_to_be_decoded(opened):
+    """Its place is free at once, and nothing of it reaches the engine."""
+    app, engine = opened()
+    free = threading.Event()
+
+    async def scenario():
+        backend = app.backend
+        busy = [backend._decoders.submit(free.wait) for _ in range(backend._decoders._max_workers)]
+
+        async def queued():
+            await until(lambda: backend._decoders._work_queue.qsize())
+
+        status, _ = await visit(app, body(user("What is it?", 1)), leave=queued)
+        assert (status, app.visits) == (HUNG_UP, set())
+        free.set()
+        for work in busy:
+            await asyncio.wrap_future(work)
+
+    asyncio.run(scenario())
+    assert in_engine(engine) == 0
 
 
 def test_clients_by_the_dozen_of_whom_a_third_hang_up_lose_nothing(opened, loud, processor):

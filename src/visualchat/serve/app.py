@@ -1,4 +1,4 @@
-"""The app: `/v1/chat/completions`, plain and streamed, `/v1/models`, `/health` and `/metrics`."""
+"""The app: what is done behind each path, and the paths."""
 
 from __future__ import annotations
 
@@ -18,9 +18,23 @@ from starlette.requests import ClientDisconnect
 from visualchat.engine import Answer
 from visualchat.serve.backend import Backend, Event, Reply
 from visualchat.serve.errors import ApiError, stopping
-from visualchat.serve.gate import COMPLETIONS, IMAGES, Gate, Visit, visit_of
+from visualchat.serve.gate import COMPLETIONS, HUNG_UP, IMAGES, Gate, Visit, visit_of
 from visualchat.serve.metrics import TYPE, Metrics
 from visualchat.serve.named_images import NamedImages
+from visualchat.serve.openapi import (
+    EXAMPLE,
+    METRICS,
+    OF_BODIES,
+    TEXT,
+    Completion,
+    Health,
+    KnownImage,
+    Models,
+    describe,
+    question,
+    refusals,
+    taking,
+)
 from visualchat.serve.protocol import Asked, ChatRequest, Envelope, ImageRequest, read_request
 from visualchat.serve.settings import Settings
 
@@ -28,9 +42,6 @@ log = logging.getLogger(__name__)
 
 UNKEPT = {"Cache-Control": "no-cache"}
 """Headers of a stream."""
-
-HUNG_UP = 499
-"""The status of a response that no one reads, as web servers count it."""
 
 
 def build_app(backend: Backend, settings: Settings) -> Gate:
@@ -43,20 +54,40 @@ def build_app(backend: Backend, settings: Settings) -> Gate:
     metrics = Metrics()
     rooms = Rooms(backend, settings, metrics)
     app = FastAPI(title="visualchat-serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=rooms.lifespan)
-    app.add_api_route(COMPLETIONS, rooms.complete, methods=["POST"], response_model=None)
-    app.add_api_route(IMAGES, rooms.warm, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models", rooms.models, methods=["GET"])
-    app.add_api_route("/metrics", rooms.metrics_text, methods=["GET"], response_model=None)
-    app.add_exception_handler(ApiError, _mistake)
-    app.add_exception_handler(HTTPException, _unknown_path)
-    app.add_exception_handler(Exception, _fault)
     gate = Gate(app, settings.keys, settings.reuse_across_keys, backend.places, metrics)
     metrics.watch(lambda: len(gate.visits))
 
     async def health() -> JSONResponse:
         return JSONResponse({"status": "stopping" if gate.stopping else "ok"}, 503 if gate.stopping else 200)
 
-    app.add_api_route("/health", health, methods=["GET"], response_model=None)
+    async def description() -> JSONResponse:
+        return JSONResponse(describe(app, keys=bool(settings.keys)))
+
+    told: dict[str, Any] = {"response_model": None}
+    answers = {"model": Completion, "content": {"text/event-stream": TEXT}}
+    app.add_api_route(
+        COMPLETIONS,
+        rooms.complete,
+        methods=["POST"],
+        responses={200: answers, **OF_BODIES},
+        openapi_extra=taking(ChatRequest, question(settings.name)),
+        **told,
+    )
+    app.add_api_route(
+        IMAGES,
+        rooms.warm,
+        methods=["POST"],
+        responses={200: {"model": KnownImage}, **OF_BODIES},
+        openapi_extra=taking(ImageRequest, {"image_url": EXAMPLE}),
+        **told,
+    )
+    app.add_api_route("/v1/models", rooms.models, responses={200: {"model": Models}, **refusals(401)}, **told)
+    app.add_api_route("/metrics", rooms.metrics_text, responses={200: METRICS, **refusals(401)}, **told)
+    app.add_api_route("/health", health, responses={200: {"model": Health}, 503: {"model": Health}}, **told)
+    app.add_api_route("/openapi.json", description, include_in_schema=False)
+    app.add_exception_handler(ApiError, _mistake)
+    app.add_exception_handler(HTTPException, _unknown_path)
+    app.add_exception_handler(Exception, _fault)
     return gate
 
 
@@ -67,7 +98,7 @@ async def _mistake(request: Request, error: Exception) -> Response:
 
 async def _unknown_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = f"POST {COMPLETIONS}, POST {IMAGES}, GET /v1/models, GET /health, GET /metrics"
+    known = f"POST {COMPLETIONS}, POST {IMAGES}, GET /v1/models, /health, /metrics, /openapi.json"
     message = f"there is nothing for {request.method} at this path; this server has {known}"
     return ApiError(error.status_code, message, headers=error.headers).response()
 
@@ -117,10 +148,8 @@ class Rooms:
         """Answer a conversation."""
         visit = visit_of(request.scope)
         asked = await self._read(ChatRequest, request, visit)
-        if asked is None:
-            return Response(status_code=HUNG_UP)
         self.named.fill(asked, visit.scope)
-        reply = await self.backend.submit(asked, visit.scope)
+        reply = await visit.unless_gone(self.backend.submit(asked, visit.scope))
         visit.add(reply)
         self.named.remember_all(asked, visit.scope)
         envelope = Envelope(asked.model, asked.stream_options.include_usage)
@@ -146,8 +175,6 @@ class Rooms:
         """Know an image before anyone asks about it."""
         visit = visit_of(request.scope)
         asked = await self._read(ImageRequest, request, visit)
-        if asked is None:
-            return Response(status_code=HUNG_UP)
         most = self.settings.limits.images
         if asked.number > most:
             raise ApiError(400, f"number is {asked.number}: a conversation has at most {most} images", param="number")
@@ -158,22 +185,21 @@ class Rooms:
             url = self.named.find(visit.scope, asked.uuid, "uuid")
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
-                warmed = await self.backend.warm(url, asked.number, visit.scope)
+                warmed = await visit.unless_gone(self.backend.warm(url, asked.number, visit.scope))
         except Exception as error:
             raise self._told(error) from None
         uuid = asked.uuid or warmed.digest
         self.named.remember(visit.scope, uuid, url)
         return JSONResponse({"object": "image", "uuid": uuid, "number": asked.number, **asdict(warmed)})
 
-    async def _read(self, kind: type[Asked], request: Request, visit: Visit) -> Asked | None:
-        """What a request asks; None if its client hung up."""
+    async def _read(self, kind: type[Asked], request: Request, visit: Visit) -> Asked:
+        """What a request asks."""
         try:
             body = await self._body(request)
         except ClientDisconnect:
-            return None
+            raise ApiError(HUNG_UP, "the client hung up") from None
         visit.watch(request.receive)
-        asked = await asyncio.to_thread(read_request, kind, body)
-        return None if visit.gone else asked
+        return await visit.unless_gone(asyncio.to_thread(read_request, kind, body))
 
     async def _events(self, reply: Reply) -> AsyncIterator[Event]:
         """What comes of a reply, as long as it may take.

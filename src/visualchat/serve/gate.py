@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Coroutine, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
@@ -22,6 +22,11 @@ from visualchat.serve.metrics import Metrics
 
 COMPLETIONS = "/v1/chat/completions"
 IMAGES = "/v1/images"
+
+HUNG_UP = 499
+"""The status of a response that no one reads, as web servers count it."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -38,6 +43,7 @@ class Visit:
     replies: list[Reply] = field(default_factory=list)
     gone: bool = False
     _watch: asyncio.Task[None] | None = None
+    _work: asyncio.Task[Any] | None = None
 
     def add(self, reply: Reply) -> None:
         """End a reply when the visit does; at once, if its client hung up before."""
@@ -49,6 +55,22 @@ class Visit:
         """From now on, the body has been read, its answers end when the client hangs up."""
         self._watch = asyncio.create_task(self._until_gone(receive))
 
+    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What comes of some work, which ends when the client hangs up.
+
+        Raises:
+            ApiError: He did; no one reads it.
+        """
+        self._work = asyncio.create_task(work)
+        if self.gone:
+            self._work.cancel()
+        try:
+            return await self._work
+        except asyncio.CancelledError:
+            if self.gone:
+                raise ApiError(HUNG_UP, "the client hung up") from None
+            raise
+
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -56,7 +78,9 @@ class Visit:
         self.cancel()
 
     def cancel(self) -> None:
-        """Let the model work for others."""
+        """Let others be served."""
+        if self._work is not None:
+            self._work.cancel()
         for reply in self.replies:
             reply.cancel()
 
@@ -86,7 +110,7 @@ class Gate:
     def __init__(self, app: FastAPI, keys: Sequence[str], share: bool, places: int, metrics: Metrics) -> None:
         self.app, self.share, self.places, self.metrics = app, share, places, metrics
         self.keys = [key.encode() for key in keys]
-        self.open: tuple[str, ...] = ("/health",)
+        self.open: tuple[str, ...] = ("/health", "/openapi.json")
         self.visits: set[Visit] = set()
         self.stopping = False
 

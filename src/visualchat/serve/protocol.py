@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from visualchat.engine import Answer
 from visualchat.serve.errors import ApiError
@@ -49,6 +59,17 @@ class _Strict(BaseModel):
     @classmethod
     def _without_nulls(cls, given: Any) -> Any:
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With null for each field that may be left out."""
+        found = handler.resolve_ref_schema(handler(core))
+        null = {"type": "null"}
+        for name, value in found.get("properties", {}).items():
+            value.pop("default", None)
+            if name not in found.get("required", []) and null not in value.get("anyOf", []):
+                found["properties"][name] = {"anyOf": [value, null]}
+        return found
 
 
 class TextPart(_Strict):
@@ -91,10 +112,16 @@ class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Part]
 
-    @field_validator("content", mode="before")
+    @field_validator("content", mode="before", json_schema_input_type=str | list[Part])
     @classmethod
     def _as_parts(cls, given: Any) -> Any:
         return [{"type": "text", "text": given}] if isinstance(given, str) else given
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    if name not in ASKS_NOTHING or isinstance(value, bool) != isinstance(ASKS_NOTHING[name], bool):
+        return False
+    return bool(value == ASKS_NOTHING[name])
 
 
 class StreamOptions(_Strict):
@@ -132,6 +159,9 @@ class ResponseFormat(_Strict):
         return {"type": "object"} if self.type == "json_object" else None
 
 
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class ChatRequest(_Strict):
     """The body of a request."""
 
@@ -143,7 +173,7 @@ class ChatRequest(_Strict):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=4)
+    stop: list[Stop] = Field(default_factory=list, max_length=4)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63 - MOST_CHOICES)
     n: int = Field(1, ge=1, le=MOST_CHOICES)
     logprobs: bool = False
@@ -159,9 +189,16 @@ class ChatRequest(_Strict):
     def _without_what_asks_nothing(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if name not in ASKS_NOTHING or value != ASKS_NOTHING[name]}
+        return {name: value for name, value in given.items() if not _asks_nothing(name, value)}
 
-    @field_validator("stop", mode="before")
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With those fields that may be there if they ask for nothing."""
+        found = super().__get_pydantic_json_schema__(core, handler)
+        found["properties"] |= {name: {"enum": [value, None]} for name, value in ASKS_NOTHING.items()}
+        return found
+
+    @field_validator("stop", mode="before", json_schema_input_type=Stop | list[Stop])
     @classmethod
     def _as_list(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
