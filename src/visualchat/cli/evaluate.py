@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from visualchat.cli.answer_scores import IMAGES, image_files
+from visualchat.cli.answers import compare_answers
 from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, score_again
 from visualchat.cli.config import PLAIN, setting, silence_libraries
 from visualchat.cli.main import evaluate as main
@@ -167,7 +168,9 @@ def run(config: DictConfig) -> None:
     """The command."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with continued_by(folder), locked(folder, "writing predictions"):
-        if config.predictions is None:
+        if config.answers is not None:
+            compare_answers(config, folder)
+        elif config.predictions is None:
             evaluate(config, folder)
         elif isinstance(config.predictions, str):
             score_again(Path(config.predictions), config.evaluation.metrics, folder)

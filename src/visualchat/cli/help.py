@@ -54,6 +54,8 @@ that was stopped continues when its line is typed again with hydra.run.dir=.
                             what stands before a question
   predictions=null          an evaluation's folder: its figures again, without
                             a model; [ONE,OTHER]: two compared
+  answers=null input=null   files of answers, of visualchat-generate or other
+                            programs, to the conversations of input=: compared
   vision=null language=null where the backbones of a light folder are now
 
 Examples
