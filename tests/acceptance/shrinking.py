@@ -27,7 +27,7 @@ CANNOT = {
 ELSEWHERE = {
     "outputs/rehearsal": "test_own_data.py types these, as they stand",
     "outputs/(one|two)": "test_evaluation_page.py types these, one after the other",
-    r"answers=\[": "test_answers.py types such a line",
+    r"answers=\[": "test_answers_compared.py types such a line",
 }
 """Lines that another test types, by what they contain, and where."""
 
