@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,3 +31,14 @@ def whole_file(path: Path, *, synced: bool = True) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts that processes which were killed have left in a folder and those below it.
+
+    Args:
+        folder: No process writes there.
+    """
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.\d+\.[0-9a-f]{8}", path.name):
+            path.unlink()

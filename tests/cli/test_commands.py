@@ -64,7 +64,7 @@ def test_training_leaves_what_it_promises(trained):
     assert (left / "samples.html").read_text().count("<section>") == 2
     assert {"best.ckpt", "last.ckpt"} <= {path.name for path in (left / "checkpoints").iterdir()}
     assert list((left / "logs" / "tensorboard").glob("events.*"))
-    assert "held-out dialogues, attention mmca" in said
+    assert "held-out dialogues, attention=mmca" in said
     assert re.search(r"shares in % +┃ +tuned +┃ +untrained +┃ +blind +┃ +captions", said)
     assert legend(LEGEND) in said.splitlines()
     assert f"visualchat-chat folder={left.relative_to(folder)}/model" in said
@@ -117,7 +117,7 @@ def test_evaluation_agrees_with_the_training_run(trained, saved):
     sizes = ["evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=2", "evaluation.samples=1"]
     named = [] if saved == "model" else [f"folder={left / saved}"]  # the whole model is what is taken unasked
     said = run(folder, "evaluate", *sizes, *named, f"hydra.run.dir=outputs/evaluated/{saved}")
-    assert "attention mmca" in said
+    assert "attention=mmca" in said
     assert re.search(r"shares in % +┃ +tuned +┃ +free +┃ +blind", said)
     assert legend(["tuned", "free", "blind"]) in said.splitlines()
     assert f"  outputs/evaluated/{saved}/metrics.json  the figures" in said.splitlines()
@@ -142,7 +142,7 @@ def test_chat_takes_images_in_any_round(trained, tmp_path):
     Image.new("RGB", (64, 64), "red").save(picture)
     typed = f"/image {picture}\nWhat color is it?\nAnd now?\n/draw 3\nWhich image has a circle?\n/quit\n"
     said = run(folder, "chat", "max_new_tokens=4", typed=typed)
-    assert f"{left.relative_to(folder)}/model, attention mmca" in said
+    assert f"{left.relative_to(folder)}/model, attention=mmca" in said
     assert "Image 1 goes with your next question." in said
     assert "Image 2 goes with your next question." in said
 

@@ -56,3 +56,35 @@ def test_a_refused_command_leaves_the_run_of_the_folder_as_it_was(tmp_path):
     assert (code, "another process is training in first" in said) == (2, True), said
     assert contents(tmp_path / "first") == before
     assert not [*tmp_path.rglob(".hydra.new")]
+
+
+TYPED = {
+    "train": ["experiment=smoke"],
+    "evaluate": ["folder=model"],
+    "generate": ["input=questions.jsonl"],
+    "data": ["stats"],
+}
+
+
+@pytest.mark.slow
+def test_no_command_writes_over_what_another_one_has_left(tmp_path):
+    """Known by its records, or without them by what it left; nothing is written, not even a log."""
+    for holder in TYPED:
+        (tmp_path / holder / ".hydra").mkdir(parents=True)
+        (tmp_path / holder / ".hydra/hydra.yaml").write_text(f"hydra:\n  job:\n    name: {holder}\n")
+        (tmp_path / holder / "metrics.json").write_text("{}")
+    for mark in ("train/model", "evaluate/predictions.jsonl", "generate/answers", "data/check.json"):
+        (tmp_path / "bare" / mark).mkdir(parents=True)
+    pairs = [(name, holder, tmp_path / holder) for name in ("evaluate", "generate") for holder in TYPED]
+    pairs += [(name, "evaluate", tmp_path / "evaluate") for name in ("train", "data")]
+    pairs += [(name, holder, tmp_path / "bare" / holder) for name, holder in zip(TYPED, [*TYPED][1:], strict=False)]
+    before = set(tmp_path.rglob("*"))
+    for name, holder, folder in pairs:
+        if name == holder:
+            continue
+        script = str(Path(sys.executable).parent / f"visualchat-{name}")
+        typed = [script, *TYPED[name], f"hydra.run.dir={folder.relative_to(tmp_path)}"]
+        done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
+        told = f"{folder.relative_to(tmp_path)}/ holds what visualchat-{holder} has left"
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+        assert set(tmp_path.rglob("*")) == before

@@ -84,3 +84,11 @@ def test_planning_packed_rows_shows_a_bar_before_the_first_dialogue_is_measured(
     assert "measuring dialogues to pack them" in seen[0]
     assert done == list(range(1, 601))
     assert max(map(len, terminal.shown().splitlines())) <= 80
+
+
+def test_a_log_has_a_line_at_first_and_now_and_then_another(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    now = iter([0.0, 10.0, 31.0, 31.0, 40.0, 62.0, 62.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    assert [*progress.watched("abcd", "asking", 4)] == [*"abcd"]
+    assert caplog.messages == ["asking", "asking: 2 of 4, 50 %", "asking: 4 of 4, 100 %"]

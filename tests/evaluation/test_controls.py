@@ -5,8 +5,9 @@ import re
 import pytest
 
 from visualchat.dialogue import Caption, Dialogue, Expected, Turn
-from visualchat.evaluation.controls import CONTROLS, changed_answers, permute, replace_image
+from visualchat.evaluation.controls import CONTROLS, permute, replace_image
 from visualchat.evaluation.predictions import Prediction, questions
+from visualchat.evaluation.scores import changed_answers
 from visualchat.tiny import TinyDialogues
 
 A, B, C, D = b"a", b"b", b"c", b"d"
@@ -100,5 +101,6 @@ def test_answers_about_the_replaced_image_should_change_and_others_stay():
         ]
 
     before, after = told(dialogue, "abcd"), told(replace_image(dialogue, 2, C), "aBcx")
-    assert changed_answers(before, after) == {"about_it": 0.5, "about_others": 0.0}
-    assert changed_answers(before[3:], after[3:]) == {}
+    shares = {figure.name: (figure.value, figure.questions) for figure in changed_answers(before, after)}
+    assert shares == {"changed/all": (1 / 3, 3), "changed/about_it": (0.5, 2), "changed/about_others": (0.0, 1)}
+    assert changed_answers(before[3:], after[3:]) == []

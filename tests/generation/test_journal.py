@@ -44,3 +44,13 @@ def test_a_file_that_was_shortened_and_a_damaged_journal_are_named(tmp_path):
     (tmp_path / JOURNAL).write_text(json.dumps({"done": 1}))
     with pytest.raises(ValueError, match=f"{JOURNAL} is damaged"):
         Journal(tmp_path, SETTINGS)
+
+
+def test_drafts_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / "images").mkdir()
+    kept = [tmp_path / "images" / name for name in ("a.png", ".hidden.png")]
+    drafts = [tmp_path / "images" / ".a.png.123.0a1b2c3d", tmp_path / ".report.html.7.ffffffff"]
+    for path in (*kept, *drafts):
+        path.touch()
+    Journal(tmp_path, {})
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {*kept}

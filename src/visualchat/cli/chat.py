@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from visualchat.chat import ChatSession
-from visualchat.cli.config import PLAIN, silence_libraries
+from visualchat.cli.config import PLAIN, attention_setting, silence_libraries
 from visualchat.cli.image_in_blocks import image_in_blocks
 from visualchat.cli.line_editor import line_editor
 from visualchat.cli.main import chat as main
@@ -212,7 +212,7 @@ def run(config: DictConfig) -> None:
     processor = VisualChatProcessor.from_pretrained(folder)
     session = ChatSession(model, processor, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     console = Console(file=sys.stdout)
-    console.print(f"{folder}, attention {model.config.attention_kind}", **PLAIN)
+    console.print(f"{folder}, {attention_setting(model.config.attention)}", **PLAIN)
     at_a_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     Terminal(session, console, line_editor(PROMPT, COMMANDS) if at_a_terminal else None).run()
 

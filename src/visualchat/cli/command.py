@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from visualchat.cli.config import CONF
 from visualchat.cli.mistakes import describe, nearest, setting_like
 from visualchat.cli.provenance import RECORDS, keep_configuration
+from visualchat.cli.run_folder import require_own_folder
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: with 1 it raises errors instead of printing them."""
@@ -82,15 +83,19 @@ def start(command: Command) -> None:
 
     def job(config: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
+        folder, name = Path(hydra_config.runtime.output_dir), hydra_config.job.name
         try:
+            if hydra_config.output_subdir is not None:
+                require_own_folder(folder, name, hydra_config.output_subdir)
             with _environment(FULL_ERROR, "1" if whole_trace else None):  # as processes that it starts should find it
-                return imported(command.work).run(config)
-        except (Exception, KeyboardInterrupt) as error:
+                value = imported(command.work).run(config)
+            keep_configuration(folder)
+            return value
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             if hydra_config.mode == RunMode.MULTIRUN:
                 raise  # this run failed, the sweep continues
-            folder, name = Path(hydra_config.runtime.output_dir), hydra_config.job.name
             remove_empty_run(folder, hydra_config.output_subdir, f"{name}.log")
-            if isinstance(error, KeyboardInterrupt):
+            if not isinstance(error, Exception):
                 raise
             raise _EndedError(error) from None
 

@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from visualchat.cli.config import PLAIN
+from visualchat.evaluation.controls import REPLACED
 from visualchat.evaluation.metrics import METRICS
 from visualchat.evaluation.pages import ACCURACY, comparison_page, draw_accuracy, intervals, report_page, values
 from visualchat.evaluation.predictions import Prediction, read_predictions
 from visualchat.evaluation.report import legend, metrics_table
 from visualchat.evaluation.scores import (
     EXACT_MATCH,
+    changed_answers,
     check_metrics,
     columns_of,
     exact_match,
@@ -58,6 +60,8 @@ def conclude(
     """
     columns = columns_of(predictions)
     scored = {name: figures(of, record["metrics"], record["apart"]) for name, of in columns.items()}
+    if REPLACED in columns:
+        scored[REPLACED] += changed_answers(next(iter(columns.values())), columns[REPLACED])
     metrics = flat(scored)
     (run / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
     (run / "scores.json").write_text(json.dumps(table(scored), indent=2) + "\n")
@@ -80,6 +84,24 @@ def conclude(
     return metrics
 
 
+def require_place(run: Path, predictions: Sequence[Path] = ()) -> None:
+    """Refuse to write over the figures of another evaluation.
+
+    Args:
+        run: The folder for the figures.
+        predictions: The evaluations that they are of; none for the one that is to be made there.
+
+    Raises:
+        ValueError: The folder has figures of other predictions.
+    """
+    evaluated, scored = (run / PREDICTIONS).exists(), (run / "metrics.json").exists()
+    elsewhere = run.resolve() not in [folder.resolve() for folder in predictions]
+    if (evaluated and elsewhere) if predictions else (scored and not evaluated):
+        raise ValueError(
+            f"{os.path.relpath(run)}/ holds the figures of other predictions: name another folder with hydra.run.dir="
+        )
+
+
 def score_again(folder: Path, more: Sequence[str], run: Path) -> dict[str, float]:
     """The figures of saved predictions, without a model.
 
@@ -92,6 +114,7 @@ def score_again(folder: Path, more: Sequence[str], run: Path) -> dict[str, float
         ValueError: The folder holds no predictions, or they do not fit the metrics.
     """
     check_metrics(more)
+    require_place(run, [folder])
     record, predictions = saved_evaluation(folder)
     record["metrics"] = [*dict.fromkeys([*record["metrics"], *more])]
     (run / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -126,6 +149,7 @@ def compare(folders: Sequence[Path], metrics: Sequence[str], run: Path) -> None:
     """
     if len(folders) < 2:
         raise ValueError("predictions=[...] compares evaluations: name two or more, or one without brackets")
+    require_place(run, folders)
     metric = next(iter(metrics), EXACT_MATCH)
     if metric != EXACT_MATCH and metric not in METRICS:
         raise ValueError(

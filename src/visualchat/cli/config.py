@@ -89,6 +89,24 @@ def check_attention(attention: DictConfig) -> None:
     check_choice("image_positions", attention.image_positions, POSITIONS)
 
 
+def check_number(name: str, value: object, least: int, *, none: bool = False) -> None:
+    """Refuse a setting that must be a whole number.
+
+    Args:
+        name: The setting, as it is typed.
+        value: What it was set to.
+        least: The smallest number it may be.
+        none: Whether null is allowed, too.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole and value >= least) and not (none and value is None):  # type: ignore[operator]
+        found = "null" if value is None else value
+        raise ValueError(f"{name}={found}: expected a whole number, at least {least}{', or null' if none else ''}")
+
+
 def attention_setting(wanted: Mapping[str, Any]) -> str:
     """What is typed for a `VisualChatConfig.attention`: a choice of `conf/attention`, and what that lacks."""
     shared, *files = sorted((Path(CONF) / "attention").glob("*.yaml"), key=lambda path: (path.stem != "_base", path))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +13,20 @@ from typing import Any, get_args
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import track
 
 from visualchat.cli.answer_scores import IMAGES, image_files
 from visualchat.cli.answers import compare_answers
-from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, score_again
-from visualchat.cli.config import PLAIN, setting, silence_libraries
+from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, require_place, score_again
+from visualchat.cli.config import PLAIN, attention_setting, setting, silence_libraries
 from visualchat.cli.main import evaluate as main
 from visualchat.cli.run_folder import continued_by, locked
-from visualchat.cli.scoring import dialogues_to_score
+from visualchat.cli.scoring import check_evaluation, dialogues_to_score
+from visualchat.data.progress import bar
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.controls import CONTROLS
 from visualchat.evaluation.predictions import Mode, Prediction, questions, read_predictions, to_line
 from visualchat.evaluation.protocol import Asker, steps
 from visualchat.evaluation.report import samples_page
-from visualchat.evaluation.scores import check_metrics
 from visualchat.generation.answering import batched
 from visualchat.generation.journal import Journal
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
@@ -44,7 +42,8 @@ STEP = 4
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     """Score a saved model; figures, predictions and pages go into the folder `run`."""
     silence_libraries()
-    check_metrics(config.evaluation.metrics)
+    check_evaluation(config.evaluation)
+    require_place(run)
     folder = saved_model(config.folder)
     choices = HydraConfig.get().runtime.choices
     require_the_runs_data(folder, HydraConfig.get().overrides.task)
@@ -54,14 +53,14 @@ def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     if not parts:
         raise ValueError("evaluation=none has nothing to score: leave it out, or name another one")
     record = {
-        "title": f"{folder}, attention {model.config.attention_kind}, data={choices['data']}",
+        "title": f"{folder}, {attention_setting(model.config.attention)}, data={choices['data']}",
         "apart": [*config.evaluation.apart],
         "metrics": [*config.evaluation.metrics],
         "samples": config.evaluation.samples,
     }
-    (run / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     ask(asker(model, processor, config.evaluation), parts, config.evaluation, run)
     predictions = read_predictions(run / PREDICTIONS)
+    (run / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     _write_samples(parts, predictions, config.evaluation.samples, run)
     return conclude(predictions, record, run)
 
@@ -91,13 +90,15 @@ def ask(asker: Asker, parts: Mapping[str, Sequence[Dialogue]], settings: DictCon
     todo = [step for name, of in columns.items() for step in steps(of, [name], STEP * settings.batch_size)]
     if journal.done:
         console.print(f"continuing: {journal.done} of {len(todo)} steps are there", **PLAIN)
-    for column, part, indexes in track(todo[journal.done :], "asking", transient=True, disable=not sys.stdout.isatty()):
-        dialogues, seen = zip(*(columns[column][part][index] for index in indexes), strict=True)
-        first = column == "tuned"
-        modes = asker.modes if first else asker.modes[:1]
-        shown = [image_files(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
-        found = replace(asker, modes=modes).predictions(dialogues, seen, column, part, shown)
-        journal.append({PREDICTIONS: "".join(map(to_line, found))})
+    with bar("asking", len(todo)) as show:
+        for number, (column, part, indexes) in enumerate(todo[journal.done :], start=journal.done + 1):
+            dialogues, seen = zip(*(columns[column][part][index] for index in indexes), strict=True)
+            first = column == "tuned"
+            modes = asker.modes if first else asker.modes[:1]
+            shown = [image_files(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
+            found = replace(asker, modes=modes).predictions(dialogues, seen, column, part, shown)
+            journal.append({PREDICTIONS: "".join(map(to_line, found))})
+            show(number)
 
 
 def conditions(

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
-from visualchat.cli.config import PLAIN, silence_libraries
+from visualchat.cli.config import PLAIN, check_number, silence_libraries
 from visualchat.cli.main import generate as main
 from visualchat.cli.run_folder import continued_by, locked
 from visualchat.data.batching.images import with_decoded_images
@@ -62,6 +62,8 @@ def generate(config: DictConfig, run: Path) -> None:
     silence_libraries()
     if config.rounds not in ("open", "all"):
         raise ValueError(f"rounds={config.rounds}: expected open or all")
+    for name in ("batch_size", "max_new_tokens"):
+        check_number(name, config[name], 1)
     models = model_folders(config.folder)
     source = questions(config)
     console.print(f"{source.name}: {len(source)} conversations, {len(source.errors)} bad rows", **PLAIN)

@@ -14,8 +14,44 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from visualchat.cli.provenance import RECORDS
 
 LOCK = ".lock"
+
+LEFT = {
+    "train": ("checkpoints", "model", "light"),
+    "evaluate": ("predictions.jsonl", "scores.json", "comparison.html"),
+    "generate": ("answers", "answers.csv"),
+    "data": ("check.json", "stats.json"),
+}
+"""What tells which command a folder without records belongs to, by the command's name."""
+
+
+def require_own_folder(run: Path, command: str, records: str) -> None:
+    """Refuse to write over what another command has left in the folder `run`.
+
+    Args:
+        run: The folder.
+        command: The name of the command that is about to write there, without `visualchat-`.
+        records: Where in the folder its configuration was put so far; removed if it is refused.
+
+    Raises:
+        ValueError: The folder is another command's.
+    """
+    recorded = run / RECORDS / "hydra.yaml"
+    if recorded.is_file() and records != RECORDS:
+        holder = str(OmegaConf.load(recorded).hydra.job.name)
+    else:
+        holder = next((name for name, of in LEFT.items() if any((run / one).exists() for one in of)), command)
+    if holder != command:
+        if records != RECORDS:
+            shutil.rmtree(run / records, ignore_errors=True)
+        raise ValueError(
+            f"{os.path.relpath(run)}/ holds what visualchat-{holder} has left, which visualchat-{command} would write "
+            "over: name another folder with hydra.run.dir="
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from visualchat.cli.answer_scores import score_answers
+from visualchat.cli.config import check_number
 from visualchat.data.batching.held_out import held_out
 from visualchat.data.blend.mixture import Blend
 from visualchat.data.blend.own import OwnData
@@ -46,12 +47,17 @@ def validation_dialogues(data: DictConfig) -> Sequence[Dialogue]:
 
 
 def check_evaluation(settings: DictConfig) -> None:
-    """Refuse an unknown metric, or settings of dialogues that the chosen evaluation does not have, before the work.
+    """Refuse an unknown metric, numbers that cannot be meant, and settings of dialogues that the evaluation lacks.
+
+    Nothing has been read or trained by then.
 
     Raises:
         ValueError: There are such settings.
     """
     check_metrics(settings.metrics)
+    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
+        check_number(f"evaluation.{name}", settings[name], least)
+    check_number("evaluation.most", settings.most, 1, none=True)
     if settings.dialogues == VALIDATION:
         return
     if nameless := [name for name, part in settings.dialogues.items() if "_target_" not in part]:

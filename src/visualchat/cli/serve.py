@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from visualchat.cli.config import PLAIN, silence_libraries
+from visualchat.cli.config import PLAIN, attention_setting, silence_libraries
 from visualchat.cli.main import serve as main
 
 NEEDS = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
@@ -68,7 +68,9 @@ def run(config: DictConfig) -> None:
     console = Console(file=sys.stdout)
 
     def ready() -> None:
-        console.print(f"{folder}, attention {model.config.attention_kind}, as {settings.name} at {address}", **PLAIN)
+        console.print(
+            f"{folder}, {attention_setting(model.config.attention)}, as {settings.name} at {address}", **PLAIN
+        )
 
     serve(build_app(Local(engine, settings), settings), at, ready)
 

@@ -109,7 +109,7 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         draw_curves(
             rows,
             run / "curves.png",
-            f"attention {config.attention.kind}, {seconds:.0f} s",
+            f"{attention_setting(config.attention)}, {seconds:.0f} s",
         )
     _say_what_is_where(run, seconds, "light" if config.save == "light" else "model")
     return metrics
@@ -215,7 +215,8 @@ def _evaluate(config: DictConfig, module: VisualChatModule, data: VisualChatData
     columns: dict[str, Scored] = {"tuned": (model, parts), "untrained": (untrained, parts), "blind": (model, parts)}
     if settings.captioned:
         columns["captions"] = untrained, instantiate(settings.captioned)
-    title = f"held-out dialogues, attention {config.attention.kind}, data={HydraConfig.get().runtime.choices['data']}"
+    data_choice = HydraConfig.get().runtime.choices["data"]
+    title = f"held-out dialogues, {attention_setting(config.attention)}, data={data_choice}"
     return score(columns, settings, processor, run, title)
 
 

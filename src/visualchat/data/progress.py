@@ -1,9 +1,10 @@
-"""A bar for what takes long before the first step: on a terminal it moves, in a log it is one line."""
+"""A bar for what takes long: on a terminal it moves, in a log it is a line at first and now and then another."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,18 +16,34 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+EVERY = 30.0
+"""Seconds between two lines of a log."""
+
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function that is told how much of `total` is done. The bar goes away with its block."""
     if not sys.stderr.isatty():
         log.info("%s", title)
-        yield lambda done: None
+        yield _lines(title, total)
         return
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda done: progress.update(task, completed=done)
+
+
+def _lines(title: str, total: int) -> Callable[[int], None]:
+    """What writes how much is done into the log, if the last line is some time ago."""
+    last = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            log.info("%s: %d of %d, %d %%", title, done, total, 100 * done // max(total, 1))
+
+    return show
 
 
 def watched(items: Iterable[T], title: str, total: int) -> Iterator[T]:

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from visualchat.dialogue import Content, Dialogue, Expected, Turn
 from visualchat.dialogue.image_references import renumber
-from visualchat.evaluation.predictions import Prediction
 from visualchat.images import ImageInput
 
 REPLACED = "replaced"
@@ -120,24 +119,3 @@ def replace_image(dialogue: Dialogue, number: int, image: ImageInput) -> Dialogu
         tags = {**expected.tags, REPLACED: str(number)}
         turns.append(replace(turn, content=tuple(content), expected=replace(expected, tags=tags)))
     return replace(dialogue, turns=tuple(turns))
-
-
-def changed_answers(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[str, float]:
-    """How often an answer changed when an image was replaced: of questions about it, and of those about others.
-
-    Args:
-        before: To the dialogues as they are.
-        after: To those of `replaced`.
-
-    Returns:
-        `about_it` and `about_others`, each where there are such questions; those that do not tell which images they
-        are about do not count.
-    """
-    said = {prediction.key: prediction.answer for prediction in before}
-    groups: dict[str, list[bool]] = {}
-    for prediction in after:
-        if prediction.about and prediction.key in said:
-            about_it = int(prediction.tags[REPLACED]) in prediction.about
-            changed = prediction.answer != said[prediction.key]
-            groups.setdefault("about_it" if about_it else "about_others", []).append(changed)
-    return {name: sum(group) / len(group) for name, group in sorted(groups.items())}

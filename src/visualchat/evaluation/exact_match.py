@@ -6,15 +6,14 @@ true one at every token of the answer, its end token included. So no token needs
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
+from visualchat.data.progress import watched
 from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import IGNORE_INDEX
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
@@ -94,7 +93,7 @@ def evaluate(
     outcomes: list[Outcome] = []
     waiting = [dialogue.require_answers() for dialogue in dialogues]
     batches = [waiting[start : start + batch_size] for start in range(0, len(waiting), batch_size)]
-    for batch in track(batches, description, transient=True, disable=not sys.stdout.isatty()):
+    for batch in watched(batches, description, len(batches)):
         shown = [dialogue.without_images() for dialogue in batch] if blind else batch
         asked = [(turn.kind, _image_count(dialogue)) for dialogue in batch for turn in dialogue.turns]
         outcomes += [

@@ -32,24 +32,19 @@ def values(columns: Columns) -> dict[str, dict[str, float]]:
 
 
 def intervals(columns: Columns) -> dict[str, dict[str, tuple[float, float]]]:
-    """Each column's intervals over all questions, by the figure's name; `scores.json` has those of groups."""
+    """Each column's intervals by the figure's name."""
     return {
-        column: {f.name: (f.low, f.high) for f in of if f.low is not None and f.high is not None and _is_whole(f.name)}
+        column: {f.name: (f.low, f.high) for f in of if f.low is not None and f.high is not None}
         for column, of in columns.items()
     }
 
 
-def _is_whole(name: str) -> bool:
-    return name.endswith("/all") and name.count("/") == 1
-
-
 def draw_accuracy(columns: Columns, path: Path, metric: str = "exact_match") -> None:
-    """A PNG of accuracy by the number of images and by the rounds since the image asked about, with intervals."""
-    with figure_in(path, 9, 3.4) as figure:
-        axes = figure.subplots(1, 2, sharey=True)
-        for ax, group, label in zip(
-            axes, ("images", "distance"), ("images of the dialogue", "rounds since the image"), strict=True
-        ):
+    """A PNG of accuracy, with intervals, by the number of images, the rounds since the image, and the image asked."""
+    groups = {"images": "images of the dialogue", "distance": "rounds since the image", "about": "image asked about"}
+    with figure_in(path, 12, 3.4) as figure:
+        axes = figure.subplots(1, len(groups), sharey=True)
+        for ax, (group, label) in zip(axes, groups.items(), strict=True):
             for number, (column, of) in enumerate(columns.items()):
                 points = sorted(
                     (int(found[1]), f)

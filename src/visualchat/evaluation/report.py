@@ -36,6 +36,7 @@ _TITLES = {
     "token_accuracy": "token accuracy",
     "exact_match": "exact match",
     "cut": "answers cut at the most tokens",
+    "changed": "answers changed by another image",
 }
 _LOSSES = ("answer_loss", "perplexity")
 """Figures that are no shares."""
@@ -88,10 +89,10 @@ def _parts(metric: str) -> tuple[str, str, str]:
 
 
 def _order(metric: str) -> tuple[int, str, int, int, str]:
-    """Loss, accuracy, exact match; of each `all` first, then parts, kinds, numbers of images, distances."""
+    """Loss, accuracy, exact match; of each `all` first, then parts, kinds, numbers of images, distances, images."""
     part, figure, group = _parts(metric)
     first = list(_TITLES).index(figure) if figure in _TITLES else len(_TITLES)
-    for place, counted in ((3, "images_"), (4, "distance_")):
+    for place, counted in ((3, "images_"), (4, "distance_"), (5, "about_")):
         number = group.removeprefix(counted)
         if number != group and number.isdecimal():
             return first, figure, place, int(number), metric
@@ -101,8 +102,11 @@ def _order(metric: str) -> tuple[int, str, int, int, str]:
 def _label(metric: str) -> str:
     """`exact_match/images_2` as "  images 2", `unseen/exact_match/all` as "  unseen"; `all` says what is counted."""
     part, figure, group = _parts(metric)
+    number = group.rpartition("_")[2]
     if group.startswith("distance_"):
-        return f"  {group.removeprefix('distance_')} rounds later"
+        return "  the image's round" if number == "0" else f"  {number} round{'s' if number != '1' else ''} later"
+    if group.startswith("about_") and (number.isdecimal() or number == "several"):
+        return f"  about image {number}" if number != "several" else "  about several images"
     if group != "all":
         return f"  {group.replace('_', ' ')}"
     return f"  {part}" if part else _TITLES.get(figure, figure)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from visualchat.evaluation.controls import REPLACED
 from visualchat.evaluation.metrics import CORPUS, METRICS
 from visualchat.evaluation.metrics.groups import GROUP
 from visualchat.evaluation.predictions import Prediction, Score
@@ -114,7 +115,7 @@ def _losses(predictions: Sequence[Prediction]) -> list[Figure]:
 
 
 def _scored(name: str, predictions: Sequence[Prediction], apart: Sequence[str]) -> list[Figure]:
-    """A metric's figures: of all, by part, kind, images, distance and tags."""
+    """A metric's figures: of all, by part, kind, images, distance, image asked about, and tags."""
     metric: Callable[[Sequence[Prediction]], list[Score]] = exact_match if name == EXACT_MATCH else METRICS[name]
     scores = list(zip(predictions, metric(predictions), strict=True))
     counted = [(p, score) for p, score in scores if p.kind not in apart]
@@ -126,12 +127,36 @@ def _scored(name: str, predictions: Sequence[Prediction], apart: Sequence[str]) 
             groups.setdefault(f"{name}/{p.kind}", []).append((p, score))
     for p, score in counted:
         distance = [] if p.distance is None else [f"distance_{p.distance}"]
-        tags = [f"{key}_{value}" for key, value in p.tags.items() if key != GROUP]
-        for group in (f"images_{p.images}", *distance, *tags):
+        about = [f"about_{p.about[0] if len(p.about) == 1 else 'several'}"] if p.about else []
+        tags = [f"{key}_{value}" for key, value in p.tags.items() if key not in (GROUP, REPLACED)]
+        for group in (f"images_{p.images}", *distance, *about, *tags):
             groups.setdefault(f"{name}/{group}", []).append((p, score))
     return [
         _mean(group, [s.value for _, s in of], [p for p, _ in of], sum(s.parsed is None for _, s in of))
         for group, of in groups.items()
+    ]
+
+
+def changed_answers(before: Sequence[Prediction], after: Sequence[Prediction]) -> list[Figure]:
+    """How often an answer changed when an image was replaced.
+
+    Args:
+        before: To the dialogues as they are.
+        after: To those of the control `replaced`.
+
+    Returns:
+        Shares of all questions that tell which images they are about, of those about the replaced one and of those
+        about others, `changed/all`, `changed/about_it` and `changed/about_others`; each where there are such questions.
+    """
+    said = {prediction.key: prediction.answer for prediction in before}
+    groups: dict[str, list[tuple[Prediction, float]]] = {"all": [], "about_it": [], "about_others": []}
+    for p in after:
+        if p.about and p.key in said:
+            group = "about_it" if int(p.tags[REPLACED]) in p.about else "about_others"
+            for name in ("all", group):
+                groups[name].append((p, float(p.answer != said[p.key])))
+    return [
+        _mean(f"changed/{name}", [share for _, share in of], [p for p, _ in of], 0) for name, of in groups.items() if of
     ]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visualchat.files import whole_file
+from visualchat.files import remove_drafts, whole_file
 
 JOURNAL = "journal.json"
 
@@ -16,10 +16,11 @@ JOURNAL = "journal.json"
 class Journal:
     """What a run has written so far.
 
-    After every step `journal.json` says how long each file is. What a killed run wrote behind that is cut off.
+    After every step `journal.json` says how long each file is. What a killed run wrote behind that is cut off, and its
+    drafts of other files are removed.
 
     Args:
-        folder: The run's, which exists.
+        folder: The run's, which exists; no other process writes there.
         settings: All that decides what the run writes, as JSON can hold it.
 
     Attributes:
@@ -34,6 +35,7 @@ class Journal:
         self.done = 0
         self._settings: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
+        remove_drafts(folder)
         path = folder / JOURNAL
         if path.is_file():
             self._load(path)
