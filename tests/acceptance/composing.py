@@ -15,7 +15,14 @@ from lines import ROOT
 from omegaconf import DictConfig, OmegaConf
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-UNBUILT = ("visualchat-chat", "visualchat-convert", "visualchat-generate", "visualchat-serve", "visualchat-study")
+UNBUILT = (
+    "visualchat-chat",
+    "visualchat-convert",
+    "visualchat-generate",
+    "visualchat-judge",
+    "visualchat-serve",
+    "visualchat-study",
+)
 """Commands whose configurations name nothing to build."""
 SWEEP = ("-m", "--multirun")
 

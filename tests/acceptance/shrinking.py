@@ -26,6 +26,7 @@ CANNOT = {
 
 ELSEWHERE = {
     "outputs/rehearsal": "test_own_data.py types these, as they stand",
+    "visualchat-judge": "test_judge.py types these, with a judge of its own",
     "outputs/(one|two)": "test_evaluation_page.py types these, one after the other",
     r"answers=\[": "test_answers_compared.py types such a line",
 }
@@ -168,6 +169,7 @@ RULES = {
     ),
     "visualchat-chat": CHAT,
     "visualchat-generate": CHAT,
+    "visualchat-judge": (),
     "visualchat-serve": SERVE,
     "visualchat-plan": (),
     "visualchat-study": STUDY,

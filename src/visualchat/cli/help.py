@@ -106,6 +106,31 @@ Examples
       folder=[outputs/a/model,outputs/b/model]
 {_MORE}"""
 
+JUDGE = f"""visualchat-judge predictions=FOLDER judge=NAME [SETTING=VALUE ...]
+
+Has a judge behind OpenAI's chat API score the answers of an evaluation, or
+compare those of two in both orders. Prompts and verdicts are kept as lines of
+JSON; a run that was stopped continues with hydra.run.dir=FOLDER.
+
+  predictions=              the folder of an evaluation, or [ONE,OTHER]
+  judge=                    the name of its model on its server
+  address=http://localhost:8000/v1
+                            of the server; its key, if it wants one, is read
+                            from the environment variable OPENAI_API_KEY
+  protocol=null             mmdu, sparkles_eval or pairs; null for that of the
+                            benchmark, and pairs for two folders
+  mode=free_running         whose answers: given the model's own before, or
+                            teacher_forced
+  images=false              true: the judge is shown the images
+  max_tokens=2048           of a verdict
+  workers=4                 verdicts at a time
+  attempts=5 timeout=120    of a prompt, and seconds of each
+
+Examples
+  visualchat-judge predictions=outputs/one judge=NAME
+  visualchat-judge predictions=[outputs/one,outputs/two] judge=NAME
+{_MORE}"""
+
 SERVE = f"""visualchat-serve [SETTING=VALUE ...]
 
 Serves a saved model over HTTP as OpenAI's clients expect it: chats with images

@@ -26,6 +26,11 @@ def generate() -> None:
     start(Command("generate", "visualchat.cli.generate", help.GENERATE))
 
 
+def judge() -> None:
+    """`visualchat-judge`."""
+    start(Command("judge", "visualchat.cli.judge", help.JUDGE))
+
+
 def serve() -> None:
     """`visualchat-serve`."""
     start(Command("serve", "visualchat.cli.serve", help.SERVE))

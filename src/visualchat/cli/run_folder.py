@@ -24,6 +24,7 @@ LEFT = {
     "train": ("checkpoints", "model", "light"),
     "evaluate": ("predictions.jsonl", "scores.json", "comparison.html"),
     "generate": ("answers", "answers.csv"),
+    "judge": ("verdicts.jsonl",),
     "data": ("check.json", "stats.json"),
 }
 """What tells which command a folder without records belongs to, by the command's name."""

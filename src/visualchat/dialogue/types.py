@@ -32,12 +32,14 @@ class Expected:
         options: What there is to choose from, A first; empty for an open question.
         about: The numbers of the images that the question is about; empty if unknown.
         tags: What else scores are split by, such as {"category": "counting"}.
+        captions: What the data say of each image of the round, for a judge that does not see them.
     """
 
     references: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     about: tuple[int, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

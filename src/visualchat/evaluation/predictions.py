@@ -56,6 +56,7 @@ class Prediction:
         tokens: Of the true answer, its end included; None where free-running, as the next two.
         right: How many of them are the model's best token after the true ones before.
         loss: Nats, the sum over the true tokens.
+        captions: What the data say of each image that came with the question; empty where they say nothing.
         option_losses: Nats of each option as the whole answer, where they were measured.
     """
 
@@ -80,6 +81,7 @@ class Prediction:
     tokens: int | None = None
     right: int | None = None
     loss: float | None = None
+    captions: tuple[str, ...] = ()
     option_losses: tuple[float, ...] = field(default=())
 
     @property
@@ -116,6 +118,7 @@ def questions(dialogue: Dialogue) -> list[dict[str, Any]]:
                 "options": expected.options,
                 "about": about,
                 "tags": dict(expected.tags),
+                "captions": expected.captions,
             }
         )
     return facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from visualchat.data.sources.json_text import load_json
 from visualchat.data.sources.rows import Reason, RejectedRowError
 from visualchat.data.sources.sparkles import Sparkles
 from visualchat.data.sources.tables import HeldTable, Table, json_list
-from visualchat.dialogue import Dialogue, Turn
+from visualchat.dialogue import Dialogue, Expected, Turn
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,16 @@ class SparklesEval(Sparkles):
         for part in self.parts:
             file = f"{part}/annotations/sparkles_evaluation_sparkleseval_annotations.json"
             yield part, json_list(self._root.annotation(file))
+
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
+        dialogue = super()._dialogue(file, row, id)
+        listed = [image for message in row["dialogue"] for image in message.get("images", ())]
+        said = {str(image["image_id"]): str(image.get("caption") or "") for image in listed}
+        told = [tuple(said[Path(str(image)).stem] for image in asked.images) for asked in dialogue.turns]
+        rounds = [
+            replace(asked, expected=Expected(captions=of)) for asked, of in zip(dialogue.turns, told, strict=True)
+        ]
+        return replace(dialogue, turns=tuple(rounds))
 
 
 @dataclass(frozen=True)
