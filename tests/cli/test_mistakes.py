@@ -253,6 +253,7 @@ OF_THE_TINY_WORLD = ("data.train.",)
 OF_OTHER_COMMANDS = {
     "rounds": ("generate", ["input=questions.jsonl"]),
     "port": ("serve", []),
+    **dict.fromkeys(("images", "protocol"), ("judge", ["predictions=outputs/one", "judge=NAME"])),
     "again": ("studies", ["study=image_numbers"]),
 }
 """Settings that training has not: by name, whose they are, and what else that command must be given."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import os
 import shutil
 import sys
@@ -202,6 +203,10 @@ def remove_empty_run(folder: Path, records: str | None, log: str) -> None:
         else:
             keep_configuration(folder)
         return
+    for handler in [*logging.root.handlers]:  # what is said from here on is said to people alone
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == (folder / log).absolute():
+            logging.root.removeHandler(handler)
+            handler.close()
     shutil.rmtree(folder)
     for parent in folder.parents:
         if parent == Path.cwd() or any(parent.iterdir()):
