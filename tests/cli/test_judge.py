@@ -77,7 +77,7 @@ def test_mmdu_scores_each_answer_beside_its_reference(tmp_path, capsys):
     assert [line["scores"] is None for line in lines] == [False, False, True, False, False, False]
     assert lines[2]["raw"] == "I would rather not."
     assert {len(request["messages"][0]["content"]) for request in asked} == {2, 3}  # the prompt and all images so far
-    assert "count for nobody: 1" in capsys.readouterr().out
+    assert "count for no one: 1" in capsys.readouterr().out
     record = json.loads((tmp_path / "run/judgement.json").read_text())
     assert (record["judge"], record["verdicts"], record["unreadable"]) == ("m", 6, 1)
 

@@ -73,7 +73,7 @@ def judge(config: DictConfig, run: Path) -> list[Figure]:
     if protocol == PAIRS:
         console.print(f"first: {folders[0]}; second: {folders[1]}; each better in both orders", **PLAIN)
     if unread:
-        console.print(f"verdicts that could not be read, and count for nobody: {unread}", **PLAIN)
+        console.print(f"verdicts that could not be read, and count for no one: {unread}", **PLAIN)
     for name, what in ((FIGURES, "the figures"), (VERDICTS, "every prompt and what the judge said")):
         console.print(f"  {os.path.relpath(run / name)}  {what}", **PLAIN)
     return found

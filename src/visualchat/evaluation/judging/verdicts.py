@@ -1,6 +1,6 @@
 """Verdicts of a judge: the line of `verdicts.jsonl` for each, and what they come to.
 
-A verdict that cannot be read counts for nobody, and is counted. Of two answers one is better only if the judge says so
+A verdict that cannot be read counts for no one, and is counted. Of two answers one is better only if the judge says so
 in both orders; how often it names the answer that it was shown first tells its bias of position.
 """
 
