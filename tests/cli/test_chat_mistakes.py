@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_chat import Echo, run
 
+from visualchat.chat import ChatSession
 from visualchat.cli.chat import HELP
 
 
@@ -64,3 +65,10 @@ def test_what_ends_a_command_does_not_end_the_chat(error, told):
     assert f"you> fail\n{told}\nyou> And now?\nIt is a cat.\n" in screen
     (asked,) = session.asked
     assert (asked[0], len(asked[1])) == ("And now?", 1)
+
+
+def test_bytes_that_are_no_text_are_told_and_nothing_is_sent(model, processor):
+    session = ChatSession(model, processor, max_new_tokens=2)
+    screen, _ = run("h\udcffi", "And now?", session=session)
+    assert "the text is not valid: '\\udcff' at character" in screen
+    assert [turn.question for turn in session.turns] == ["And now?"]

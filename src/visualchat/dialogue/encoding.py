@@ -51,7 +51,16 @@ class Encoding:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
-    """Token ids of a text; special tokens spelled in it are plain text, without power, unless `special`."""
+    """Token ids of a text; special tokens spelled in it are plain text, without power, unless `special`.
+
+    Raises:
+        ValueError: The text holds what is no character, such as half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        part = error.object[error.start : error.end]
+        raise ValueError(f"the text is not valid: {part!r} at character {error.start + 1} is no character") from error
     return tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
 
 
