@@ -134,7 +134,7 @@ class Answerer:
         Like images it is computed alone, whether it is known or not.
         """
         states = self.store.get_opening(key, self.model.device, partial(opening_states, self.model, ids))
-        return Insertion(0, len(ids), len(ids), lambda layer: (states[0, layer], states[1, layer]))
+        return Insertion(0, len(ids), states, None)
 
     def _compute(self, image: Image.Image, unit: Unit) -> Tensor:
         return unit_states(self.model, unit, self.pixels([image]))

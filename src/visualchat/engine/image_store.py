@@ -210,10 +210,8 @@ def model_state(model: nn.Module) -> str:
             version = -1 if tensor.is_inference() else tensor._version
             seen.append((tensor.data_ptr(), version, tensor.dtype, tensor.shape))
             samples.setdefault((tensor.dtype, tensor.device), []).append(_sample(tensor))
-        for flag in ("active_adapters", "disable_adapters", "merged_adapters"):
-            adapters = getattr(module, flag, None)
-            if adapters is not None and not callable(adapters):  # transformers' models have methods of these names
-                seen.append((flag, repr(adapters)))
+        if isinstance(getattr(type(module), "active_adapters", None), property):  # a layer of PEFT's
+            seen += [repr(getattr(module, flag)) for flag in ("active_adapters", "disable_adapters", "merged_adapters")]
     for same in samples.values():
         seen.append(torch.cat(same).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     state = tuple(seen)
@@ -226,5 +224,7 @@ def model_state(model: nn.Module) -> str:
 
 def _sample(tensor: Tensor) -> Tensor:
     """Up to 16 values of a tensor, evenly spaced."""
-    values = tensor.detach().flatten()
-    return values[:: max(1, len(values) // 16)][:16]
+    size = (tensor := tensor.detach()).numel()
+    if tensor.is_contiguous():  # in one call
+        return tensor.as_strided((min(16, size),), (max(1, size // 16),))
+    return tensor.flatten()[:: max(1, size // 16)][:16]

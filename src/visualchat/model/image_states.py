@@ -11,7 +11,7 @@ Shapes: L layers, H key heads, D head size, n tokens of a unit (an image, with i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 
 from visualchat.attention import Modality
 from visualchat.model.base_model import VisualChatModel
-from visualchat.model.images_first import Insertion
+from visualchat.model.images_first import Insertion, PutKeys
 
 Rotate = Callable[..., tuple[Tensor, Tensor]]
 """transformers' `apply_rotary_pos_emb`: queries, keys (B, H, n, D), cosines, sines (B, n, D) -> both turned."""
@@ -136,31 +136,21 @@ def opening_states(model: VisualChatModel, ids: list[int]) -> Tensor:
 def in_place(model: VisualChatModel, units: list[Unit], states: list[Tensor]) -> list[Insertion]:
     """The states of some units, given as of `unit_states`, at their places in a conversation.
 
-    Keys are turned unit by unit and layer by layer, when a layer is asked for: what is in hand stays in the processor's
+    Keys are turned as they are written, unit by unit and layer by layer: what is in hand stays in the processor's
     cache.
     """
-    turns: Iterable[Any] = [None] * len(units)
+    turns: list[PutKeys | None] = [None] * len(units)
     if model.config.image_positions == "running":
         places = torch.cat([torch.arange(unit.place, unit.place + len(unit)) for unit in units])
         shifts = places - torch.cat([_own_positions(model, len(unit)) for unit in units])
-        sizes = [len(unit) for unit in units]
-        turns = zip(*(tensor.split(sizes, 1) for tensor in _turn(model, states[0], shifts)), strict=True)
-    rotate = _rotate_function(model)
+        rotate = _rotate_function(model)
+        assert rotate is not None
+        parts = (tensor.split([len(unit) for unit in units], 1) for tensor in _turn(model, states[0], shifts))
+        turns = [partial(_put_turned, rotate, cos, sin) for cos, sin in zip(*parts, strict=True)]
     return [
-        Insertion(unit.place, unit.modality.count(Modality.TEXT), len(unit), partial(_layer, rotate, own, turn))
+        Insertion(unit.place, unit.modality.count(Modality.TEXT), own, turn)
         for unit, own, turn in zip(units, states, turns, strict=True)
     ]
-
-
-def _layer(
-    rotate: Rotate | None, states: Tensor, turn: tuple[Tensor, Tensor] | None, number: int
-) -> tuple[Tensor, Tensor]:
-    """Keys, turned where positions differ, and values (H, n, D) of a layer by its number."""
-    keys, values = states[:, number]
-    if turn is None:
-        return keys, values
-    assert rotate is not None
-    return _turned(rotate, keys, turn), values
 
 
 def _own_positions(model: VisualChatModel, length: int) -> Tensor:
@@ -208,14 +198,19 @@ def _turn(model: VisualChatModel, like: Tensor, shifts: Tensor) -> tuple[Tensor,
     return cos, sin
 
 
-def _turned(rotate: Rotate, keys: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Keys (H, n, D) turned as the model's own function does it; most do it in a way that takes two passes here."""
-    cos, sin = turn
+def _put_turned(rotate: Rotate, cos: Tensor, sin: Tensor, keys: Tensor, part: slice, out: Tensor) -> None:
+    """Put keys (H, m, D) into `out`, turned as the model's own function does it, by `part` of the angles (1, n, D).
+
+    Most functions do it in a way that takes three calls here, and no memory but that of `out`.
+    """
+    cos, sin = cos[:, part], sin[:, part]
     if cos.shape[-1] != keys.shape[-1] or not _turns_halves(rotate):
-        return rotate(keys[None, :0], keys[None], cos, sin)[1][0]
+        out.copy_(rotate(keys[None, :0], keys[None], cos, sin)[1][0])
+        return
     half = keys.shape[-1] // 2
-    signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    return (keys * cos).addcmul_(keys.roll(half, -1), signed)
+    torch.mul(keys, cos[0], out=out)
+    out[..., :half].addcmul_(keys[..., half:], sin[0, :, :half], value=-1)
+    out[..., half:].addcmul_(keys[..., :half], sin[0, :, half:])
 
 
 @lru_cache
@@ -249,7 +244,9 @@ def _turns_as_the_model(model: VisualChatModel) -> bool:
     turn = _turn(model, states[0], torch.tensor([7]))
     rotate = _rotate_function(model)
     assert rotate is not None
-    turned = torch.stack([_turned(rotate, keys, turn) for keys in states[0]])
+    turned = torch.empty_like(states[0])
+    for keys, out in zip(states[0], turned, strict=True):
+        _put_turned(rotate, *turn, keys, slice(None), out)
     eps = torch.finfo(turned.dtype).eps
     alike = bool((turned - states[1])[0].abs().max() <= 16 * eps * states[1][0].abs().max())
     if alike:

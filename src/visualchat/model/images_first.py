@@ -20,6 +20,9 @@ from visualchat.attention import Modality
 from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.growing_cache import GrowingCache, GrowingLayer, Room
 
+PutKeys = Callable[[Tensor, slice, Tensor], None]
+"""Puts keys (H, m, D) of some of an insertion's tokens, named by a slice, rotated to their places, into (H, m, D)."""
+
 
 @dataclass(frozen=True)
 class Insertion:
@@ -28,19 +31,32 @@ class Insertion:
     Attributes:
         place: Where in the conversation the first of them stands.
         text: How many of them, the first ones, are text.
-        length: How many there are.
-        layer: Keys and values (H, n, D) of a layer by its number, rotated to their places.
+        states: Keys and values of all layers (2, L, H, n, D).
+        turn: Rotates the keys; None where they are rotated already.
     """
 
     place: int
     text: int
-    length: int
-    layer: Callable[[int], tuple[Tensor, Tensor]]
+    states: Tensor
+    turn: PutKeys | None
 
     @property
-    def places(self) -> range:
-        """Where its tokens stand."""
-        return range(self.place, self.place + self.length)
+    def length(self) -> int:
+        """How many tokens there are."""
+        return self.states.shape[3]
+
+    def places(self, device: torch.device) -> Tensor:
+        """Where its tokens stand, (n,)."""
+        return torch.arange(self.place, self.place + self.length, device=device)
+
+    def put(self, number: int, part: slice, keys: Tensor, values: Tensor) -> None:
+        """Write a layer, by its number, of some of the tokens, m in number, into keys and values (H, m, D)."""
+        given = self.states[0, number, :, part]
+        if self.turn is None:
+            keys.copy_(given)
+        else:
+            self.turn(given, part, keys)
+        values.copy_(self.states[1, number, :, part])
 
 
 class ImagesFirstCache(GrowingCache):
@@ -83,9 +99,8 @@ class ImagesFirstCache(GrowingCache):
         for number, layer in enumerate(self.layers):
             assert isinstance(layer, GrowingLayer)
             _refill(layer, number, given, images, len(modality))
-        new = [place for each in given for place in each.places[each.text :]]
-        labels = [place for each in given for place in each.places[: each.text]]
-        known = torch.cat([held[:images], held.new_tensor(new), held[images:], held.new_tensor(labels)])
+        labels, new = zip(*(each.places(held.device).tensor_split([each.text]) for each in given), strict=True)
+        known = torch.cat([held[:images], *new, held[images:], *labels])
         coming = torch.ones_like(modality, dtype=torch.bool)
         coming[known] = False
         self.order = torch.cat([known, coming.nonzero()[:, 0]])[None]
@@ -151,15 +166,14 @@ def _refill(layer: GrowingLayer, number: int, given: Sequence[Insertion], images
     """Write a layer's entries and those given into new room for `length`: images, old text, the given ones' text."""
     held = layer.get_seq_length()
     image, text = images, held + sum(each.length - each.text for each in given)
-    room = None
+    like = given[0].states[:, number]
+    room = Room.for_entries(length, like[:1], like[1:])
     for each in given:
-        keys, values = (states[None] for states in each.layer(number))
-        room = Room.for_entries(length, keys, values) if room is None else room
-        for ours, theirs in ((room.keys, keys), (room.values, values)):
-            ours[:, :, text : text + each.text] = theirs[:, :, : each.text]
-            ours[:, :, image : image + each.length - each.text] = theirs[:, :, each.text :]
+        for part, begin in ((slice(each.text), text), (slice(each.text, each.length), image)):
+            if count := len(range(each.length)[part]):
+                into = slice(begin, begin + count)
+                each.put(number, part, room.keys[0, :, into], room.values[0, :, into])
         image, text = image + each.length - each.text, text + each.text
-    assert room is not None
     if held:
         assert layer.keys is not None
         assert layer.values is not None
@@ -167,7 +181,7 @@ def _refill(layer: GrowingLayer, number: int, given: Sequence[Insertion], images
             ours[:, :, :images] = theirs[:, :, :images]
             ours[:, :, image : image + held - images] = theirs[:, :, images:]
     elif not layer.is_initialized:
-        layer.lazy_initialization(keys, values)
+        layer.lazy_initialization(room.keys, room.values)
     layer.live_in(room, text)
 
 
