@@ -1,5 +1,8 @@
 """Answers that are cut short, never read, or fail."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from talking import MOST, ROUNDS, prompt_of, recompute, state, talk
@@ -85,6 +88,24 @@ def forget(session):
     limits, session.drop_oldest = session.model.config.text_config, True
     limits.max_position_embeddings = len(session.ids) + MOST + 10
     return session.ask(*ROUNDS[2])
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_a_session_that_is_left_in_the_middle_of_an_answer_is_gone_at_once(model, processor, read):
+    """Its keys and values with it, without waiting for the garbage collector."""
+    gc.disable()
+    try:
+        for _ in range(3):
+            session = ChatSession(model, processor, max_new_tokens=MOST)
+            talk(session, ROUNDS[:1])
+            stream = session.edit(1, "Really?")
+            for _ in range(read):
+                next(stream)
+            left = weakref.ref(session), weakref.ref(session.cache)
+            del session, stream
+            assert [ref() for ref in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class ChatSession:
         self._samplers = Samplers(model, processor.end_token_ids[-1])
         if store is not None and self.why_not_stored is not None:
             store.say_once(f"images are not reused but as part of what precedes them: {self.why_not_stored}")
-        self._open: Generator[str, None, None] | None = None
+        self._open: weakref.ref[Generator[str, None, None]] | None = None  # else neither would go while it is unread
         self.timing: Timing | None = None
         self.turns: tuple[Turn, ...] = ()
         self._forget()
@@ -95,9 +96,9 @@ class ChatSession:
 
     def _close(self) -> None:
         """Cut an answer short that was not read to its end."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._open is not None and (stream := self._open()) is not None:
+            stream.close()
+        self._open = None
 
     def _check_settings(self) -> None:
         check_settings(self.max_new_tokens, self.temperature, self.stop, seed=self.seed)
@@ -262,8 +263,9 @@ class ChatSession:
         """Begin a round; `course` is as of `_stream`."""
         course, tokens, images = course._fitting(turn)
         request = Request(tokens, (), self.max_new_tokens, self.temperature, generator=course.generator, stop=self.stop)
-        self._open = self._stream(course, turn, request, images)
-        return self._open
+        stream = self._stream(course, turn, request, images)
+        self._open = weakref.ref(stream)
+        return stream
 
     def _fitting(self, turn: Turn) -> tuple[ChatSession, Tokens, list[Image.Image]]:
         """This session, or one without its oldest rounds where they may be dropped and must; and as of `_encode`."""
