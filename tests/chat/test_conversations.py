@@ -193,7 +193,7 @@ def test_what_cannot_be_saved_leaves_nothing(model, processor, tmp_path, monkeyp
     for folder in (tmp_path / "new", tmp_path):
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_text", lambda *given, **settings: (_ for _ in ()).throw(OSError(28, "full")))
-            with pytest.raises(OSError, match="full"):
+            with pytest.raises(OSError, match=rf"full: '{folder}'$"):
                 session.save(folder)
         assert not [*tmp_path.iterdir()]
     session.save(tmp_path / "new")

@@ -66,11 +66,13 @@ def save_conversation(saved: Saved, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _write(saved, folder)
-    except BaseException:  # a full disk, or Ctrl-C
+    except BaseException as error:  # a full disk, or Ctrl-C
         for path in folder.iterdir():
             path.unlink()
         if new:
             folder.rmdir()
+        if isinstance(error, OSError):  # which need not tell where
+            raise OSError(error.errno, error.strerror, str(folder)) from error
         raise
 
 
