@@ -8,12 +8,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from visualchat.tiny import BACKBONES
-from visualchat.tiny.pretraining.__main__ import LANGUAGES, SCORES
+from visualchat.tiny.pretraining.__main__ import SCORES
 from visualchat.tiny.pretraining.card import card
 from visualchat.tiny.pretraining.language import score_language
 from visualchat.tiny.pretraining.tokenizer import train_tokenizer
 from visualchat.tiny.pretraining.vision import pixels_of
 from visualchat.tiny.scenes import draw, random_scene
+
+LANGUAGES = ("language_causal", "language_mixed")
 
 
 def test_vision_tower_gives_16_tokens_of_width_96():

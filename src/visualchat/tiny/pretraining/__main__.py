@@ -27,21 +27,22 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from visualchat.tiny import BACKBONES
 from visualchat.tiny.pretraining import OnStep
 from visualchat.tiny.pretraining.card import card
-from visualchat.tiny.pretraining.language import RECIPES, score_language, train_language
+from visualchat.tiny.pretraining.language import score_language, train_language
+from visualchat.tiny.pretraining.recipes import RECIPES
 from visualchat.tiny.pretraining.tokenizer import train_tokenizer
 from visualchat.tiny.pretraining.vision import VisionRecipe, image_processor, train_vision
 
-LANGUAGES = ("language_causal", "language_mixed")
+LANGUAGES = tuple(RECIPES)
 TRAINED = ("vision", *LANGUAGES)
-PARTS = ("tokenizer", "vision", "language-causal", "language-mixed", "card")
+PARTS = ("tokenizer", *(name.replace("_", "-") for name in TRAINED), "card")
 SCORES = "scores.json"
 
 
 def make_tokenizer(out: Path) -> None:
-    """Train the tokenizer and save it in both language folders."""
-    tokenizer = train_tokenizer()
+    """Train the tokenizers, of plain dialogues and of those with hops, and save each in its language folders."""
+    tokenizers = {hops: train_tokenizer(hops) for hops in (False, True)}
     for name in LANGUAGES:
-        tokenizer.save_pretrained(out / name)
+        tokenizers[RECIPES[name].hops].save_pretrained(out / name)
 
 
 def make_vision(out: Path, seed: int, on_step: OnStep) -> dict[str, Any]:
@@ -56,7 +57,9 @@ def make_language(name: str, out: Path, seed: int, on_step: OnStep) -> dict[str,
     """Train, untie and save one language model beside its tokenizer; returns its scores on (folded) captions."""
     tokenizer = AutoTokenizer.from_pretrained(out / name)
     recipe = RECIPES[name]
-    model = untied(train_language(recipe, tokenizer, seed, on_step))
+    start = out / recipe.start if recipe.start else None
+    checkpoint = out / f"{name}.checkpoint"
+    model = untied(train_language(recipe, tokenizer, seed, on_step, start, checkpoint))
     save_half(model, out / name)
     model = LlamaForCausalLM.from_pretrained(
         out / name, dtype=torch.float32
@@ -64,7 +67,9 @@ def make_language(name: str, out: Path, seed: int, on_step: OnStep) -> dict[str,
     scores = {}
     for form, kind in dict.fromkeys(recipe.course):
         for split in ("validation", "unseen"):
-            scores[f"{form}, {kind}, {split}"] = score_language(model, tokenizer, form, kind, split)
+            found = score_language(model, tokenizer, form, kind, split, hops=recipe.hops)
+            scores[f"{form}, {kind}, {split}"] = found
+    checkpoint.unlink(missing_ok=True)
     return {"parameters": sum(p.numel() for p in model.parameters()), "scores": scores}
 
 
@@ -164,11 +169,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = Console()
     parts = options.only or PARTS
+    names = [name for name in reversed(TRAINED) if name.replace("_", "-") in parts]  # the longest first
+    for name in names:
+        start = RECIPES[name].start if name in RECIPES else ""
+        if start and start not in names and not (options.out / start / "config.json").exists():
+            parser.error(f"{name} grows from {start}, which is not in {options.out}: make it too, or copy it there")
     options.out.mkdir(parents=True, exist_ok=True)
     if "tokenizer" in parts:
         make_tokenizer(options.out)
-    names = [name for name in reversed(TRAINED) if name.replace("_", "-") in parts]  # the longest first
-    results = train_parts(names, options.out, options.seed, options.workers, console) if names else {}
+    results: dict[str, dict[str, Any]] = {}
+    while names:
+        ready = [name for name in names if name == "vision" or RECIPES[name].start not in names]
+        results |= train_parts(ready, options.out, options.seed, options.workers, console)
+        names = [name for name in names if name not in ready]
     scores = _record(options.out, results)
     if "card" in parts:
         (options.out / "README.md").write_text(card(scores))

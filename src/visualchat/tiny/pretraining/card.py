@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visualchat.tiny.pretraining.language import RECIPES
+from visualchat.tiny.pretraining.recipes import RECIPES
 from visualchat.tiny.pretraining.vision import VisionRecipe
 from visualchat.tiny.scenes import HELD_OUT
 
@@ -12,6 +12,9 @@ _TITLES = {
     "vision": "a SigLIP-style vision tower: 64x64 pixels, 16 patches, 3 layers of width 96, no class token and no head",
     "language_causal": "a LLaMA of 4 layers, 4 heads and width 128, pretrained with causal attention on captions",
     "language_mixed": "the same LLaMA, pretrained also on folded captions, with `mmca` and with causal attention",
+    "language_hops": "`language_causal` with two more layers, pretrained further on captions: questions with hops",
+    "language_hops_mixed": "`language_mixed` with two more layers, pretrained further: questions with hops",
+    "language_hops_wide": "`language_hops` made 192 wide, with 6 heads, pretrained further",
 }
 
 

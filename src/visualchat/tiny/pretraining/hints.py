@@ -51,6 +51,8 @@ def copy_hints(length: int, first: int, repeats: Sequence[int], size: int) -> tu
 def dialogue_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedTokenizerBase) -> tuple[Hint, ...]:
     """Hints for a dialogue over captions or folded captions."""
     heading, _, end = encode_text(tokenizer, "### Image 1:\n")
+    asking = encode_text(tokenizer, "### Question:\n")[0]
+    digits = {token for number in range(1, 10) for token in encode_text(tokenizer, f" {number}")}
     ids = encoding.input_ids
     numbers = [i + 1 for i in range(len(ids) - 2) if ids[i] == heading and ids[i + 2] == end]
     folded = Modality.IMAGE in encoding.mm_token_type_ids
@@ -61,13 +63,18 @@ def dialogue_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedToke
             shown[image, cell] = keys
             hints += [Hint(NUMBER, query, (number,)) for query in keys]
             hints += [] if folded else [Hint(PLACE, query, (keys[2],)) for query in keys[3:]]
+    # The last word of "a red circle top-left" can know the others; of an image's patches, each knows all.
+    things_at = shown if folded else {place: keys[-1:] for place, keys in shown.items()}
+    earlier: list[tuple[int, ...]] = []  # of each round, the positions of the image numbers that its question names
     for turn, (start, stop) in zip(sketch.rounds, encoding.answer_spans, strict=True):
         question = turn.question
-        if question.kind == "same":
-            mentioned = _numbers_of(question, start, tokenizer)
+        earlier.append(_numbers_of(ids, start, asking, digits))
+        if question.hop:
+            hints += _hop_hints(question, things_at, earlier, start - 1)
+        elif question.kind == "same":
             things = [shown[thing] if folded else _telling(question, shown[thing]) for thing in question.about]
-            hints += [Hint(ABOUT, query, keys) for query, keys in zip(mentioned, things, strict=True)]
-            hints.append(Hint(BOTH, start - 1, mentioned))
+            hints += [Hint(ABOUT, query, keys) for query, keys in zip(earlier[-1], things, strict=True)]
+            hints.append(Hint(BOTH, start - 1, earlier[-1]))
         elif question.about:
             keys = shown[question.about[0]]
             # A token is predicted from the one before. The first one is in question, of a place or "image k" both.
@@ -76,12 +83,47 @@ def dialogue_hints(sketch: Sketch, encoding: Encoding, tokenizer: PreTrainedToke
     return tuple(hints)
 
 
-def _numbers_of(question: Question, answer: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The positions of the image numbers that a question names, given where its answer begins."""
-    ids = encode_text(tokenizer, question.text)
-    start = answer - len(encode_text(tokenizer, "\n\n### Answer:\n")) - len(ids)
-    numbers = {encode_text(tokenizer, f" {number}")[0] for number in range(1, 5)}
-    return tuple(start + offset for offset, token in enumerate(ids) if token in numbers)
+def _hop_hints(
+    question: Question,
+    things: dict[tuple[int, int], tuple[int, ...]],
+    earlier: Sequence[tuple[int, ...]],
+    answer: int,
+) -> list[Hint]:
+    """Hints for a question with hops: a named image's number stands for the thing that is asked about in it.
+
+    Args:
+        question: Asked last.
+        things: The positions that tell what stands at an image's number and cell.
+        earlier: For each round, the last one this question's, the positions of the image numbers in its question.
+        answer: The position from which the answer's first token is predicted.
+    """
+    kind, about = question.kind, question.about
+    if kind.startswith("back"):
+        return [Hint(BOTH, answer, earlier[-1 - int(kind[-1])])]
+    hints = [Hint(ABOUT, query, things[place]) for query, place in zip(earlier[-1], about, strict=False)]
+    if kind == "same":
+        return [*hints, Hint(BOTH, answer, earlier[-1])]
+    if kind == "list":  # "image 1, image 3": every third token is a number
+        images = sorted({number for number, _ in about})
+        keys = [tuple(key for place in about if place[0] == image for key in things[place]) for image in images]
+        return [Hint(ABOUT, answer + 1 + 3 * step, of_image) for step, of_image in enumerate(keys)]
+    if about and kind != "common":
+        steps = (0, 1) if kind in ("which", "odd") else (0,)
+        hints += [Hint(ABOUT, answer + step, tuple(key for place in about for key in things[place])) for step in steps]
+    return hints
+
+
+def _numbers_of(ids: Sequence[int], answer: int, question: int, digits: set[int]) -> tuple[int, ...]:
+    """The positions of the image numbers in the question before the answer that begins at `answer`.
+
+    Args:
+        ids: Of the whole dialogue.
+        answer: A position.
+        question: The token that opens a question.
+        digits: The tokens of image numbers.
+    """
+    start = next(position for position in range(answer, -1, -1) if ids[position] == question)
+    return tuple(position for position in range(start, answer) if ids[position] in digits)
 
 
 def _words(scene: Scene, start: int) -> dict[int, tuple[int, ...]]:

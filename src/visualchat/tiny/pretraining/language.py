@@ -10,18 +10,20 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from visualchat.attention import implementation_name
 from visualchat.dialogue.encoding import IGNORE_INDEX, Modality
 from visualchat.evaluation.exact_match import correct_answers
-from visualchat.tiny.dialogues import Split, sketch_dialogue
+from visualchat.tiny.dialogues import Sketch, Split, TinyDialogues, sketch_dialogue
+from visualchat.tiny.hop_dialogues import MOST_IMAGES, HopDialogues, sketch_hops
 from visualchat.tiny.pretraining import OnStep
+from visualchat.tiny.pretraining.growing import grow
 from visualchat.tiny.pretraining.hints import Hint, hint_loss
 from visualchat.tiny.pretraining.language_data import (
     Form,
@@ -32,72 +34,23 @@ from visualchat.tiny.pretraining.language_data import (
     copy_batch,
     encode_sketch,
 )
+from visualchat.tiny.pretraining.recipes import LanguageRecipe
 
-Course = tuple[tuple[Form, str], ...]
-"""Forms and attention kinds that take turns, batch by batch."""
-
-CAUSAL_COURSE: Course = (("text", "causal"),)
-MIXED_COURSE: Course = (
-    ("text", "causal"),
-    ("folded", "mmca"),
-    ("text", "causal"),
-    ("folded", "mmca"),
-    ("folded", "causal"),
-)
+HEAD_SIZE = 32
+CHECKPOINT_EVERY = 50  # steps
 POOL = 8  # batches' worth of dialogues that are sorted by length together
 
 
-@dataclass(frozen=True)
-class LanguageRecipe:
-    """How a language model is trained.
-
-    Attributes:
-        course: What tells the two models apart.
-        copy_steps: Steps of the warm-up on strings to copy.
-        copy_batch_size: Strings a step.
-        copy_rate: Learning rate of the warm-up.
-        steps: Steps on dialogues.
-        batch_size: Dialogues a step.
-        learning_rate: Learning rate on dialogues.
-        one_image_share: Share of the steps, at the start, with dialogues of one image only.
-        hinted_share: Share of the steps, at the start, with hints (under causal attention).
-        hint_weight: Weight of the loss of hints, on strings and dialogues.
-        other_weight: Weight of the loss of text that is not an answer.
-        noise: Spread of the noise on folded captions, in units of the embedding's root mean square.
-        most_rounds: Rounds of the longest dialogues; more than later, for more answers a token.
-    """
-
-    course: Course
-    copy_steps: int = 450
-    copy_batch_size: int = 32
-    copy_rate: float = 3e-3
-    steps: int = 2500
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    one_image_share: float = 0.12
-    hinted_share: float = 0.4
-    hint_weight: float = 0.3
-    other_weight: float = 0.1
-    noise: float = 0.2
-    most_rounds: int = 8
-
-
-RECIPES = {
-    "language_causal": LanguageRecipe(CAUSAL_COURSE, steps=3000),
-    "language_mixed": LanguageRecipe(MIXED_COURSE, steps=4500),
-}
-"""The recipe of each shipped language model."""
-
-
-def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The architecture: a LLaMA of 4 layers, 4 heads and width 128; embedding and head are tied in pretraining."""
+def language_config(tokenizer: PreTrainedTokenizerBase, recipe: LanguageRecipe) -> LlamaConfig:
+    """The architecture: a LLaMA; embedding and head are tied in pretraining."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=recipe.width,
+        head_dim=HEAD_SIZE,
+        intermediate_size=3 * recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.width // HEAD_SIZE,
+        num_key_value_heads=recipe.width // HEAD_SIZE,
         max_position_embeddings=2048,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -134,7 +87,8 @@ def _folded(model: LlamaForCausalLM, words: Tensor, noise: float) -> Tensor:
 def forward(model: LlamaForCausalLM, embeds: Tensor, batch: TextBatch, kind: str) -> Tensor:
     """Logits [B, S, vocabulary] of an embedded batch under an attention kind, to which the model is switched."""
     model.set_attn_implementation(implementation_name(kind))
-    inputs = {"inputs_embeds": embeds, "attention_mask": batch.attention_mask}
+    # Rows are padded on the right, so that causal attention needs no mask for it, which is quicker.
+    inputs = {"inputs_embeds": embeds, "attention_mask": None if kind == "causal" else batch.attention_mask}
     return model(**inputs, key_modality=batch.mm_token_type_ids, use_cache=False).logits
 
 
@@ -152,50 +106,86 @@ def train_language(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     on_step: OnStep = lambda done, total, loss: None,
+    start: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> LlamaForCausalLM:
-    """Train a language model from nothing: strings to copy first, then dialogues over all compositions.
+    """Train a language model: strings to copy unless it grows from another one, then dialogues over all compositions.
 
     Args:
         recipe: Steps, rates and course.
         tokenizer: The tiny world's tokenizer.
         seed: Decides weights and data.
         on_step: Called after each step with steps done, steps in all and the loss.
+        start: The folder of the model that `recipe.start` names, where it names one.
+        checkpoint: A file that keeps how far the dialogues are; where there is one, training resumes from it.
 
     Returns:
         The model in evaluation mode, embedding and head still tied.
     """
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(language_config(tokenizer))
-    total = recipe.copy_steps + recipe.steps
-    optimizer = _Optimizer(model, recipe.copy_rate, recipe.copy_steps)
-    for step, (ids, labels, hints) in enumerate(_copy_batches(recipe, tokenizer, seed), start=1):
-        logits, hint = forward_hinted(model, model.model.embed_tokens(ids), None, hints)
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.step(loss + recipe.hint_weight * hint)
-        on_step(step, total, loss.item())
-    optimizer = _Optimizer(model, recipe.learning_rate, recipe.steps)
+    model = LlamaForCausalLM(language_config(tokenizer, recipe))
+    copy_steps = 0 if start else recipe.copy_steps
+    if start:
+        smaller = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        grow(model, tokenizer, smaller, AutoTokenizer.from_pretrained(start))
+    optimizer = _Optimizer(model, recipe.learning_rate, recipe.steps, recipe.warmup_share, recipe.decay_share)
+    done = optimizer.resume(checkpoint)
+    if not done:
+        _learn_to_copy(model, recipe, tokenizer, seed, copy_steps, on_step)
     for step, (batch, kind) in enumerate(_dialogue_batches(recipe, tokenizer, seed), start=1):
+        if step <= done:
+            continue
         hints = [item.hints for item in batch.items]
         embeds = embed(model, batch, recipe.noise)
         if step <= recipe.hinted_share * recipe.steps and kind == "causal" and any(hints):
-            logits, hint = forward_hinted(model, embeds, batch.attention_mask, hints)
+            logits, hint = forward_hinted(model, embeds, None, hints)
         else:
             logits, hint = forward(model, embeds, batch, kind), torch.zeros(())
         loss = _dialogue_loss(logits, batch, recipe.other_weight)
         optimizer.step(loss + recipe.hint_weight * hint)
-        on_step(recipe.copy_steps + step, total, loss.item())
+        if step % CHECKPOINT_EVERY == 0:
+            optimizer.save(checkpoint, step)
+        on_step(copy_steps + step, copy_steps + recipe.steps, loss.item())
     return model.eval()
 
 
-class _Optimizer:
-    """AdamW with a linear warm-up over the first twentieth of the steps, then a cosine to zero."""
+def _learn_to_copy(
+    model: LlamaForCausalLM,
+    recipe: LanguageRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    steps: int,
+    on_step: OnStep,
+) -> None:
+    """The warm-up on strings to copy."""
+    optimizer = _Optimizer(model, recipe.copy_rate, max(1, steps))
+    for step, (ids, labels, hints) in enumerate(_copy_batches(recipe, tokenizer, seed, steps), start=1):
+        logits, hint = forward_hinted(model, model.model.embed_tokens(ids), None, hints)
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.step(loss + recipe.hint_weight * hint)
+        on_step(step, steps + recipe.steps, loss.item())
 
-    def __init__(self, model: nn.Module, rate: float, steps: int) -> None:
+
+class _Optimizer:
+    """AdamW with a linear warm-up, then a constant rate, which falls to zero by a cosine at the end.
+
+    Args:
+        model: What trains.
+        rate: The constant rate.
+        steps: All of them.
+        warmup: The share of the steps in which the rate rises.
+        decay: The share of the steps, at the end, in which it falls.
+    """
+
+    def __init__(self, model: nn.Module, rate: float, steps: int, warmup: float = 0.05, decay: float = 1.0) -> None:
         self.model = model
         self.adam = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.adam, lambda step: min(1.0, (step + 1) / (0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        )
+
+        def share(step: int) -> float:
+            falling = max(0.0, (step - (1 - decay) * steps) / (decay * steps))
+            return min(1.0, (step + 1) / (warmup * steps)) * 0.5 * (1 + math.cos(math.pi * falling))
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, share)
 
     def step(self, loss: Tensor) -> None:
         """One update from a loss."""
@@ -205,16 +195,34 @@ class _Optimizer:
         self.adam.step()
         self.schedule.step()
 
+    def save(self, path: Path | None, step: int) -> None:
+        """Keep in a file all that the next step depends on."""
+        if path is None:
+            return
+        states = [part.state_dict() for part in (self.model, self.adam, self.schedule)]
+        torch.save((step, states, torch.get_rng_state()), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def resume(self, path: Path | None) -> int:
+        """Go back to what a file kept; returns its step, or 0 where there is none."""
+        if path is None or not path.exists():
+            return 0
+        step, states, rng = torch.load(path)
+        for part, state in zip((self.model, self.adam, self.schedule), states, strict=True):
+            part.load_state_dict(state)
+        torch.set_rng_state(rng)
+        return int(step)
+
 
 def _copy_batches(
-    recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int
+    recipe: LanguageRecipe, tokenizer: PreTrainedTokenizerBase, seed: int, steps: int
 ) -> Iterator[tuple[Tensor, Tensor, list[tuple[Hint, ...]]]]:
     """Strings to copy, of the tokens that the world uses."""
     rng = random.Random(f"strings to copy {seed}")
-    sketches = [sketch_dialogue("pretraining", seed, index) for index in range(300)]
+    sketches = [_sketch(recipe, seed, index) for index in range(300)]
     used = {token for s in sketches for token in encode_sketch(s, tokenizer, "text", rng).encoding.input_ids}
     tokens = sorted(used - set(tokenizer.all_special_ids))
-    for _ in range(recipe.copy_steps):
+    for _ in range(steps):
         yield copy_batch(rng, recipe.copy_batch_size, tokens, tokenizer.bos_token_id)
 
 
@@ -227,17 +235,28 @@ def _dialogue_batches(
     waiting: dict[Form, list[list[Item]]] = defaultdict(list)
     for step in range(recipe.steps):
         form, kind = recipe.course[step % len(recipe.course)]
-        one_image = step < recipe.one_image_share * recipe.steps
+        most = most_images(recipe, step / recipe.steps)
         if not waiting[form]:
             count = POOL * recipe.batch_size
-            sketches = [
-                sketch_dialogue("pretraining", seed, index + i, 1 if one_image else 4, recipe.most_rounds)
-                for i in range(count)
-            ]
+            sketches = [_sketch(recipe, seed, index + i, most) for i in range(count)]
             index += count
             items = [encode_sketch(sketch, tokenizer, form, rng) for sketch in sketches]
             waiting[form] = list(bucketed(items, recipe.batch_size, rng))
         yield collate(waiting[form].pop(), tokenizer.pad_token_id), kind
+
+
+def most_images(recipe: LanguageRecipe, progress: float) -> int:
+    """Images of the longest dialogues at some share of the steps."""
+    if progress < recipe.one_image_share:
+        return 1
+    return MOST_IMAGES if recipe.hops and progress >= recipe.one_image_share + recipe.few_images_share else 4
+
+
+def _sketch(recipe: LanguageRecipe, seed: int, index: int, most_images: int = 4) -> Sketch:
+    """A dialogue over all compositions."""
+    if recipe.hops:
+        return sketch_hops("pretraining", seed, index, (1, most_images), recipe.most_rounds)
+    return sketch_dialogue("pretraining", seed, index, most_images, recipe.most_rounds)
 
 
 def _dialogue_loss(logits: Tensor, batch: TextBatch, other_weight: float) -> Tensor:
@@ -258,6 +277,7 @@ def score_language(
     split: Split = "validation",
     dialogues: int = 400,
     seed: int = 0,
+    hops: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Share of answers that greedy decoding would give exactly, from one teacher-forced pass.
 
@@ -265,7 +285,10 @@ def score_language(
         "all" (without "describe"), then by question type ("kind") and by number of images ("images", likewise).
     """
     rng = random.Random(f"score {seed}")
-    sketches = [sketch_dialogue(split, seed, index) for index in range(dialogues)]
+    data = (
+        HopDialogues(split, dialogues, seed, images=(1, MOST_IMAGES)) if hops else TinyDialogues(split, dialogues, seed)
+    )
+    sketches = [data.sketch(index) for index in range(dialogues)]
     items = [encode_sketch(sketch, tokenizer, form, rng) for sketch in sketches]
     results: list[tuple[str, int, bool]] = []
     for chunk in bucketed(items, 50, rng):

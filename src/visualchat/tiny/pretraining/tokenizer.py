@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from visualchat.dialogue.template import TextSegment
 from visualchat.tiny.dialogues import SPLITS, caption_segments, sketch_dialogue
+from visualchat.tiny.hop_dialogues import MOST_IMAGES, sketch_hops
 from visualchat.tiny.scenes import CELLS, COLOURS, SHAPES
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -22,8 +23,8 @@ _PATTERN = r"### (?:Question:\n|Answer:\n|Image)|:\n|\n\n| ?[A-Za-z]+(?:-[A-Za-z
 _MOST_TOKENS = 512  # more than there is to merge: training ends when every word is one token
 
 
-def train_tokenizer(dialogues: int = 3000) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on generated dialogues; the same number gives the same tokenizer."""
+def train_tokenizer(hops: bool = False, dialogues: int = 3000) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on generated dialogues, those with hops or the plain ones; the same ones give the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -38,7 +39,7 @@ def train_tokenizer(dialogues: int = 3000) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(dialogues), trainer)
+    tokenizer.train_from_iterator(_corpus(hops, dialogues), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -49,11 +50,13 @@ def train_tokenizer(dialogues: int = 3000) -> PreTrainedTokenizerFast:
     )
 
 
-def _corpus(dialogues: int) -> Iterator[str]:
+def _corpus(hops: bool, dialogues: int) -> Iterator[str]:
     """Texts of dialogues, and each word of the world with and without a space before it."""
     for word in (*COLOURS, *SHAPES, "yes", "no", "image", *CELLS, "a"):
         yield from (word, f" {word}") * 10
     yield from [FILLER_WORD] * 10
     for index in range(dialogues):
-        segments = caption_segments(sketch_dialogue(SPLITS[index % 3], -1, index))
+        split = SPLITS[index % 3]
+        sketch = sketch_hops(split, -1, index, (1, MOST_IMAGES), 8) if hops else sketch_dialogue(split, -1, index)
+        segments = caption_segments(sketch)
         yield from (segment.text for segment in segments if isinstance(segment, TextSegment))
