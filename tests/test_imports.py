@@ -37,6 +37,7 @@ RULES = (
         never=("fastapi", "starlette", "uvicorn", "prometheus_client", "llguidance"),
         except_in=("visualchat.serve",),
     ),
+    Rule("visualchat", never=("ray",), except_in=("visualchat.serve.cluster",)),
     Rule(
         "visualchat", never=LIGHTNING, except_in=("visualchat.data.datamodule", "visualchat.training", "visualchat.cli")
     ),

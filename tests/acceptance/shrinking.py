@@ -29,6 +29,7 @@ ELSEWHERE = {
     "visualchat-judge": "test_judge.py types these, with a judge of its own",
     "outputs/(one|two)": "test_evaluation_page.py types these, one after the other",
     r"answers=\[": "test_answers_compared.py types such a line",
+    r"cluster\.address=auto": "test_cluster.py types it, on a Ray cluster of two nodes",
 }
 """Lines that another test types, by what they contain, and where."""
 
@@ -141,7 +142,11 @@ EVALUATION = (
     ),
 )
 CHAT = (Rule(has("max_new_tokens"), ["max_new_tokens=4"]),)
-SERVE = (*CHAT, Rule(has("port"), ["port=0"]))
+SERVE = (
+    *CHAT,
+    Rule(has("port"), ["port=0"]),
+    Rule(has("cluster.replicas"), ["cluster.replicas=1", "cluster.cpus=0.5", "cluster.object_store_bytes=100000000"]),
+)
 STUDY = (
     Rule(
         has("plan"),

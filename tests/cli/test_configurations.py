@@ -21,7 +21,7 @@ from visualchat.cli.mistakes import groups
 from visualchat.dialogue.template import PAPER_SYSTEM
 
 ROOT = Path(CONF)
-COMMANDS = ("train", "evaluate", "chat", "generate", "data_tool", "convert", "plan", "studies")
+COMMANDS = ("train", "evaluate", "chat", "generate", "serve", "data_tool", "convert", "plan", "studies")
 EVERY = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.yaml"))
 SHARED = [path for path in EVERY if any(part.startswith("_") for part in path.parts)]
 FILES = [path for path in EVERY if path.parent != Path() and path not in SHARED]
@@ -31,12 +31,13 @@ NEEDED = {
     "generate": ["input=file"],
     "studies": ["study=image_numbers"],
 }
-UNBUILT = ("chat", "generate", "studies")  # whose configurations build nothing
+UNBUILT = ("chat", "generate", "serve", "studies")  # whose configurations build nothing
 RUN_OF = {
     "evaluate": "evaluate",
     "generate": "generate",
     "none": "chat",
 }  # the folder rules of other commands than training
+OF_ONE = {"cluster": "serve", "study": "studies"}  # groups of one other command
 
 
 def composed(command: str, *overrides: str) -> DictConfig:
@@ -53,7 +54,7 @@ def test_each_command_composes(command):
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_each_file_composes_into_a_command(path):
     group, name = path.parent.as_posix(), path.stem
-    command = RUN_OF.get(name, "train") if group == "run" else "studies" if group == "study" else "train"
+    command = RUN_OF.get(name, "train") if group == "run" else OF_ONE.get(group, "train")
     config = composed(command, *NEEDED.get(command, []), f"{group}={name}")
     assert config.hydra.runtime.choices[group] == name
     assert check_targets(config) or command in UNBUILT

@@ -147,10 +147,13 @@ in any round, plain and streamed. Ctrl-C lets running answers end.
   limits.images=16          and limits.tokens, limits.seconds, ...: what one
                             request may take
   vision=null language=null where the backbones of a light folder are now
+  cluster=ray               replicas on this machine or several; then
+                            cluster.replicas=2, cluster.address=null, ...
 
 Examples
   visualchat-serve
   visualchat-serve folder=outputs/mine/model port=8001
+  visualchat-serve cluster=ray cluster.replicas=4
 {_MORE}"""
 
 STUDY = f"""visualchat-study study=NAME [SETTING=VALUE ...]

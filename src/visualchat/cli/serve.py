@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from visualchat.cli.config import PLAIN, attention_setting, silence_libraries
 from visualchat.cli.main import serve as main
+
+if TYPE_CHECKING:
+    from visualchat.serve.cluster.settings import ClusterSettings
+    from visualchat.serve.settings import Settings
 
 NEEDS = ("fastapi", "uvicorn", "prometheus_client", "llguidance")
 
@@ -30,6 +37,7 @@ def run(config: DictConfig) -> None:
     from visualchat.serve.address import bound, check_address
     from visualchat.serve.settings import Limits, Settings
 
+    cluster = _cluster(config)
     settings = Settings(
         name=config.name,
         keys=keys_of(config.api_keys),
@@ -41,6 +49,9 @@ def run(config: DictConfig) -> None:
     )
     check_address(config.host, config.port, settings.keys)
     at = bound(config.host, config.port)
+    if cluster is not None:
+        _serve_cluster(config, settings, cluster, at)
+        return
 
     import torch
 
@@ -63,16 +74,59 @@ def run(config: DictConfig) -> None:
         ImageStore(**config.store),
         **config.engine,
     )
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"http://{host}:{at.getsockname()[1]}/v1"
     console = Console(file=sys.stdout)
 
     def ready() -> None:
-        console.print(
-            f"{folder}, {attention_setting(model.config.attention)}, as {settings.name} at {address}", **PLAIN
-        )
+        kind, at_ = attention_setting(model.config.attention), _address(config, at)
+        console.print(f"{folder}, {kind}, as {settings.name} at {at_}", **PLAIN)
 
     serve(build_app(Local(engine, settings), settings), at, ready)
+
+
+def _address(config: DictConfig, at: socket.socket) -> str:
+    """What clients are told."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{at.getsockname()[1]}/v1"
+
+
+def _cluster(config: DictConfig) -> ClusterSettings | None:
+    """What `cluster=ray` says; None for a single engine in this process."""
+    if not config.get("cluster"):
+        return None
+    if find_spec("ray") is None:
+        raise ValueError("cluster=ray needs Ray: pip install 'visualchat[cluster]'")
+    if config.device is not None:
+        raise ValueError(
+            f"device={config.device}: each replica computes where Ray puts it; "
+            "set cluster.gpus or cluster.cpus, and leave device out"
+        )
+    from visualchat.serve.cluster.settings import ClusterSettings
+
+    return ClusterSettings(**config.cluster)
+
+
+def _serve_cluster(config: DictConfig, settings: Settings, cluster: ClusterSettings, at: socket.socket) -> None:
+    """Serve until a signal comes, by replicas that live as long."""
+    os.environ.update(cluster.environment(settings.limits.seconds))
+    from visualchat.model.saved import saved_model
+    from visualchat.serve.app import build_app
+    from visualchat.serve.cluster.replica import Plan
+    from visualchat.serve.cluster.replicas import running
+    from visualchat.serve.running import serve
+
+    silence_libraries()
+    folder = saved_model(config.folder).resolve()
+    vision, language = (config[part] and str(Path(config[part]).resolve()) for part in ("vision", "language"))
+    plan = Plan(folder, vision, language, {**config.store}, {**config.engine}, settings)
+    many = cluster.replicas if cluster.most == cluster.replicas else f"{cluster.replicas} to {cluster.most}"
+    console = Console(file=sys.stdout)
+
+    def ready() -> None:
+        at_ = _address(config, at)
+        console.print(f"{folder}, replicas: {many}, as {settings.name} at {at_}", **PLAIN)
+
+    with running(plan, cluster) as replicas:
+        serve(build_app(replicas, settings), at, ready)
 
 
 if __name__ == "__main__":

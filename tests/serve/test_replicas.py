@@ -1,0 +1,167 @@
+"""Replicas without Ray's processes: where a request goes, and what is told of an answer whose replica was lost."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from asking import body, said, user
+from ray.exceptions import ActorDiedError
+
+from visualchat.engine import Answer, Usage
+from visualchat.serve.backend import Piece
+from visualchat.serve.cluster.replies import MOST_REPEATS, RepeatedReply
+from visualchat.serve.cluster.routes import in_order, ranked, route_of
+from visualchat.serve.cluster.settings import ClusterSettings
+from visualchat.serve.errors import ApiError, queue_full
+from visualchat.serve.protocol import ChatRequest
+
+NAMES = ["one", "two", "three"]
+
+
+def route(*messages, scope=""):
+    return route_of(ChatRequest.model_validate(body(*messages)), scope)
+
+
+def test_a_conversation_keeps_its_route_and_shares_it_with_all_about_its_first_image():
+    first = route(user("What is it?", 1))
+    assert route(user("What is it?", 1), said("A cat."), user("And now?", 2)) == first
+    assert route({"role": "system", "content": "Be brief."}, user("Compare!", 1, 3)) == first
+    assert route(user("What is it?", 1), scope="key 1") != first
+    text = route({"role": "system", "content": "Be brief."}, user("Hello"))
+    assert route({"role": "system", "content": "Be brief."}, user("Hello"), said("Yes?"), user("This", 4)) == text
+    assert len({first, text, route(user("Hello")), route(user("What is it?", 2))}) == 4
+
+
+def test_routes_spread_over_replicas_and_only_those_of_a_lost_one_move():
+    before = {number: ranked(str(number), NAMES) for number in range(600)}
+    for name, count in Counter(order[0] for order in before.values()).items():
+        assert 150 < count < 250, name
+    for number, order in before.items():
+        assert ranked(str(number), ["one", "two"]) == [name for name in order if name != "three"]
+
+
+def test_a_request_that_would_wait_at_its_first_choice_goes_to_the_next():
+    first, second, third = ranked("route", NAMES)
+    assert in_order("route", {first: 3, second: 0, third: 1}, running=4) == [first, second, third]
+    assert in_order("route", {first: 4, second: 0, third: 1}, running=4) == [second, third, first]
+    assert in_order("route", {first: 9, second: 7, third: 8}, running=4) == [second, third, first]
+
+
+class Stream:
+    """What a replica sends; an exception is raised in its place."""
+
+    def __init__(self, *events):
+        self.events, self.cancelled = iter(events), False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        for event in self.events:
+            if isinstance(event, Exception) and not isinstance(event, ApiError):
+                raise event
+            return event
+        raise StopAsyncIteration
+
+    def cancel(self):
+        self.cancelled = True
+
+
+def lost():
+    return ActorDiedError()
+
+
+def ended(text):
+    return Answer([1], text, "stop", Usage(3, 0, 0, 1), 0.001, 0.002)
+
+
+def told(*streams):
+    """What a client is told when these are the streams of the replicas that its request comes to."""
+    left = iter(streams)
+    found = []
+
+    async def scenario():
+        reply = RepeatedReply(lambda: next(left))
+        await reply.begin()
+        async for index, event in reply.events():
+            found.append((index, event.text))
+        return reply
+
+    try:
+        asyncio.run(scenario())
+    except (RuntimeError, ApiError, ActorDiedError) as error:
+        found.append(error)
+    return found
+
+
+def test_what_was_told_before_a_replica_was_lost_is_not_told_again():
+    whole = (None, (0, Piece("a ")), (1, Piece("x")), (0, Piece("b")), (1, ended("x")), (0, ended("a b")))
+    expected = told(Stream(*whole))
+    assert [text for _, text in expected] == ["a ", "x", "b", "x", "a b"]
+    other = (None, (1, Piece("x")), (1, ended("x")), (0, Piece("a ")), (0, Piece("b")), (0, ended("a b")))
+    for sent in range(len(whole)):  # lost after so many of its events
+        cut = Stream(*whole[:sent], lost())
+        found = told(cut, Stream(*other))
+        assert sorted(found) == sorted(expected), sent
+        assert [text for index, text in found if index == 0] == ["a ", "b", "a b"]
+        assert cut.cancelled
+    again = told(Stream(*whole[:3], lost()), Stream(None, (0, Piece("a ")), lost()), Stream(*other))
+    assert sorted(again) == sorted(expected)
+
+
+def test_an_answer_that_cannot_be_continued_ends_with_an_error():
+    begun = Stream(None, (0, Piece("a ")), (0, Piece("b")), lost())
+    *_, error = told(begun, Stream(None, (0, Piece("a ")), (0, Piece("c"))))
+    assert "not the one that was begun" in str(error)
+    begun = Stream(None, (0, Piece("a ")), (0, Piece("b")), lost())
+    *_, error = told(begun, Stream(None, (0, Piece("a ")), (0, ended("a "))))
+    assert "ended before" in str(error)
+
+
+def test_a_request_that_ends_every_replica_is_given_up():
+    streams = [Stream(None, (0, Piece("a")), lost()) for _ in range(MOST_REPEATS + 2)]
+    first, error = told(*streams)
+    assert (first, type(error)) == ((0, "a"), ActorDiedError)
+    assert [stream.cancelled for stream in streams] == [True] * (MOST_REPEATS + 1) + [False]
+
+
+def test_a_refusal_is_the_replicas_own_also_after_a_loss():
+    for streams in ([Stream(queue_full())], [Stream(lost()), Stream(queue_full())]):
+        (error,) = told(*streams)
+        assert (error.status, error.code) == (429, "queue_full")
+
+
+def test_times_of_a_repeated_answer_are_those_that_its_client_saw():
+    streams = iter([Stream(None, (0, Piece("a")), lost()), Stream(None, (0, Piece("a")), (0, ended("a")))])
+
+    async def scenario():
+        reply = RepeatedReply(lambda: next(streams))
+        await asyncio.sleep(0.05)  # at the first replica
+        await reply.begin()
+        return [event async for _, event in reply.events()][-1]
+
+    answer = asyncio.run(scenario())
+    assert answer.first_token >= 0.05
+    assert answer.seconds >= answer.first_token
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"replicas": 0}, "cluster.replicas=0: expected more than 0"),
+        ({"gpus": -1}, "cluster.gpus=-1: expected"),
+        ({"most_replicas": 1}, "expected at least cluster.replicas, which is 2"),
+        ({"object_store_bytes": 10}, "expected 80000000 or more"),
+    ],
+)
+def test_settings_out_of_range(given, words):
+    with pytest.raises(ValueError, match=words):
+        ClusterSettings(**given)
+
+
+def test_replicas_that_do_not_fit_into_a_machine():
+    ClusterSettings(replicas=2, cpus=1, gpus=0).check_fits(cores=2, gpus=0)
+    with pytest.raises(ValueError, match=r"4 replicas of cluster.cpus=1 need 4: this machine has 2"):
+        ClusterSettings(replicas=2, most_replicas=4).check_fits(cores=2, gpus=0)
+    with pytest.raises(ValueError, match=r"cluster.gpus=1 need 2: this machine has 1"):
+        ClusterSettings(gpus=1).check_fits(cores=2, gpus=1)
