@@ -208,8 +208,9 @@ class _Optimizer:
         if path is None or not path.exists():
             return 0
         step, states, rng = torch.load(path)
-        for part, state in zip((self.model, self.adam, self.schedule), states, strict=True):
-            part.load_state_dict(state)
+        self.model.load_state_dict(states[0])
+        self.adam.load_state_dict(states[1])
+        self.schedule.load_state_dict(states[2])
         torch.set_rng_state(rng)
         return int(step)
 
