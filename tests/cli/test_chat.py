@@ -1,6 +1,7 @@
 """The terminal, driven with typed lines and a session that answers what it is told to."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -292,18 +293,22 @@ def test_the_command_obeys_in_a_process_of_its_own(make_model, processor, tmp_pa
         "/reset",
         "/load kept",
         "Sure?",
+        "h\udcffi",  # a byte that is no text
         "/stats",
         "/quit",
     )
     done = subprocess.run(
         [Path(sys.executable).parent / "visualchat-chat", "folder=model", "max_new_tokens=4"],
         cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
         input="".join(f"{line}\n" for line in typed),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
+    assert "the text is not valid: '\\udcff' at character" in done.stdout
     assert "Taken back; 1 rounds are left." in done.stdout
     assert "Image 1: 64 x 64 pixels, with question 1" in done.stdout
     assert "1 rounds with 1 images are loaded." in done.stdout

@@ -253,7 +253,7 @@ def test_models_are_called_by_their_folders(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, "full disk"])
 def test_the_command_continues_where_it_was_stopped(tmp_path, saved, rows, how):
     """Typed as a person would; stopped once something is written, continued by the line that it prints or its own."""
     (tmp_path / "data/q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 24))
@@ -261,19 +261,25 @@ def test_the_command_continues_where_it_was_stopped(tmp_path, saved, rows, how):
     line += ["max_new_tokens=6", "batch_size=2", "hydra.run.dir=run"]
     whole = [*line[:-1], "hydra.run.dir=whole"]
     subprocess.run(whole, cwd=tmp_path, check=True, capture_output=True)
+    streams = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    limited = ["bash", "-c", 'ulimit -f 12; exec "$@"', "", *line] if how == "full disk" else line  # KiB a file
     for _ in range(5):  # until the signal comes before the end
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        while process.poll() is None and not (tmp_path / "run/journal.json").is_file():
-            time.sleep(0.01)
-        process.send_signal(how)
+        process = subprocess.Popen(limited, cwd=tmp_path, **streams)
+        if how != "full disk":
+            while process.poll() is None and not (tmp_path / "run/journal.json").is_file():
+                time.sleep(0.01)
+            process.send_signal(how)
         said = process.communicate()[1]
         if process.returncode != 0:
             break
-    assert process.returncode == (130 if how == signal.SIGINT else -9)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, "full disk": 1}[how]
+    assert how != "full disk" or re.match(
+        r"the run's files could not be written: .* too large.*; make room first\n", said
+    )
     written = (tmp_path / "run/answers/one.jsonl").read_text().count("\n")
     assert 0 < written < 24 * len(rows)
-    again = said.partition("continue with: ")[2].split() if how == signal.SIGINT else line
+    again = line if how == signal.SIGKILL else said.partition("continue with: ")[2].split()
     assert "hydra.run.dir=run" in again
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(again, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import shlex
@@ -213,6 +214,8 @@ def run(config: DictConfig) -> None:
     session = ChatSession(model, processor, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     console = Console(file=sys.stdout)
     console.print(f"{folder}, {attention_setting(model.config.attention)}", **PLAIN)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no text are refused with their line
+        sys.stdin.reconfigure(errors="surrogateescape")
     at_a_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     Terminal(session, console, line_editor(PROMPT, COMMANDS) if at_a_terminal else None).run()
 

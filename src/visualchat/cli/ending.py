@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -14,13 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from safetensors import SafetensorError
 
-from visualchat.cli.run_folder import command_to_resume, locked
+from visualchat.cli.run_folder import FULL, command_to_resume, locked
 from visualchat.training.checkpoint_io import manifest
 from visualchat.training.ranks import is_first_rank
 from visualchat.training.resume import FOLDER, LAST
 from visualchat.training.stopping import RankSilent, RunStopped
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -74,6 +71,6 @@ def _disk_is_full(error: OSError | SafetensorError) -> RunStopped | None:
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (told := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors has it in words alone
         number = int(told[1])
-    if number not in _FULL:
+    if number not in FULL:
         return None
     return RunStopped(f"the run's files could not be written: {error}; make room first")

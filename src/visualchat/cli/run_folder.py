@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -19,6 +20,9 @@ from omegaconf import OmegaConf
 from visualchat.cli.provenance import RECORDS
 
 LOCK = ".lock"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk that is full says."""
 
 LEFT = {
     "train": ("checkpoints", "model", "light"),
@@ -83,12 +87,22 @@ def locked(run: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def continued_by(run: Path) -> Iterator[None]:
-    """Turn Ctrl-C in the block into the line that continues the run where it was, and the exit code."""
+    """Turn Ctrl-C and a full disk in the block into the line that continues the run where it was, and an exit code."""
     try:
         yield
     except KeyboardInterrupt:
         print(f"stopped by Ctrl-C; continue with: {command_to_resume(run, how=())}", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(
+            f"the run's files could not be written: {error}; make room first\n"
+            f"then continue with: {command_to_resume(run, how=())}",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(1) from None
 
 
 def command_to_resume(
