@@ -200,6 +200,34 @@ def test_bad_rows_are_named_and_never_dropped_in_silence(answered, rows, capsys)
     assert damaged.is_file()
 
 
+def test_a_file_without_a_sound_row_is_an_error_whatever_is_skipped(answered):
+    for lines in ("", "\n\n"):
+        with pytest.raises(ValueError, match="there is no row"):
+            answered("none", lines=lines)
+    with pytest.raises(ValueError, match=r"no sound conversation; the first bad row: .*q.jsonl, line 1: broken JSON"):
+        answered("bad", "on_error=skip", lines="{torn")
+
+
+def test_files_of_other_programs(answered, rows):
+    """A byte-order mark, Windows' line ends, one id twice, further columns, an image in a later round, odd words."""
+    second = {"role": "user", "content": [{"type": "image", "path": "images/4.png"}, {"type": "text", "text": "New?"}]}
+    rows[0]["messages"].append(second)
+    rows[1] |= {"id": "c0", "score": 3, "tags": ["x"]}
+    rows[2]["messages"][0]["content"][1]["text"] = "W\u00e4s\u2028 is \U0001f642 \x00?"
+    text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    folder = answered("run", "rounds=all", lines=text)
+    lines = (folder / "answers/one.jsonl").read_text().split("\n")[:-1]
+    found = [json.loads(line) for line in lines]
+    assert [one["id"] for one in found] == ["q.jsonl:c0", "q.jsonl:c0#2", *(f"q.jsonl:c{n}" for n in (2, 3, 4))]
+    assert [len(images) for images in found[0]["shown"]] == [1, 0, 0, 1]
+    assert found[0]["asked"] == [1, 2, 3, 4]
+    assert "W\u00e4s\u2028 is \U0001f642 \x00?" in found[2]["messages"][0]["content"][1]["text"]
+    with (folder / "answers.csv").open(newline="", encoding="utf-8") as file:
+        assert len([*csv.DictReader(line.replace("\0", "") for line in file)]) == sum(
+            len(one["asked"]) for one in found
+        )
+
+
 def test_a_conversation_too_long_for_the_model_is_a_bad_row(answered, rows, models):
     rows[3]["messages"][-1] = {"role": "user", "content": "x" * 100}
     with pytest.raises(ValueError, match=r"q.jsonl, line 4 \(id c3\): round 3: no room; on_error=skip"):
@@ -213,6 +241,13 @@ MISTAKES = [
     (["rounds=some"], "rounds=some: expected open or all"),
     (["input=nowhere.jsonl"], "input=nowhere.jsonl: there is no such file"),
     (["root=data/images"], "input=data/q.jsonl must lie under root=data/images"),
+    (["batch_size=0"], "batch_size=0: expected a whole number, at least 1"),
+    (["max_new_tokens=many"], "max_new_tokens=many: expected a whole number, at least 1"),
+    (["seed=1.5"], "seed=1.5: expected a whole number"),
+    (["temperature=hot"], "temperature=hot: expected a number from 0"),
+    (["top_p=2"], "top_p=2: expected a number above 0, at most 1, or null"),
+    (["stop=END"], "stop=END: expected a list of texts, such as stop=['END']"),
+    (["input=data"], "input=data: there is no such file"),
     (["folder=[]"], "names no model"),
     (["folder=nowhere"], "folder=nowhere: no saved model there"),
 ]

@@ -60,12 +60,11 @@ class Row:
 def generate(config: DictConfig, run: Path) -> None:
     """Answer all conversations by all models; everything lies in the folder `run`."""
     silence_libraries()
-    if config.rounds not in ("open", "all"):
-        raise ValueError(f"rounds={config.rounds}: expected open or all")
-    for name in ("batch_size", "max_new_tokens"):
-        check_number(name, config[name], 1)
+    check_settings(config)
     models = model_folders(config.folder)
     source = questions(config)
+    if not len(source):
+        raise ValueError(f"input={config.input} holds no sound conversation; the first bad row: {source.errors[0]}")
     console.print(f"{source.name}: {len(source)} conversations, {len(source.errors)} bad rows", **PLAIN)
     journal = Journal(run, {"conversations": source.digest(), "models": [*models], **_settings(config)})
     (run / ANSWERS).mkdir(exist_ok=True)
@@ -90,6 +89,27 @@ def generate(config: DictConfig, run: Path) -> None:
             journal.append(lines)
             show((number + 1) * size)
     _finish(run, [*models], source)
+
+
+def check_settings(config: DictConfig) -> None:
+    """Refuse settings that no answer can be given by, before anything is read.
+
+    Raises:
+        ValueError: There is one; it is named.
+    """
+    if config.rounds not in ("open", "all"):
+        raise ValueError(f"rounds={config.rounds}: expected open or all")
+    for name in ("batch_size", "max_new_tokens"):
+        check_number(name, config[name], 1)
+    if type(config.seed) is not int:
+        raise ValueError(f"seed={config.seed}: expected a whole number")
+    number = int | float
+    if not isinstance(config.temperature, number) or config.temperature < 0:
+        raise ValueError(f"temperature={config.temperature}: expected a number from 0")
+    if config.top_p is not None and not (isinstance(config.top_p, number) and 0 < config.top_p <= 1):
+        raise ValueError(f"top_p={config.top_p}: expected a number above 0, at most 1, or null")
+    if not isinstance(config.stop, ListConfig) or not all(isinstance(text, str) and text for text in config.stop):
+        raise ValueError(f"stop={config.stop}: expected a list of texts, such as stop=['END']")
 
 
 def model_folders(named: str | ListConfig | None) -> dict[str, Path]:
@@ -209,7 +229,7 @@ def _finish(run: Path, models: Sequence[str], source: Questions) -> None:
         cut = f", {ended['length']} cut at max_new_tokens" if ended["length"] else ""
         console.print(f"{name}: {sum(ended.values())} answers{cut}", **PLAIN)
     if (run / SKIPPED).is_file():
-        skipped = (run / SKIPPED).read_text(encoding="utf-8").splitlines()
+        skipped = (run / SKIPPED).read_text(encoding="utf-8").rstrip("\n").split("\n")
         first = json.loads(skipped[0])
         console.print(f"{len(skipped)} rows were left out, the first: {first['row']}: {first['reason']}", **PLAIN)
     _say_what_is_where(run, {f"{ANSWERS}/": "a line of JSON a conversation, for each model"})
