@@ -103,11 +103,12 @@ def textbook(query: Tensor, key: Tensor, value: Tensor, modality: Tensor) -> Ten
 
 def forms(row: Row, implementations: tuple[str, ...]) -> dict[str, Callable[..., Tensor]]:
     """What is measured, by name; each takes query, key and value."""
+    keywords = {queries: row.keywords(queries) for queries in (row.length, 1)}  # the same tensors for all layers
 
     def of_kind(kind: str, implementation: str) -> Callable[..., Tensor]:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keywords = row.keywords(query.shape[2])
-            return multimodal_attention(query, key, value, kind=kind, implementation=implementation, **keywords)
+            ids = keywords[query.shape[2]]
+            return multimodal_attention(query, key, value, kind=kind, implementation=implementation, **ids)
 
         return attend
 

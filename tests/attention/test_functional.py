@@ -5,7 +5,7 @@ import torch
 from layouts import IMAGE, PAIRS, SHAPES, TEXT, attend, by_definition, noise, random_qkv, random_tokens, without_images
 from torch.nn.functional import scaled_dot_product_attention
 
-from visualchat.attention import attention_kind, multimodal_attention, parts, parts_plan, sdpa_plan
+from visualchat.attention import attention_kind, multimodal_attention, parts, parts_plan, sdpa, sdpa_plan
 from visualchat.attention.layout import Layout
 
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -23,8 +23,7 @@ implementations = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def image_side(request, monkeypatch):
     """Both forms of the fast implementation's image side, whatever the lengths."""
     monkeypatch.setattr(sdpa_plan, "MASKED_SIDE", request.param)
-    monkeypatch.setattr(parts_plan, "BLOCK", 3)  # so that runs of these rows are cut, and not all alike
-    monkeypatch.setattr(parts_plan, "ALIKE", 2)
+    monkeypatch.setattr(parts_plan, "ALIKE", 2)  # so that the runs of these rows are not all alike
 
 
 def gradients(qkv, out):
@@ -190,6 +189,19 @@ def test_a_plan_is_not_reused_after_its_layout_was_written_to():
     torch.testing.assert_close(after, attend(qkv, tokens, "mmca", "eager"))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long])
+def test_layers_share_one_plan(dtype, monkeypatch):
+    """Also if the padding mask is of numbers, and first layers attend by another kind."""
+    made = []
+    make_plan = sdpa.make_plan
+    monkeypatch.setattr(sdpa, "make_plan", lambda kind, *more: made.append(kind) or make_plan(kind, *more))
+    tokens = random_tokens("right")
+    keywords = {**tokens.keywords(tokens.length), "key_padding_mask": tokens.real().to(dtype)}
+    for kind in ("image", "image", "mmca", "mmca", "image"):
+        multimodal_attention(*random_qkv(tokens), kind=kind, **keywords)
+    assert made == [attention_kind("image"), attention_kind("mmca")]
+
+
 def test_runs_under_inference_mode():
     tokens = random_tokens("packed right")
     qkv = random_qkv(tokens)
@@ -256,7 +268,7 @@ def test_a_joint_kind_computes_no_pair_of_an_image_query():
     assert [(p.start, p.stop, p.first, p.last) for p in back] == [
         (40 * n, 160, 440 * n - 440, 440 * n) for n in (1, 2, 3)
     ]
-    assert [blocks.shape for blocks in part.blocks] == [(4, 40)]
+    assert [some.shape for some in part.inside] == [(4, 40)]
     assert sdpa_plan.make_plan(attention_kind("mmca_joint"), layout, torch.float32).parts is None
 
 

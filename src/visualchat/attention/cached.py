@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from visualchat.attention.compact import Compact, Piece, Rows
+from visualchat.attention.compact import Compact, Piece, Rows, placed, take, without_surplus
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout
-from visualchat.attention.parts import add_groups, attend, placed, take, without_surplus
+from visualchat.attention.parts import add_groups, attend
 from visualchat.attention.sdpa_plan import Plan, make_plan, runs
 
 Part = tuple[Tensor, Tensor]

@@ -1,6 +1,6 @@
-"""Chosen tokens of each row moved together, stretches of them, and masks as fused kernels take them.
+"""Chosen tokens of each row moved together and back, stretches of them, and masks as fused kernels take them.
 
-Shapes: B batch, S sequence, C chosen tokens of the longest row, Q queries, K keys.
+Shapes: B batch, H heads, S sequence, D head size, C chosen tokens of the longest row, Q queries, K keys.
 """
 
 from __future__ import annotations
@@ -78,3 +78,47 @@ class Piece:
 
 Rows = list[list[Piece]]
 """The pieces of each row, in order; one list stands for all rows where they agree."""
+
+
+def take(tensor: Tensor, chosen: Compact) -> Tensor:
+    """The chosen tokens of `tensor` (B, H, S, D): (B, H, C, D).
+
+    Whole tokens are copied, (H, D) at once: many times faster on a CPU than `gather`, also where it must lay the
+    tensor out again first (transformers' models lay it out like this).
+    """
+    if chosen.everything:
+        return tensor
+    return tokens_at(tensor, chosen.flat).unflatten(0, (len(tensor), -1)).transpose(1, 2)
+
+
+def tokens_at(tensor: Tensor, index: Tensor) -> Tensor:
+    """The tokens of `tensor` (B, H, S, D) at flat positions (N) in B × S: (N, H, D)."""
+    return tensor.transpose(1, 2).flatten(0, 1).index_select(0, index)
+
+
+def add_at(out: Tensor, index: Tensor, results: Tensor) -> Tensor:
+    """`out` (B, S, H, D), which is changed, with `results` (·, H, ·, D) added at flat positions in B × S."""
+    return out.flatten(0, 1).index_add_(0, index, results.transpose(1, 2).flatten(0, 1)).view(out.shape)
+
+
+def without_surplus(tensor: Tensor, chosen: Compact) -> Tensor:
+    """0 where a row has fewer chosen tokens than the longest."""
+    return tensor if chosen.full else tensor.masked_fill(~chosen.valid[:, None, :, None], 0.0)
+
+
+def placed(shape: torch.Size, *parts: tuple[Tensor, Compact]) -> Tensor:
+    """Each part (B, H, C, D) at its chosen tokens of (B, S, H, D), 0 elsewhere; `shape` is (B, H, S, D).
+
+    What a part has at the surplus of its tokens is 0.
+    """
+    first, chosen = parts[0]
+    if chosen.everything:
+        return first.transpose(1, 2).contiguous()
+    whole = all(tokens.full for _, tokens in parts) and sum(tokens.length for _, tokens in parts) == shape[2]
+    total = (first.new_empty if whole else first.new_zeros)(shape[0], shape[2], shape[1], shape[3])
+    for found, tokens in parts:
+        if whole or found is first:
+            total.flatten(0, 1).index_copy_(0, tokens.flat, found.transpose(1, 2).flatten(0, 1))
+        else:
+            add_at(total, tokens.flat, found)
+    return total

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visualchat.attention.kinds import AttentionKind, Modality
 from visualchat.attention.layout import Layout
-from visualchat.attention.plan_cache import remembered
+from visualchat.attention.plan_cache import planned
 
 BLOCK = 128
 """Tokens a block: FlexAttention's own size."""
@@ -42,7 +42,7 @@ def flex_attention(
     attend = _plain() if on_cpu else _compiled()
     gqa = query.shape[1] != key.shape[1]
     out = None
-    for block_mask in remembered(block_masks, kind, layout):
+    for block_mask in planned(block_masks, kind, layout):
         side = attend(query, key, value, block_mask=block_mask, scale=scale, enable_gqa=gqa)
         out = side if out is None else out + side
     assert out is not None

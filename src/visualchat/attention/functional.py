@@ -11,6 +11,7 @@ from visualchat.attention.eager import eager_attention
 from visualchat.attention.flex import flex_attention
 from visualchat.attention.kinds import AttentionKind, ImageContext, Softmax, attention_kind
 from visualchat.attention.layout import Layout
+from visualchat.attention.plan_cache import known_layout
 from visualchat.attention.sdpa import sdpa_attention
 
 IMPLEMENTATIONS = {"eager": eager_attention, "sdpa": sdpa_attention, "flex": flex_attention}
@@ -65,26 +66,15 @@ def multimodal_attention(
         ValueError: A name is unknown, shapes do not fit each other, or ids that the kind needs are missing.
     """
     point = attention_kind(kind)
-    batch, k_length = _check_shapes(query, key, value)
-    q_length = query.shape[2]
-    for name, found, length in (
-        ("query_modality", query_modality, q_length),
-        ("key_modality", key_modality, k_length),
-        ("image_ids", image_ids, k_length),
-        ("unit_ids", unit_ids, k_length),
-        ("key_padding_mask", key_padding_mask, k_length),
-        ("segment_ids", segment_ids, k_length),
-        ("key_order", key_order, k_length),
-    ):
-        if found is not None and found.shape != (batch, length):
-            raise ValueError(f"{name} must have shape {(batch, length)}, found {tuple(found.shape)}")
-    if point.image_context == "image" and image_ids is None:
+    ids = (key_modality, key_padding_mask, image_ids, unit_ids, segment_ids, key_order)
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in (query, key, value))
+    layout = known_layout(
+        (query_modality.shape, *shapes), ids, lambda: _layout((query, key, value), query_modality, ids)
+    )
+    if point.uses_images and image_ids is None:
         raise ValueError("image context 'image' needs image_ids (B, K) to tell images apart, found None")
     if point.uses_units and unit_ids is None:
         raise ValueError(f"image context {point.image_context!r} needs unit_ids (B, K), found None")
-    if key_padding_mask is not None:
-        key_padding_mask = key_padding_mask.bool()
-    layout = Layout(q_length, key_modality, key_padding_mask, image_ids, unit_ids, segment_ids, key_order)
     name = resolve_implementation(implementation)
     if key_order is not None and name == "flex":
         raise ValueError(
@@ -111,6 +101,24 @@ def resolve_implementation(name: str) -> str:
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown implementation {name!r}, expected auto or one of {', '.join(IMPLEMENTATIONS)}")
     return name
+
+
+def _layout(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    query_modality: Tensor,
+    ids: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+) -> Layout:
+    """What the tokens are, if all fits together; `ids` are those of the keys, in the order of `Layout`."""
+    batch, k_length = _check_shapes(*qkv)
+    q_length = qkv[0].shape[2]
+    names = ("key_modality", "key_padding_mask", "image_ids", "unit_ids", "segment_ids", "key_order")
+    given = {"query_modality": (query_modality, q_length)}
+    given |= {name: (found, k_length) for name, found in zip(names, ids, strict=True) if found is not None}
+    for name, (found, length) in given.items():
+        if found.shape != (batch, length):
+            raise ValueError(f"{name} must have shape {(batch, length)}, found {tuple(found.shape)}")
+    modality, padding, *others = ids
+    return Layout(q_length, modality, None if padding is None else padding.bool(), *others)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int]:

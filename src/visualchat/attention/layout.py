@@ -16,7 +16,9 @@ They differ from each other where there are several images: `text` sees all earl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ class Layout:
         unit_ids: (B, K), which label and image belong together, negative for neither; None if unused.
         segment_ids: (B, K), which packed dialogue a token belongs to; None where a row is one dialogue.
         key_order: (B, K), where in the conversation each token stands; None where keys stand in that order.
+        plans: What was computed from it (`plan_cache.py`).
     """
 
     queries: int
@@ -45,6 +48,7 @@ class Layout:
     unit_ids: Tensor | None = None
     segment_ids: Tensor | None = None
     key_order: Tensor | None = None
+    plans: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False, kw_only=True)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """Attention over parts of the keys, and their results brought together; few calls, gradients written in place.
 
-The queries of text attend without a mask to what stands before their block, and causally within it (`parts_plan.py`);
+The queries of text attend without a mask to what stands before their run, and causally within it (`parts_plan.py`);
 images that see more than themselves attend in groups, with their labels. Results over parts of the keys of one softmax
 are weighted by their log-sum-exp, which gives exactly what one call over all of them gives; the gradient of each part
 is exact if its backward pass is given the merged result and log-sum-exp, as in ring attention (arXiv 2310.01889).
@@ -13,15 +13,15 @@ largest.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from visualchat.attention.compact import Compact, Mask, Piece, Rows
-from visualchat.attention.parts_plan import Blocks, Part
+from visualchat.attention.compact import Compact, Mask, Piece, Rows, add_at, placed, take, tokens_at, without_surplus
+from visualchat.attention.parts_plan import Part, Runs
 from visualchat.attention.sdpa_plan import Groups, Plan
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -74,7 +74,7 @@ class _Parts(torch.autograd.Function):
         assert plan.parts is not None
         for part in plan.parts:
             keys, values = (key, value) if part.keys is None else (take(key, part.keys), take(value, part.keys))
-            found, mass = _attend_part((q, keys, values), part, scale)
+            found, mass = _attend_part((q, keys, values), part, plan.text, scale)
             kept += [keys, values, found, mass]
             side = found if side is None else side + found
         assert side is not None
@@ -103,21 +103,20 @@ class _Parts(torch.autograd.Function):
         if not plan.all_count:
             grad = grad.masked_fill(~plan.result[:, None, :, None], 0.0)
         shape, key_shape = ctx.shapes
-        grad_q, grad_k, grad_v = _zeros(q), None, None
+        grad_q: Tensor | None = None
+        of_keys: list[tuple[Tensor, Compact]] = []
+        of_values: list[tuple[Tensor, Compact]] = []
         for number, part in enumerate(plan.parts):
             keys, values, *done = saved[4 * number : 4 * number + 4]
-            new_k, new_v = _backward_part(grad_q, grad, (q, keys, values), (done[0], done[1]), part, scale)
-            if part.keys is None:
-                grad_k, grad_v = new_k.transpose(1, 2), new_v.transpose(1, 2)
-            elif grad_k is None or grad_v is None:
-                grad_k, grad_v = (placed(key_shape, (new, part.keys)) for new in (new_k, new_v))
-            else:
-                grad_k, grad_v = (
-                    add_at(total, part.keys.flat, without_surplus(new, part.keys))
-                    for total, new in ((grad_k, new_k), (grad_v, new_v))
-                )
-        assert grad_k is not None
-        assert grad_v is not None
+            grad_q, *new = _backward_part(grad_q, grad, (q, keys, values), (done[0], done[1]), part, plan.text, scale)
+            if part.keys is not None:
+                of_keys.append((without_surplus(new[0], part.keys), part.keys))
+                of_values.append((without_surplus(new[1], part.keys), part.keys))
+        assert grad_q is not None
+        if of_keys:
+            grad_k, grad_v = placed(key_shape, *of_keys), placed(key_shape, *of_values)
+        else:
+            grad_k, grad_v = (each.transpose(1, 2) for each in new)
         if plan.own_values and plan.images is not None:
             own = take(upstream, plan.images)
             own = own.unflatten(1, (key_shape[1], -1)).sum(2) if own.shape[1] > key_shape[1] else own
@@ -128,77 +127,119 @@ class _Parts(torch.autograd.Function):
         return (*(each.transpose(1, 2) for each in found), None, None)
 
 
-def _attend_part(qkv: Triple, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+def _attend_part(qkv: Triple, part: Part, queries: Compact, scale: float) -> tuple[Tensor, Tensor]:
     """Results (B, Hq, T, D) and log-sum-exp (B, Hq, T) of one softmax."""
-    out, mass = attend(qkv, None if part.mask is not None else part.by_query, scale, mask=part.mask)
-    if not part.blocks:
-        return out, mass
-    near, near_mass = _forward_blocks(qkv, part.blocks, scale)
-    total = torch.logaddexp(mass, near_mass)
-    out = out.mul_((mass - total).exp().to(out.dtype)[..., None])
-    return out.addcmul_(near, (near_mass - total).exp().to(out.dtype)[..., None]), total
-
-
-def _forward_blocks(qkv: Triple, blocks: tuple[Blocks, ...], scale: float) -> tuple[Tensor, Tensor]:
-    """As `_attend_part`, of blocks that attend among themselves; 0 at the surplus of the text."""
+    if not part.inside:
+        return attend(qkv, None if part.mask is not None else part.by_query, scale, mask=part.mask)
     operators = _operators()
     assert operators is not None
     q, k, v = qkv
-    rows = len(q)
-    out, mass = _zeros(q), q.new_zeros(rows, q.shape[2], q.shape[1], dtype=_mass_type(q.dtype))
-    flat = out.transpose(1, 2).flatten(0, 1), mass.flatten(0, 1)
-    for some in blocks:
-        each = (_block(t, index, some.shape) for t, index in ((q, some.index), (k, some.keys), (v, some.keys)))
-        found = [t.transpose(1, 2).flatten(0, 1) for t in operators[0](*each, is_causal=True, scale=scale)]
-        if some.index is None:
-            flat = found[0], found[1]
-            continue
-        for total, new in zip(flat, found, strict=True):
-            if some.chosen is None:
-                total.index_copy_(0, some.index, new)
-            else:
-                total.index_copy_(0, some.index[some.chosen], new[some.chosen])
-    out, mass = (total.unflatten(0, (rows, -1)).transpose(1, 2) for total in flat)
+    found = [operators[0](*_of_runs(qkv, some), is_causal=True, scale=scale) for some in part.inside]
+    out, mass = (_in_text(each, part.inside, queries) for each in zip(*found, strict=True))
+    for batch, pieces in _by_row(part.by_query, len(q)):
+        for piece in pieces:
+            if piece.first < piece.last:
+                stretch, keys = slice(piece.start, piece.stop), slice(piece.first, piece.last)
+                far = operators[0](q[batch, :, stretch], k[batch, :, keys], v[batch, :, keys], scale=scale)
+                _merge((out[batch, :, stretch], mass[batch, :, stretch]), far)
     return out, mass
 
 
+def _merge(total: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor]) -> None:
+    """Turn results and log-sum-exp of a softmax into those over further keys, too, in place."""
+    (out, mass), (far, far_mass) = total, more
+    out.lerp_(far, torch.sigmoid(far_mass - mass).to(out.dtype)[..., None])
+    torch.logaddexp(mass, far_mass, out=mass)
+
+
 def _backward_part(
-    grad_q: Tensor, grad: Tensor, qkv: Triple, done: tuple[Tensor, Tensor], part: Part, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Add the queries' gradient to `grad_q` (B, Hq, T, D), and give those of keys and values."""
+    grad_q: Tensor | None,
+    grad: Tensor,
+    qkv: Triple,
+    done: tuple[Tensor, Tensor],
+    part: Part,
+    queries: Compact,
+    scale: float,
+) -> Triple:
+    """The queries' gradient added to `grad_q` (B, Hq, T, D) if it is given, and those of keys and values."""
     if part.mask is not None:
-        new_q, *others = _backward(grad, qkv, done, None, scale, mask=part.mask)
-        grad_q.add_(new_q)
-        return others[0], others[1]
-    grads = grad_q, _zeros(qkv[1]), _zeros(qkv[2])
-    _add_backward(grads, grad, qkv, done, part.by_key, scale)
+        found = _backward(grad, qkv, done, scale, mask=part.mask)
+        return found if grad_q is None else (grad_q.add_(found[0]), *found[1:])
+    inside = [_backward_runs(grad, qkv, done, some, scale) for some in part.inside]
+    if inside:
+        own = _in_text([new[0] for new in inside], part.inside, queries)
+        grad_q = own if grad_q is None else grad_q.add_(own)
+    elif grad_q is None:
+        grad_q = _zeros(qkv[0])
+    if inside and not part.by_key and part.inside[0].keys is None:
+        _, new_k, new_v = inside[0]
+        return grad_q, _by_token(new_k, qkv[1]), _by_token(new_v, qkv[2])
+    grads = grad_q, _empty(qkv[1]), _empty(qkv[2])
+    _write_backward(grads, grad, qkv, done, part.by_key, scale)
+    for some, new in zip(part.inside, inside, strict=True):
+        for total, one in zip(grads[1:], new[1:], strict=True):
+            if some.keys is None:
+                total += _by_token(one, total)
+            else:
+                add_at(total.transpose(1, 2), some.keys, one)
+    return grads
+
+
+def _backward_runs(grad: Tensor, qkv: Triple, done: tuple[Tensor, Tensor], some: Runs, scale: float) -> Triple:
+    """Gradients (G, H, M, D) through the pairs inside runs."""
     operators = _operators()
     assert operators is not None
-    (q, k, v), (out, mass) = qkv, done
-    for some in part.blocks:
-        upstream, own_q, own_out = (_block(t, some.index, some.shape) for t in (grad, q, out))
-        own_mass = _block(mass[..., None], some.index, some.shape)[..., 0]
-        own_k, own_v = (_block(t, some.keys, some.shape) for t in (k, v))
-        ends = some.without_surplus(upstream), own_q, own_k, own_v, own_out, own_mass
-        new = operators[1](*ends, 0.0, True, scale=scale)
-        for total, index, one in zip(grads, (some.index, some.keys, some.keys), new, strict=True):
-            if index is None:
-                total += one.transpose(1, 2).reshape(len(total), -1, *one.shape[1::2]).transpose(1, 2)
-            else:
-                add_at(total.transpose(1, 2), index, one)
-    return grads[1], grads[2]
+    upstream, out = (_tokens_of(tensor, some.index, some.shape) for tensor in (grad, done[0]))
+    mass = _tokens_of(done[1][..., None], some.index, some.shape)[..., 0]
+    ends = some.without_surplus(upstream), *_of_runs(qkv, some), out, mass
+    found: Triple = operators[1](*ends, 0.0, True, scale=scale)
+    return found
 
 
-def _block(tensor: Tensor, index: Tensor | None, shape: tuple[int, int]) -> Tensor:
+def _of_runs(qkv: Triple, some: Runs) -> Triple:
+    """Queries, keys and values of runs, (G, H, M, D) each."""
+    query, key, value = qkv
+    k, v = (_tokens_of(tensor, some.keys, some.shape) for tensor in (key, value))
+    return _tokens_of(query, some.index, some.shape), k, v
+
+
+def _tokens_of(tensor: Tensor, index: Tensor | None, shape: tuple[int, int]) -> Tensor:
     """The tokens of `tensor` (B, H, T, D) at flat positions, or all of them, (G, H, M, D)."""
     if index is None:
         return tensor.unflatten(2, (-1, shape[1])).transpose(1, 2).flatten(0, 1)
     return tokens_at(tensor, index).unflatten(0, shape).transpose(1, 2)
 
 
+def _by_token(tensor: Tensor, like: Tensor) -> Tensor:
+    """All tokens of runs (G, H, M, ...) in their order, (B, H, T, ...)."""
+    return tensor.transpose(1, 2).flatten(0, 1).unflatten(0, (len(like), -1)).transpose(1, 2)
+
+
+def _in_text(found: Sequence[Tensor], runs: tuple[Runs, ...], queries: Compact) -> Tensor:
+    """What was found for all runs, (G, H, M, ...) each, at its place in the text, (B, H, T, ...); 0 at its surplus."""
+    if runs[0].index is None:
+        return _by_token(found[0], queries.index)
+    first = found[0]
+    make = first.new_empty if queries.full else first.new_zeros
+    total = make(queries.index.numel(), first.shape[1], *first.shape[3:])
+    for some, new in zip(runs, found, strict=True):
+        assert some.index is not None
+        tokens = new.transpose(1, 2).flatten(0, 1)
+        if some.chosen is None:
+            total.index_copy_(0, some.index, tokens)
+        else:
+            total.index_copy_(0, some.index[some.chosen], tokens[some.chosen])
+    return total.unflatten(0, queries.index.shape).transpose(1, 2)
+
+
 def _zeros(like: Tensor) -> Tensor:
     """Zeros like (B, H, T, D), laid out token by token."""
-    return like.new_zeros(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
+    return _empty(like).zero_()
+
+
+def _empty(like: Tensor) -> Tensor:
+    """As `_zeros`, with anything in it."""
+    return like.new_empty(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
 
 
 def add_groups(out: Tensor, qkv: Triple, groups: Groups, scale: float) -> list[Tensor]:
@@ -217,7 +258,7 @@ def _backward_groups(grads: Triple, upstream: Tensor, saved: tuple[Tensor, ...],
     grad = groups.without_surplus(in_groups(upstream, groups))
     for place, mask in enumerate(groups.masks):
         side = done[2 * place], done[2 * place + 1]
-        found = _backward(grad, (q, k, v), side, None, scale, causal=groups.causal, mask=mask)
+        found = _backward(grad, (q, k, v), side, scale, causal=groups.causal, mask=mask)
         for total, new in zip(grads, found, strict=True):  # surplus is neither seen nor asked, so its gradient is 0
             add_at(total, index, new)
 
@@ -255,43 +296,43 @@ def _backward(
     grad: Tensor,
     qkv: Triple,
     done: tuple[Tensor, Tensor],
-    rows: Rows | None,
     scale: float,
     *,
     causal: bool = False,
     mask: Mask | None = None,
 ) -> Triple:
-    """Gradients of what `attend` was given; its results in `done` may be those of a softmax over further keys."""
+    """Gradients of what `attend` was given whole; its results in `done` may be those of a softmax over further keys."""
     operators = _operators()
     assert operators is not None
-    (q, k, v), (out, mass) = qkv, done
-    if rows is None:
-        if mask is not None and mask.empty is not None:  # weights of exactly 0 in rows that see nothing
-            mass = mass.masked_fill(mask.empty[..., 0], float("inf"))
-        bias = None if mask is None else mask.bias
-        found: Triple = operators[1](grad, q, k, v, out, mass, 0.0, causal, attn_mask=bias, scale=scale)
-        return found
-    grads = _zeros(q), _zeros(k), _zeros(v)
-    _add_backward(grads, grad, qkv, done, rows, scale)
-    return grads
+    out, mass = done
+    if mask is not None and mask.empty is not None:  # weights of exactly 0 in rows that see nothing
+        mass = mass.masked_fill(mask.empty[..., 0], float("inf"))
+    bias = None if mask is None else mask.bias
+    found: Triple = operators[1](grad, *qkv, out, mass, 0.0, causal, attn_mask=bias, scale=scale)
+    return found
 
 
-def _add_backward(
+def _write_backward(
     grads: Triple, grad: Tensor, qkv: Triple, done: tuple[Tensor, Tensor], rows: Rows, scale: float
 ) -> None:
-    """Add the gradients through pieces without a mask."""
+    """Through pieces cut by keys, add to the queries' gradient, and write those of keys and values."""
     operators = _operators()
     assert operators is not None
     (q, k, v), (out, mass) = qkv, done
-    for batch, pieces in _by_row(rows, len(q)):
+    for batch, pieces in _by_row(rows or [[]], len(q)):
+        end = 0
         for piece in pieces:
-            if piece.first < piece.last:
-                queries = batch, slice(None), slice(piece.start, piece.stop)
-                keys = batch, slice(None), slice(piece.first, piece.last)
-                ends = q[queries], k[keys], v[keys], out[queries], mass[queries]
-                new = operators[1](grad[queries], *ends, 0.0, False, scale=scale)
-                for total, place, part in zip(grads, (queries, keys, keys), new, strict=True):
-                    total[place] += part
+            queries = batch, slice(None), slice(piece.start, piece.stop)
+            keys = batch, slice(None), slice(piece.first, piece.last)
+            ends = q[queries], k[keys], v[keys], out[queries], mass[queries]
+            new = operators[1](grad[queries], *ends, 0.0, False, scale=scale)
+            grads[0][queries] += new[0]
+            for total, one in zip(grads[1:], new[1:], strict=True):
+                total[batch, :, end : piece.first] = 0.0
+                total[keys] = one
+            end = piece.last
+        for total in grads[1:]:
+            total[batch, :, end:] = 0.0
 
 
 def _by_row(rows: Rows, batch: int) -> Iterator[tuple[slice, list[Piece]]]:
@@ -312,50 +353,6 @@ def _mass_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def take(tensor: Tensor, chosen: Compact) -> Tensor:
-    """The chosen tokens of `tensor` (B, H, S, D): (B, H, C, D).
-
-    Whole tokens are copied, (H, D) at once: many times faster on a CPU than `gather`, also where it must lay the
-    tensor out again first (transformers' models lay it out like this).
-    """
-    if chosen.everything:
-        return tensor
-    return tokens_at(tensor, chosen.flat).unflatten(0, (len(tensor), -1)).transpose(1, 2)
-
-
 def in_groups(tensor: Tensor, groups: Groups) -> Tensor:
     """The tokens of each group of `tensor` (B, H, S, D): (G, H, M, D)."""
     return tokens_at(tensor, groups.index.flatten()).unflatten(0, groups.index.shape).transpose(1, 2)
-
-
-def tokens_at(tensor: Tensor, index: Tensor) -> Tensor:
-    """The tokens of `tensor` (B, H, S, D) at flat positions (N) in B × S: (N, H, D)."""
-    return tensor.transpose(1, 2).flatten(0, 1).index_select(0, index)
-
-
-def add_at(out: Tensor, index: Tensor, results: Tensor) -> Tensor:
-    """`out` (B, S, H, D), which is changed, with `results` (·, H, ·, D) added at flat positions in B × S."""
-    return out.flatten(0, 1).index_add_(0, index, results.transpose(1, 2).flatten(0, 1)).view(out.shape)
-
-
-def without_surplus(tensor: Tensor, chosen: Compact) -> Tensor:
-    """0 where a row has fewer chosen tokens than the longest."""
-    return tensor if chosen.full else tensor.masked_fill(~chosen.valid[:, None, :, None], 0.0)
-
-
-def placed(shape: torch.Size, *parts: tuple[Tensor, Compact]) -> Tensor:
-    """Each part (B, H, C, D) at its chosen tokens of (B, S, H, D), 0 elsewhere; `shape` is (B, H, S, D).
-
-    What a part has at the surplus of its tokens is 0.
-    """
-    first, chosen = parts[0]
-    if chosen.everything:
-        return first.transpose(1, 2).contiguous()
-    whole = all(tokens.full for _, tokens in parts) and sum(tokens.length for _, tokens in parts) == shape[2]
-    total = (first.new_empty if whole else first.new_zeros)(shape[0], shape[2], shape[1], shape[3])
-    for found, tokens in parts:
-        if whole or found is first:
-            total.flatten(0, 1).index_copy_(0, tokens.flat, found.transpose(1, 2).flatten(0, 1))
-        else:
-            add_at(total, tokens.flat, found)
-    return total

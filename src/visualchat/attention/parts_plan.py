@@ -1,16 +1,14 @@
-"""How `parts.py` computes a softmax in calls without masks: stretches of text over the keys before them, and blocks.
+"""How `parts.py` computes a softmax in calls without masks: runs of text over the keys before them, and themselves.
 
-torch's causal kernel for CPUs computes 512 keys at a time for some 256 queries, also above the diagonal: a quarter to
-a half of its work on rows of one to two thousand tokens. So text is cut into blocks; each attends without a mask to all
-that stands before it, and all blocks in few calls to themselves. Backward, the same pairs are cut by keys: then the
-gradient of a key is written once.
+A run is text that nothing of another kind interrupts. It attends without a mask to all that stands before it, and
+runs of about one length attend causally to themselves in one call. Backward, the same pairs are cut by keys: then the
+gradient of a key is written once, and few long calls of the kernel are faster than many short ones.
 
-Shapes: B batch, S sequence, T compacted queries; G blocks, M tokens of the longest.
+Shapes: B batch, S sequence, T compacted queries; G runs, M tokens of the longest.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -19,22 +17,20 @@ from torch import Tensor
 
 from visualchat.attention.compact import Compact, Mask, Piece, Rows
 
-BLOCK = 256
-"""Most tokens of a block: fewer make more calls, more compute more above the diagonal."""
 ALIKE = 64
-"""Blocks whose lengths differ by less are one call."""
+"""Runs whose lengths differ by less are one call."""
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Text that attends causally among itself, in blocks of about one length.
+class Runs:
+    """Runs of about one length, each causal attention of its own.
 
     Attributes:
-        index: (G · M) flat positions in B × T; beyond a block's length its last token's; None where the blocks are
+        index: (G · M) flat positions in B × T; beyond a run's length its last token's; None where the runs are
             the whole text, in its order.
         keys: (G · M) the same tokens among the keys, flat; None likewise.
         shape: G and M.
-        chosen: Which entries of `index` are within their block, flat; None where all are.
+        chosen: Which entries of `index` are within their run, flat; None where all are.
     """
 
     index: Tensor | None
@@ -43,7 +39,7 @@ class Blocks:
     chosen: Tensor | None
 
     def without_surplus(self, tensor: Tensor) -> Tensor:
-        """`tensor` (G, H, M, ...), 0 beyond each block's length."""
+        """`tensor` (G, H, M, ...), 0 beyond each run's length."""
         if self.chosen is None:
             return tensor
         surplus = torch.ones(self.shape, dtype=torch.bool, device=tensor.device)
@@ -57,23 +53,24 @@ class Part:
 
     Attributes:
         keys: The keys among all; None where they are all.
-        by_query: Stretches of queries, each over all keys that it sees but those of its own block.
+        by_query: Stretches of queries, each over all keys that it sees but those of its own run; none where no query
+            sees others.
         by_key: The same pairs as stretches of keys, each with all queries that see it.
-        blocks: The text within each block, where the keys hold it.
+        inside: The runs, where the keys hold them.
         mask: Instead of stretches, where a mask serves better.
     """
 
     keys: Compact | None
     by_query: Rows
     by_key: Rows
-    blocks: tuple[Blocks, ...] = ()
+    inside: tuple[Runs, ...] = ()
     mask: Mask | None = None
 
     @property
     def pairs(self) -> float:
         """Of query and key in all rows of the batch that it cannot do without, if all rows are cut alike."""
         found = sum((p.stop - p.start) * (p.last - p.first) for row in self.by_query for p in row)
-        return found + sum(g * m * (m + 1) / 2 for g, m in (blocks.shape for blocks in self.blocks))
+        return found + sum(g * m * (m + 1) / 2 for g, m in (some.shape for some in self.inside))
 
 
 def image_part(images: Compact, views: Rows | None, mask: Mask | None) -> Part:
@@ -92,23 +89,20 @@ def text_part(runs: Rows, queries: Compact, keys: Compact | None, length: int) -
         keys: What it sees, compacted; None for all tokens.
         length: Keys of a row.
     """
-    rows = [[block for run in row for block in _cut(run)] for row in runs]
     batch, size = queries.index.shape
-    if len(rows) < batch:  # all rows alike
-        each = [(b, piece) for b in range(batch) for piece in rows[0]]
-    else:
-        each = [(b, piece) for b, row in enumerate(rows) for piece in row]
     alike: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for b, piece in each:
-        count = piece.stop - piece.start
-        alike[-(-count // ALIKE)].append((b * size + piece.start, b * length + piece.last, count))
+    for b in range(batch):
+        for run in runs[b if len(runs) > 1 else 0]:
+            count = run.stop - run.start
+            alike[-(-count // ALIKE)].append((b * size + run.start, b * length + run.last, count))
     device = queries.index.device
     sizes = batch * size, batch * length
-    return Part(keys, rows, _by_key(rows), tuple(_blocks(some, sizes, device) for some in alike.values()))
+    before = runs if any(run.first < run.last for row in runs for run in row) else []
+    return Part(keys, before, _by_key(before), tuple(_alike(some, sizes, device) for some in alike.values()))
 
 
-def _blocks(some: list[tuple[int, int, int]], sizes: tuple[int, int], device: torch.device) -> Blocks:
-    """Of the flat positions of blocks' first tokens, among so many queries and keys, and their lengths."""
+def _alike(some: list[tuple[int, int, int]], sizes: tuple[int, int], device: torch.device) -> Runs:
+    """Of the flat positions of runs' first tokens, among so many queries and keys, and their lengths."""
     query, key, count = torch.tensor(some, device=device).T[..., None]
     longest = int(count.max())
     slot = torch.arange(longest, device=device)
@@ -120,15 +114,7 @@ def _blocks(some: list[tuple[int, int, int]], sizes: tuple[int, int], device: to
         flat = (begin + inside).flatten()
         whole = full and len(flat) == all_of_them and bool((flat == torch.arange(len(flat), device=device)).all())
         index.append(None if whole else flat)
-    return Blocks(index[0], index[1], (len(some), longest), chosen)
-
-
-def _cut(run: Piece) -> list[Piece]:
-    """The blocks of a stretch, of lengths as even as can be."""
-    count = run.stop - run.start
-    pieces = -(-count // BLOCK)
-    ends = [run.start + count * n // pieces for n in range(pieces + 1)]
-    return [Piece(s, e, run.first, run.last + s - run.start) for s, e in itertools.pairwise(ends)]
+    return Runs(index[0], index[1], (len(some), longest), chosen)
 
 
 def _by_key(rows: Rows) -> Rows:

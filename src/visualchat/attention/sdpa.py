@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from visualchat.attention.cached import attend_cached, make_cached_plan
-from visualchat.attention.compact import Mask, Piece, Rows
+from visualchat.attention.compact import Mask, Piece, Rows, add_at, take
 from visualchat.attention.kinds import AttentionKind
 from visualchat.attention.layout import Layout
-from visualchat.attention.parts import add_at, attend_parts, available, in_groups, take
-from visualchat.attention.plan_cache import remembered
+from visualchat.attention.parts import attend_parts, available, in_groups
+from visualchat.attention.plan_cache import planned
 from visualchat.attention.sdpa_plan import Groups, Plan, Side, make_plan, make_sides
 
 GATHERED = ("self", "image", "label", "unit")
@@ -33,13 +33,13 @@ def sdpa_attention(
     plain = kind.image_context == "all" and kind.softmax == "joint"
     gathered = plain or kind.image_context in GATHERED
     if layout.offset == 0 and gathered:
-        found = remembered(make_plan, kind, layout, query.dtype, available(query))
+        found = planned(make_plan, kind, layout, query.dtype, available(query))
         return _gathered(query, key, value, kind, found, scale)
     if layout.queries > 1 and gathered and available(query) and not _is_trained(query, key, value):
-        on_cache = remembered(make_cached_plan, kind, layout, query.dtype)
+        on_cache = planned(make_cached_plan, kind, layout, query.dtype)
         if on_cache is not None:
             return attend_cached(query, key, value, on_cache, scale).transpose(1, 2)
-    sides = remembered(make_sides, kind, layout, query.dtype)
+    sides = planned(make_sides, kind, layout, query.dtype)
     if sides.stacked is not None:
         return _decode(query, key, value, sides.stacked, scale)
     if not sides.apart:  # padding alone
