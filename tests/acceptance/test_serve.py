@@ -128,9 +128,7 @@ def until(url, path, holds):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("patient", [True, False])
-def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained, patient):
-    """A second one does not wait for them."""
+def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained):
     asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 8}
     with serving(trained) as (process, url):
         expected = httpx.post(f"{url}/chat/completions", json=asked, timeout=LIMIT).json()["choices"]
@@ -141,16 +139,29 @@ def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained, patient)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "stopping"
             assert refused.headers["retry-after"]
-            if patient:
-                answered = rest()
-                assert answered.status == 200
-                assert json.loads(answered.read())["choices"] == expected
-            else:
-                process.send_signal(signal.SIGTERM)
+            answered = rest()
+            assert answered.status == 200
+            assert json.loads(answered.read())["choices"] == expected
             out, err = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, err
-    if patient:
-        assert (out, err) == ("", "")
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_what_runs_and_says_why(trained, number):
+    """Ctrl-C twice: a body that is still coming gets 503, a stream its error; a third does nothing, nor prints."""
+    asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 64, "stream": True}
+    with serving(trained, "engine.chunk=16") as (process, url), half_sent(url, asked):
+        with httpx.stream("POST", f"{url}/chat/completions", json=asked, timeout=LIMIT) as running:
+            lines = running.iter_lines()
+            next(lines)
+            process.send_signal(number)
+            until(url, "/health", lambda said: said.status_code == 503)
+            process.send_signal(number)
+            *_, last = filter(None, lines)
+            process.send_signal(number)
+        out, err = process.communicate(timeout=LIMIT)
+    assert last == "data: [DONE]" or json.loads(last.removeprefix("data: "))["error"]["code"] == "stopping"
+    assert (process.returncode, out, err) == (0, "", "")
 
 
 def test_mistakes_are_told_before_a_model_is_loaded(tmp_path):

@@ -11,8 +11,7 @@ from asking import MOST, alone, body, user, visit
 
 from visualchat.engine import Engine
 from visualchat.serve.app import build_app
-from visualchat.serve.errors import queue_full
-from visualchat.serve.gate import HUNG_UP
+from visualchat.serve.errors import HUNG_UP, queue_full
 from visualchat.serve.local import Local
 from visualchat.serve.settings import Limits, Settings
 

@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 
 from visualchat.engine import Answer
 from visualchat.serve.backend import Backend, Event, Reply
-from visualchat.serve.errors import ApiError, stopping
-from visualchat.serve.gate import COMPLETIONS, HUNG_UP, IMAGES, Gate, Visit, visit_of
+from visualchat.serve.errors import ApiError, hung_up, stopping
+from visualchat.serve.gate import COMPLETIONS, IMAGES, Gate, Visit, visit_of
 from visualchat.serve.metrics import TYPE, Metrics
 from visualchat.serve.named_images import NamedImages
 from visualchat.serve.openapi import (
@@ -149,7 +149,7 @@ class Rooms:
         visit = visit_of(request.scope)
         asked = await self._read(ChatRequest, request, visit)
         self.named.fill(asked, visit.scope)
-        reply = await visit.unless_gone(self.backend.submit(asked, visit.scope))
+        reply = await visit.unless_cut(self.backend.submit(asked, visit.scope))
         visit.add(reply)
         self.named.remember_all(asked, visit.scope)
         envelope = Envelope(asked.model, asked.stream_options.include_usage)
@@ -165,9 +165,7 @@ class Rooms:
                 else:
                     scores[index] += event.logprobs or ()
         except Exception as error:
-            if visit.gone:
-                return Response(status_code=HUNG_UP)
-            raise self._told(error) from None
+            raise self._told(visit.cut or error) from None
         answers = [found[index] for index in sorted(found)]
         return JSONResponse(envelope.whole(answers, scores if asked.logprobs else [None] * asked.n))
 
@@ -185,7 +183,7 @@ class Rooms:
             url = self.named.find(visit.scope, asked.uuid, "uuid")
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
-                warmed = await visit.unless_gone(self.backend.warm(url, asked.number, visit.scope))
+                warmed = await visit.unless_cut(self.backend.warm(url, asked.number, visit.scope))
         except Exception as error:
             raise self._told(error) from None
         uuid = asked.uuid or warmed.digest
@@ -195,11 +193,11 @@ class Rooms:
     async def _read(self, kind: type[Asked], request: Request, visit: Visit) -> Asked:
         """What a request asks."""
         try:
-            body = await self._body(request)
+            body = await visit.unless_cut(self._body(request))
         except ClientDisconnect:
-            raise ApiError(HUNG_UP, "the client hung up") from None
+            raise hung_up() from None
         visit.watch(request.receive)
-        return await visit.unless_gone(asyncio.to_thread(read_request, kind, body))
+        return await visit.unless_cut(asyncio.to_thread(read_request, kind, body))
 
     async def _events(self, reply: Reply) -> AsyncIterator[Event]:
         """What comes of a reply, as long as it may take.

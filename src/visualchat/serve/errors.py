@@ -21,6 +21,10 @@ CODES = {401: "invalid_api_key", 404: "not_found", 413: "request_too_large", 429
 """What a program may ask for, where an error has no code of its own."""
 
 
+HUNG_UP = 499
+"""The status of a response that no one reads, as web servers count it."""
+
+
 class ApiError(Exception):
     """A request that is not answered.
 
@@ -69,3 +73,8 @@ def queue_full() -> ApiError:
 def stopping() -> ApiError:
     """The server ends the answers that run and takes no new ones."""
     return ApiError(503, "the server is stopping; try again later", headers={"Retry-After": "5"})
+
+
+def hung_up() -> ApiError:
+    """The client is gone."""
+    return ApiError(HUNG_UP, "the client hung up")

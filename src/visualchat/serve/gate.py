@@ -17,14 +17,11 @@ from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
 from visualchat.serve.backend import Reply
-from visualchat.serve.errors import ApiError, queue_full, stopping
+from visualchat.serve.errors import HUNG_UP, ApiError, hung_up, queue_full, stopping
 from visualchat.serve.metrics import Metrics
 
 COMPLETIONS = "/v1/chat/completions"
 IMAGES = "/v1/images"
-
-HUNG_UP = 499
-"""The status of a response that no one reads, as web servers count it."""
 
 Result = TypeVar("Result")
 
@@ -36,45 +33,53 @@ class Visit:
     Attributes:
         scope: Whose what it computes is, by its key.
         replies: On their way to it; cancelled when it ends.
-        gone: Whether its client hung up.
+        cut: Why it ends before it is answered; None while it does not.
     """
 
     scope: str
     replies: list[Reply] = field(default_factory=list)
-    gone: bool = False
+    cut: ApiError | None = None
     _watch: asyncio.Task[None] | None = None
     _work: asyncio.Task[Any] | None = None
 
     def add(self, reply: Reply) -> None:
         """End a reply when the visit does; at once, if its client hung up before."""
         self.replies.append(reply)
-        if self.gone:
+        if self.cut:
             self.cancel()
+
+    @property
+    def gone(self) -> bool:
+        return self.cut is not None and self.cut.status == HUNG_UP
 
     def watch(self, receive: Receive) -> None:
         """From now on, the body has been read, its answers end when the client hangs up."""
         self._watch = asyncio.create_task(self._until_gone(receive))
 
-    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What comes of some work, which ends when the client hangs up.
+    async def unless_cut(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """What comes of some work, which ends when the visit does.
 
         Raises:
-            ApiError: He did; no one reads it.
+            ApiError: It did.
         """
         self._work = asyncio.create_task(work)
-        if self.gone:
+        if self.cut:
             self._work.cancel()
         try:
             return await self._work
         except asyncio.CancelledError:
-            if self.gone:
-                raise ApiError(HUNG_UP, "the client hung up") from None
+            if self.cut:
+                raise self.cut from None
             raise
 
     async def _until_gone(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
+        self.end_early(hung_up())
+
+    def end_early(self, why: ApiError) -> None:
+        """End it before it is answered."""
+        self.cut = self.cut or why
         self.cancel()
 
     def cancel(self) -> None:
@@ -148,6 +153,11 @@ class Gate:
         finally:
             visit.end()
             self.visits.discard(visit)
+
+    def stop_now(self) -> None:
+        """End all visits."""
+        for visit in self.visits:
+            visit.end_early(stopping())
 
     def scope_of(self, key: str) -> str:
         """The scope of a key.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 
 from visualchat.serve.gate import Gate
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
@@ -24,15 +28,25 @@ class _Server(uvicorn.Server):
         if self.started:
             self.ready()
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's hook. Once it has served nothing is left to end: a later signal would only cut off the farewell."""
+        for number in SIGNALS:
+            signal.signal(number, self.handle_exit)
+        yield
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's hook."""
-        if self.gate.stopping:
-            self.should_exit = self.force_exit = True
+        self.should_exit = self.gate.stopping
         self.gate.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's hook."""
-        if self.gate.stopping and not self.gate.visits:
+        if self.should_exit:
+            self.gate.stop_now()
+        elif self.gate.stopping and not self.gate.visits:
             self.should_exit = True
         return await super().on_tick(counter)
 
