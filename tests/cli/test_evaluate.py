@@ -1,5 +1,6 @@
 """visualchat-evaluate as it is typed: killed and continued, its controls, what its table says, settings it refuses."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,15 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from visualchat.cli.conclusions import require_place
 from visualchat.cli.config import CONF
+from visualchat.cli.evaluate import STEP, ask
 from visualchat.cli.generate import generate
 from visualchat.cli.scoring import check_evaluation
+from visualchat.data.sources.lazy import LazySequence
+from visualchat.dialogue import Dialogue, Turn
+from visualchat.evaluation.protocol import Asker
+from visualchat.generation.answering import batched
 from visualchat.tiny.scenes import draw, random_scene
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
@@ -118,6 +126,36 @@ def test_generation_refuses_them_too(tmp_path):
     for setting in ("batch_size=0", "max_new_tokens=0"):
         with pytest.raises(ValueError, match=rf"^{setting}: expected a whole number, at least 1$"):
             generate(composed("input=rows.jsonl", setting, of="generate"), tmp_path)
+
+
+def test_images_of_a_corpus_are_held_a_step_at_a_time(tmp_path, model, processor):
+    """Dialogues that are made when they are asked for are let go once they are answered."""
+    made: list[weakref.ref[Image.Image]] = []
+    most: list[int] = []
+
+    class Corpus(LazySequence[Dialogue]):
+        def __len__(self):
+            return 8 * STEP
+
+        def item(self, index):
+            if index >= len(self):
+                raise IndexError(index)
+            image = Image.new("RGB", (16, 16), (index, 0, 0))
+            made.append(weakref.ref(image))
+            return Dialogue((Turn.ask("What?", [image], "so"),), id=f"d{index}")
+
+    class Watching(Asker):
+        def predictions(self, dialogues, *rest):
+            gc.collect()
+            most.append(sum(image() is not None for image in made))
+            return super().predictions(dialogues, *rest)
+
+    answer = batched(model, processor, max_new_tokens=1, batch_size=1)
+    settings = composed("evaluation.batch_size=1", "evaluation.max_new_tokens=1").evaluation
+    ask(Watching(model.eval(), processor, answer, ["teacher_forced"], 1), {"p": Corpus()}, settings, tmp_path)
+    assert len(most) == 16  # eight steps of the model, eight without images
+    assert max(most) <= STEP + 1
+    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 16 * STEP
 
 
 def test_figures_of_other_predictions_are_not_written_over(tmp_path):

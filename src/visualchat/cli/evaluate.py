@@ -87,12 +87,15 @@ def ask(asker: Asker, parts: Mapping[str, Sequence[Dialogue]], settings: DictCon
     chosen: Any = OmegaConf.to_container(OmegaConf.masked_copy(settings, [*decisive]))
     named = {f"evaluation.{name}": value for name, value in chosen.items()}
     journal = Journal(run, {"model": base_fingerprint(asker.model, ()), "questions": asked, **named})
-    todo = [step for name, of in columns.items() for step in steps(of, [name], STEP * settings.batch_size)]
+    sizes = {column: {name: seen for name, (_, seen) in of.items()} for column, of in columns.items()}
+    todo = [step for name, of in sizes.items() for step in steps(of, [name], STEP * settings.batch_size)]
     if journal.done:
         console.print(f"continuing: {journal.done} of {len(todo)} steps are there", **PLAIN)
     with bar("asking", len(todo)) as show:
         for number, (column, part, indexes) in enumerate(todo[journal.done :], start=journal.done + 1):
-            dialogues, seen = zip(*(columns[column][part][index] for index in indexes), strict=True)
+            true, changed = columns[column][part]
+            dialogues = [true[index] for index in indexes]
+            seen = dialogues if changed is true else [changed[index] for index in indexes]
             first = column == "tuned"
             modes = asker.modes if first else asker.modes[:1]
             shown = [image_files(dialogue, run / IMAGES) for dialogue in dialogues] if first else ()
@@ -103,21 +106,21 @@ def ask(asker: Asker, parts: Mapping[str, Sequence[Dialogue]], settings: DictCon
 
 def conditions(
     parts: Mapping[str, Sequence[Dialogue]], settings: DictConfig
-) -> dict[str, dict[str, list[tuple[Dialogue, Dialogue]]]]:
+) -> dict[str, dict[str, tuple[Sequence[Dialogue], Sequence[Dialogue]]]]:
     """For the model and each control, by part: dialogues with their true answers, and as the model sees them.
+
+    Images of Parquet rows are read when their dialogue is asked, but for `permuted` and `replaced`, which hold all.
 
     Raises:
         ValueError: There is no such control, or none can be made of a part.
     """
     if unknown := [name for name in settings.controls if name not in CONTROLS]:
         raise ValueError(f"unknown control {unknown[0]} in evaluation.controls, expected {', '.join(CONTROLS)}")
-    found = {"tuned": {name: [(dialogue, dialogue) for dialogue in part] for name, part in parts.items()}}
+    found = {"tuned": {name: (part, part) for name, part in parts.items()}}
     for control in settings.controls:
         made = {name: CONTROLS[control](part, 0) for name, part in parts.items()}
         found[control] = {
-            name: list(zip(parts[name] if control == "blind" else part, part, strict=True))
-            for name, part in made.items()
-            if part
+            name: (parts[name] if control == "blind" else part, part) for name, part in made.items() if part
         }
         if not found[control]:
             raise ValueError(f"evaluation.controls: {control} cannot be made of any of these dialogues; leave it out")

@@ -14,6 +14,7 @@ from visualchat.cli.config import check_number
 from visualchat.data.batching.held_out import held_out
 from visualchat.data.blend.mixture import Blend
 from visualchat.data.blend.own import OwnData
+from visualchat.data.sources import Source
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.exact_match import prefixed
 from visualchat.evaluation.pages import intervals, values
@@ -72,8 +73,10 @@ def dialogues_to_score(
     data: DictConfig,
     processor: VisualChatProcessor,
     validation: Sequence[Dialogue] | None = None,
-) -> dict[str, list[Dialogue]]:
+) -> dict[str, Sequence[Dialogue]]:
     """The dialogues of an evaluation by the name of their part; none where the evaluation has none.
+
+    Those of a corpus are read when they are asked for, so that its images need not fit into memory.
 
     Args:
         settings: Of the evaluation.
@@ -86,9 +89,10 @@ def dialogues_to_score(
     """
     check_evaluation(settings)
     if settings.dialogues != VALIDATION:
-        return {name: [*part] for name, part in instantiate(settings.dialogues, _convert_="all").items()}
+        parts = instantiate(settings.dialogues, _convert_="all")
+        return {name: part if isinstance(part, Source) else [*part] for name, part in parts.items()}
     dialogues = validation_dialogues(data) if validation is None else validation
-    return held_out(dialogues, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")
+    return {**held_out(dialogues, settings.most, processor, data.max_length, skip=data.bad_rows == "skip")}
 
 
 def score(

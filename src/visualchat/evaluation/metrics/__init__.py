@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from visualchat.evaluation.metrics.choice import accuracy, multiple_choice, option_likelihood, short_answer, yes_no
+from visualchat.evaluation.metrics.choice import (
+    accuracy,
+    list_f1,
+    multiple_choice,
+    option_likelihood,
+    short_answer,
+    yes_no,
+)
 from visualchat.evaluation.metrics.cider import cider_d
 from visualchat.evaluation.metrics.groups import groups_right, rounds_right
 from visualchat.evaluation.metrics.references import reference_consistency
@@ -25,6 +32,7 @@ METRICS: Mapping[str, Metric] = {
     "option_likelihood": option_likelihood,
     "yes_no": yes_no,
     "short_answer": short_answer,
+    "list_f1": list_f1,
     "vqa_accuracy": vqa_accuracy,
     "anls": anls,
     "rouge_l": rouge_l,

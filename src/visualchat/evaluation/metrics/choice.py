@@ -132,6 +132,23 @@ def short_answer(predictions: Sequence[Prediction]) -> list[Score]:
     return scores
 
 
+def list_f1(predictions: Sequence[Prediction]) -> list[Score]:
+    """F1 of the names in each answer, commas between them, with those of the true one; MIMIC's measure of lists.
+
+    MIMIC adds up names over all questions first; this is the mean over questions, which has an interval.
+    """
+    scores: list[Score] = []
+    for prediction in predictions:
+        said, true = _names(prediction.answer), _names(prediction.references[0])
+        scores.append(Score(2 * len(said & true) / (len(said) + len(true)), ", ".join(sorted(said)) or None))
+    return scores
+
+
+def _names(text: str) -> set[str]:
+    """Names between commas, and before the last one an "and"."""
+    return {_plain(name) for name in re.split(r",(?:\s+and\b)?|\s+and\s+", text)} - {""}
+
+
 def accuracy(predictions: Sequence[Prediction]) -> list[Score]:
     """Each answer scored by the form of its question: a choice, yes or no, or else a short answer."""
     return [_reader(prediction)([prediction])[0] for prediction in predictions]

@@ -170,6 +170,44 @@ def write_mirb(corpus: Corpus, rows: list[Any] | None = None) -> None:
     corpus.write("MIRB/count.json", count if rows is None else rows)
 
 
+def mimic_rows(task: str) -> list[dict[str, Any]]:
+    """Three bright, grey and black images and as many of the shade in question as the number says, or one odd one."""
+    rows = []
+    for number in range(3):
+        shades = {
+            "counting": [220] * (number + 1) + [40] * (3 - number),
+            "listing": [LEVELS[number], LEVELS[number], LEVELS[(number + 1) % 3]],
+            "common": [LEVELS[number]] * 3,
+            "oddone": [LEVELS[(number + 1) % 3]] * 2 + [LEVELS[number]],
+        }[task]
+        names = sorted({NAMES[shade] for shade in shades})
+        truth = {
+            "counting": number + 1,
+            "listing": ", ".join(names),
+            "common": names[0],
+            "oddone": NAMES[LEVELS[number]],
+        }
+        rows.append({
+            "idx" if task == "counting" else "id": number, "task": task, "question": f"What of {task}?",
+            "images": [column(shade) for shade in shades], "gt": str(truth[task]),
+        })  # fmt: skip
+    return rows
+
+
+def write_mimic(corpus: Corpus) -> None:
+    for task in ("counting", "listing", "common", "oddone"):
+        parquet(corpus, f"MIMIC/{task}/test-00000-of-00001.parquet", mimic_rows(task))
+
+
+def mimic_seen(turn: Turn, shades: list[float]) -> str:
+    names = [shade_name(shade) for shade in shades]
+    if turn.kind == "counting":
+        return ["none", "one", "two", "three"][names.count("white")]
+    if turn.kind == "oddone":
+        return min(names, key=names.count)
+    return ", ".join(sorted(set(names)))
+
+
 def mmdu_row(number: int, **fields: Any) -> dict[str, Any]:
     """Two images in the first round, one in the third."""
     shades = LEVELS[number % 3], LEVELS[(number + 1) % 3], LEVELS[(number + 2) % 3]
@@ -343,6 +381,7 @@ TWINS = {
     "nlvr2": Twin(benchmarks.Nlvr2, write_nlvr2, compared, 1 / 2, 4),
     "seed_bench_2": Twin(benchmarks.SeedBench2, write_seed, brightest, 1 / 3, 6),
     "mirb": Twin(benchmarks.Mirb, write_mirb, mirb_seen, 1 / 3, 6),
+    "mimic": Twin(benchmarks.Mimic, write_mimic, mimic_seen, 1 / 3, 12),
     "mmdu": Twin(benchmarks.Mmdu, write_mmdu, all_names, 1 / 3, 9),
     "sparkles_eval": Twin(
         lambda root: benchmarks.SparklesEval(root, style="ordinal"), write_sparkles, all_names, 1 / 3, 6

@@ -6,6 +6,7 @@ from benchmark_twins import (
     blink_row,
     column,
     mantis_row,
+    mimic_rows,
     mmdu_row,
     muirbench_row,
     parquet,
@@ -182,3 +183,12 @@ def test_vqav2_answers_that_changed_are_read_again(corpus):
     asked = [{"question_id": id, "image_id": image, "question": "?"} for id, image in ((103, "x"), (104, 7))]
     write_vqa(corpus, asked, said)
     assert rejected("vqav2", corpus) == {"unknown image id": 1, "missing image file": 1}
+
+
+def test_mimic(corpus):
+    rows = mimic_rows("counting")
+    wrong = [{**rows[0], "idx": 7, "gt": "many"}, {**rows[1], "idx": 8, "images": [{"bytes": None, "path": "x"}]}]
+    for task in ("listing", "common", "oddone"):
+        parquet(corpus, f"MIMIC/{task}/test-00000-of-00001.parquet", mimic_rows(task))
+    parquet(corpus, "MIMIC/counting/test-00000-of-00001.parquet", [*rows, *wrong])
+    assert rejected("mimic", corpus) == {"no answer": 1, "no image": 1}

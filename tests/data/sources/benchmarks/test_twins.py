@@ -63,3 +63,12 @@ def test_all_that_people_said_of_an_image_is_accepted(corpus):
     told = predicted("coco_karpathy", corpus, lambda turn, shades: f"A {TWINS['mmdu'].seen(turn, shades)} thing, 3")
     assert [len(prediction.references) for prediction in told] == [5] * 3
     assert all(1 < score.value < 10 for score in METRICS["cider_d"](told))
+
+
+def test_a_list_is_scored_by_its_names(corpus):
+    told = predicted("mimic", corpus, lambda turn, shades: "White, grey, and black." if turn.kind == "listing" else "1")
+    lists = [p for p in told if p.kind == "listing"]
+    assert [score.value for score in METRICS["list_f1"](lists)] == pytest.approx([0.8] * 3)
+    right = predicted("mimic", corpus, TWINS["mimic"].seen)
+    assert [score.value for score in METRICS["list_f1"](p for p in right if p.kind == "listing")] == [1.0] * 3
+    assert METRICS["list_f1"]([told[0].__class__(**{**told[0].__dict__, "answer": " . "})])[0].parsed is None

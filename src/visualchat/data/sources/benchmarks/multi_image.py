@@ -1,4 +1,4 @@
-"""Benchmarks of one question about several images: MuirBench, BLINK, Mantis-Eval, NLVR2, SEED-Bench-2, MIRB."""
+"""Benchmarks of one question about several images: MuirBench, BLINK, Mantis-Eval, NLVR2, SEED-Bench-2, MIRB, MIMIC."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from visualchat.data.sources.base import Policy, content_id
 from visualchat.data.sources.benchmarks.questions import (
     BY_LETTER,
+    BY_NAMES,
     IN_SHORT,
     LETTERS,
     YES_OR_NO,
@@ -292,4 +293,53 @@ class Mirb(Benchmark):
         answer = get_id(row, "answers").strip()
         request = BY_LETTER if len(answer) == 1 and answer in LETTERS else IN_SHORT
         asked = turn(get_text(row, "questions", Reason.EMPTY_QUESTION), images, answer, request=request, kind=file)
+        return Dialogue((asked,), id)
+
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+@dataclass(frozen=True)
+class Mimic(Benchmark):
+    """MIMIC (arXiv 2601.07812): count over all images, list what is there, what all share, the odd one out.
+
+    Columns: images, question, gt ("3", "zebra" or "car, bus"), task, and id or idx. Images without what is asked about
+    stand between the others; how many there are is a split of every score.
+
+    Attributes:
+        root: The data root.
+        name: What reports call the source.
+        folder: With a folder of Parquet files for each task, from the root on.
+        tasks: To read.
+        on_error: `error` or `skip`.
+    """
+
+    root: str | Path
+    name: str = "mimic"
+    folder: str = "MIMIC"
+    tasks: Sequence[str] = ("counting", "listing", "common", "oddone")
+    on_error: Policy = "error"
+
+    def _open(self) -> Iterator[tuple[str, Table]]:
+        for task in self.tasks:
+            yield from parquet_files(self._root, f"{self.folder}/{task}", "test")
+
+    def _id(self, file: str, row: Any) -> str:
+        return f"{file}:{get_id(as_mapping(row), 'idx' if 'idx' in row else 'id')}"
+
+    def _dialogue(self, file: str, row: Any, id: str) -> Dialogue:
+        task = file.removeprefix(f"{self.folder}/").partition("/")[0]
+        images = [column_image(image) for image in get_list(row, "images")]
+        answer = get_id(row, "gt").strip()
+        if task == "counting" and not answer.isdecimal():
+            raise RejectedRowError(Reason.NO_ANSWER, f"expected a number in gt, found {answer!r:.40}")
+        in_words = NUMBERS[int(answer)] if answer.isdecimal() and int(answer) < len(NUMBERS) else None
+        asked = turn(
+            get_text(row, "question", Reason.EMPTY_QUESTION),
+            images,
+            answer,
+            request=BY_NAMES if task == "listing" else IN_SHORT,
+            kind=task,
+            references=[in_words] if in_words else [],
+        )
         return Dialogue((asked,), id)

@@ -23,6 +23,7 @@ from visualchat.images import ImageInput
 
 LETTERS = string.ascii_uppercase
 BY_LETTER = "Answer with the letter of one option."
+BY_NAMES = "Answer with names, commas between them."
 IN_SHORT = "Answer with a word or a short phrase."
 YES_OR_NO = "Answer yes or no."
 
