@@ -171,26 +171,16 @@ def write_mirb(corpus: Corpus, rows: list[Any] | None = None) -> None:
 
 
 def mimic_rows(task: str) -> list[dict[str, Any]]:
-    """Three bright, grey and black images and as many of the shade in question as the number says, or one odd one."""
+    """Three rows about shades: how many are white, which there are, which all share, which only one has."""
     rows = []
-    for number in range(3):
-        shades = {
-            "counting": [220] * (number + 1) + [40] * (3 - number),
-            "listing": [LEVELS[number], LEVELS[number], LEVELS[(number + 1) % 3]],
-            "common": [LEVELS[number]] * 3,
-            "oddone": [LEVELS[(number + 1) % 3]] * 2 + [LEVELS[number]],
-        }[task]
-        names = sorted({NAMES[shade] for shade in shades})
-        truth = {
-            "counting": number + 1,
-            "listing": ", ".join(names),
-            "common": names[0],
-            "oddone": NAMES[LEVELS[number]],
-        }
-        rows.append({
-            "idx" if task == "counting" else "id": number, "task": task, "question": f"What of {task}?",
-            "images": [column(shade) for shade in shades], "gt": str(truth[task]),
-        })  # fmt: skip
+    for number, shade in enumerate(LEVELS):
+        other = LEVELS[(number + 1) % 3]
+        shades = {"counting": [220] * (number + 1) + [40] * (3 - number), "listing": [shade, shade, other],
+                  "common": [shade] * 3, "oddone": [other, other, shade]}[task]  # fmt: skip
+        listed = ", ".join(sorted({NAMES[shade], NAMES[other]}))
+        truth = {"counting": number + 1, "listing": listed}.get(task, NAMES[shade])
+        rows.append({"idx" if task == "counting" else "id": number, "task": task, "question": f"What of {task}?",
+                     "images": [column(shade) for shade in shades], "gt": str(truth)})  # fmt: skip
     return rows
 
 
