@@ -61,3 +61,20 @@ def test_the_speeds_of_the_kinds_are_those_of_the_committed_result():
     assert {row[0]: row[4] for row in rows if row[4]} == {
         row[0]: f"{measured[row[0]]:.1f}" for row in rows if row[0] in measured
     }
+
+
+def test_the_speeds_by_threads_are_those_of_the_committed_results():
+    table = cell("docs/attention.md", r"^\| kind \| 8 images, one thread .*?\n\|[-:|]+\n(.*?)\n\n")
+    results = [
+        json.loads((ROOT / "benchmarks" / "results" / name).read_text())["layouts"]
+        for name in ("attention-cpu-1.json", "attention-cpu.json")
+    ]
+    for row in table.splitlines():
+        kind, *figures = (part.strip(" `") for part in row.split("|")[1:-1])
+        assert figures == [
+            f"{r['training_speedup']:.2f}"
+            for layout in ("8 images", "3 images")
+            for result in results
+            for r in result
+            if (r["layout"], r["form"]) == (layout, f"{kind}/sdpa")
+        ]
