@@ -150,6 +150,7 @@ def test_times_of_a_repeated_answer_are_those_that_its_client_saw():
     [
         ({"replicas": 0}, "cluster.replicas=0: expected more than 0"),
         ({"gpus": -1}, "cluster.gpus=-1: expected"),
+        ({"address": "ray://head:10001"}, "expected auto, or HOST:PORT"),
         ({"most_replicas": 1}, "expected at least cluster.replicas, which is 2"),
         ({"object_store_bytes": 10}, "expected 80000000 or more"),
     ],

@@ -136,11 +136,12 @@ def _connect(cluster: ClusterSettings) -> None:
         cluster.check_fits(there.get("CPU", 0), there.get("GPU", 0))
         return
     try:
+        cluster.check_answers()
         ray.init(cluster.address, logging_level=logging.WARNING)
     except ConnectionError:
         raise ValueError(
             f"cluster.address={cluster.address}: no Ray cluster answers there\n"
-            "start one with: ray start --head; on each further machine: ray start --address=HEAD:6379"
+            "start one with: ray start --head (docs/serving.md: More machines than one)"
         ) from None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import secrets
+import socket
 from dataclasses import dataclass, fields
 
 LEAST_OBJECT_STORE = 80_000_000
@@ -45,6 +47,8 @@ class ClusterSettings:
             found, least = getattr(self, setting.name), 0 if setting.name == "gpus" else None
             if isinstance(found, int | float) and not isinstance(found, bool) and not (found > 0 or found == least):
                 raise ValueError(f"cluster.{setting.name}={found}: expected more than 0")
+        if self.address not in (None, "auto") and not re.fullmatch(r"[^/\s]+:\d{1,5}", self.address):
+            raise ValueError(f"cluster.address={self.address}: expected auto, or HOST:PORT of a Ray cluster")
         if self.most_replicas is not None and self.most_replicas < self.replicas:
             raise ValueError(
                 f"cluster.most_replicas={self.most_replicas}: expected at least cluster.replicas, "
@@ -71,6 +75,20 @@ class ClusterSettings:
             found |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # whose other meaning is: listen on the loopback alone
         return found
+
+    def check_answers(self) -> None:
+        """Refuse an address at which nothing listens; Ray itself would try for minutes.
+
+        Raises:
+            ConnectionError: It is one.
+        """
+        if self.address in (None, "auto"):
+            return
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from None
 
     def check_fits(self, cores: float, gpus: float) -> None:
         """Refuse replicas that do not fit into a machine.
