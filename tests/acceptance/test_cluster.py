@@ -195,16 +195,14 @@ def test_replicas_come_and_go_on_a_ray_cluster_of_two_nodes(random_model, marked
         for words in (("--head", f"--port={port}", "--include-dashboard=false"), (f"--address=127.0.0.1:{port}",)):
             node = nodes.enter_context(started(folder.parent, "ray", "start", *words, *small, **variables))
             assert until(lambda node=node: "started" in node.stdout.readline())
-        words = ("replicas=1", "most_replicas=2", "target_requests=1", "grow_seconds=1", f"address=127.0.0.1:{port}")
+        words = ("replicas=1", "most_replicas=2", "target_requests=0.2", "grow_seconds=1", f"address=127.0.0.1:{port}")
         typed = f"folder={folder}", "cluster=ray", "limits.tokens=1500", *(f"cluster.{word}" for word in words)
         with serving(folder.parent, *typed, **variables) as (process, url):
-            body = asked(user("What is it?", picture(1)), max_tokens=LONG)
-            (expected,) = answers_of(random_model, [body])
-            with ThreadPoolExecutor(4) as clients:
-                answers = []
-                while len(replicas(marked)) < 2:
-                    answers += clients.map(lambda _: streamed(url, body, int), range(4))
-            assert {*answers} == {expected}
+            body = asked(user("What is it?", picture(1)), max_tokens=200)
+            answers = []
+            while len(replicas(marked)) < 2:
+                answers.append(streamed(url, body, int))
+            assert {*answers} == {*answers_of(random_model, [body])}
             assert len({ray_node(number) for number in replicas(marked)}) == 2
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=LIMIT)
@@ -222,7 +220,6 @@ def test_mistakes_are_told_before_anything_is_started(random_model, marked):
     folder = random_model[2]
     said = {
         "device=cuda:1": "each replica computes where Ray puts it",
-        "cluster.replicas=0": "cluster.replicas=0: expected more than 0",
         "cluster.replica=3": "replicas",
         "cluster.address=127.0.0.1:1": "no Ray cluster answers there",
     }
