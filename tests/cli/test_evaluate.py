@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from offline import read
 from PIL import Image
 
 from visualchat.cli.conclusions import require_place
 from visualchat.cli.config import CONF
 from visualchat.cli.evaluate import STEP, ask
 from visualchat.cli.generate import generate
+from visualchat.cli.prediction_table import COLUMNS, check_logger
 from visualchat.cli.scoring import check_evaluation
 from visualchat.data.sources.lazy import LazySequence
 from visualchat.dialogue import Dialogue, Turn
@@ -98,6 +100,16 @@ def test_a_killed_evaluation_leaves_the_same_files(folder):
     )
     assert "steps are there" in done.stdout
     assert left(folder / "run") == left(folder / "whole")
+    line = [command()[0], "predictions=whole", "logger=wandb", "hydra.run.dir=again"]
+    subprocess.run(line, cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
+    (offline,) = (folder / "again/wandb").glob("offline-run-*")
+    kept = {name: value for row in read(offline)["history"] for name, value in row.items()}
+    assert kept["predictions/nrows"] == (folder / "whole/predictions.jsonl").read_text().count("\n")
+    assert kept["exact_match/all"] == metrics["exact_match/all"]
+    (path,) = (folder / "again").rglob("*.table.json")
+    told = json.loads(path.read_text())
+    assert told["columns"] == [*COLUMNS]
+    assert {"What is in image 2?"} <= {one[COLUMNS.index("question")] for one in told["data"]}
 
 
 def composed(*overrides: str, of: str = "evaluate"):
@@ -170,3 +182,12 @@ def test_figures_of_other_predictions_are_not_written_over(tmp_path):
     for run, predictions in ((scored, []), (evaluated, [new]), (evaluated, [new, scored])):
         with pytest.raises(ValueError, match="holds the figures of other predictions"):
             require_place(run, predictions)
+
+
+def test_only_wandb_keeps_an_evaluation_and_only_one():
+    check_logger(composed())
+    check_logger(composed("logger=wandb"))
+    with pytest.raises(ValueError, match="in W&B alone: logger=wandb"):
+        check_logger(composed("logger=csv"))
+    with pytest.raises(ValueError, match="keeps one evaluation"):
+        check_logger(composed("logger=wandb", "predictions=[one,two]"))

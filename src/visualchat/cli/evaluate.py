@@ -19,6 +19,8 @@ from visualchat.cli.answers import compare_answers
 from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, require_place, score_again
 from visualchat.cli.config import PLAIN, attention_setting, setting, silence_libraries
 from visualchat.cli.main import evaluate as main
+from visualchat.cli.prediction_table import check_logger, log_evaluation
+from visualchat.cli.provenance import closing_wandb
 from visualchat.cli.run_folder import continued_by, locked
 from visualchat.cli.scoring import check_evaluation, dialogues_to_score
 from visualchat.data.progress import bar
@@ -171,13 +173,16 @@ def require_the_runs_data(folder: Path, overrides: Sequence[str]) -> None:
 def run(config: DictConfig) -> None:
     """The command."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with continued_by(folder), locked(folder, "writing predictions"):
+    check_logger(config)
+    with continued_by(folder), locked(folder, "writing predictions"), closing_wandb():
         if config.answers is not None:
             compare_answers(config, folder)
         elif config.predictions is None:
-            evaluate(config, folder)
+            metrics = evaluate(config, folder)
+            log_evaluation(config, metrics, read_predictions(folder / PREDICTIONS))
         elif isinstance(config.predictions, str):
-            score_again(Path(config.predictions), config.evaluation.metrics, folder)
+            metrics = score_again(Path(config.predictions), config.evaluation.metrics, folder)
+            log_evaluation(config, metrics, read_predictions(Path(config.predictions) / PREDICTIONS))
         else:
             compare([Path(other) for other in config.predictions], config.evaluation.metrics, folder)
 
