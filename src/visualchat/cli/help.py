@@ -52,6 +52,7 @@ that was stopped continues when its line is typed again with hydra.run.dir=.
                             anls, rouge_l, cider_d, ...
   evaluation.modes=[teacher_forced,free_running]
                             what stands before a question
+  logger=null               wandb: the figures and all answers in W&B, too
   predictions=null          an evaluation's folder: its figures again, without
                             a model; [ONE,OTHER]: two compared
   answers=null input=null   files of answers, of visualchat-generate or other
