@@ -6,10 +6,12 @@ import io
 import random
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -205,9 +207,15 @@ class Terminal:
                 self.console.out(error, style="red", highlight=False)
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End the process as a signal asks, but let the line editor put the terminal back before."""
+    raise SystemExit(128 + number)
+
+
 def run(config: DictConfig) -> None:
     """The command."""
     silence_libraries()
+    signal.signal(signal.SIGTERM, _leave)
     folder = saved_model(config.folder)
     model = load_model(folder, config.vision, config.language)
     processor = VisualChatProcessor.from_pretrained(folder)
