@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-acceptance test-matrix test-gpu gpu test-peers test-lmms-eval test-minimal same check format docs clean
+.PHONY: help install train chat test test-slow test-acceptance test-web test-matrix test-gpu gpu test-peers test-lmms-eval test-minimal same check format docs clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -66,6 +66,14 @@ test-slow: $(STAMP) ## Run the tests marked slow
 
 test-acceptance: $(STAMP) ## Type what the documents say: every command line of them composes, and runs if a CPU can
 	$(call pytest,$(WORKERS_PYTEST) tests/acceptance -m "not gpu" --durations=5)
+
+test-web: $(STAMP) ## Drive the page in a browser without a window; installs Chromium where it is missing and may
+	@if ! command -v chromedriver >/dev/null || ! { command -v chromium || command -v google-chrome; } >/dev/null; then \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || \
+			{ echo "error: make test-web needs Chromium and its driver: apt-get install chromium chromium-driver" >&2; exit 1; }; \
+		apt-get update -qq && apt-get install -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
+	fi
+	$(call pytest,OMP_NUM_THREADS=1 $(PYTEST) -m web tests/web --durations=3)
 
 test-matrix: $(STAMP) ## Train every combination of strategy, attention, what trains, base and data: hours
 	$(call pytest,VISUALCHAT_MATRIX=whole $(WORKERS_PYTEST) -m "slow or not slow" tests/acceptance/test_matrix.py)

@@ -35,7 +35,7 @@ RULES = (
     Rule(
         "visualchat",
         never=("fastapi", "starlette", "uvicorn", "prometheus_client", "llguidance"),
-        except_in=("visualchat.serve",),
+        except_in=("visualchat.serve", "visualchat.web"),
     ),
     Rule("visualchat", never=("ray",), except_in=("visualchat.serve.cluster",)),
     Rule(
@@ -90,6 +90,7 @@ FLOORS = (
     "harness",
     "plan",
     "tiny",
+    "web",
     "tiny.pretraining",
     "training.ranks",
     "training.accumulation",

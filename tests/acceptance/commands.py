@@ -162,15 +162,18 @@ def bash(folder: Path, line: str, typed: str = "", limit: float = LIMIT, **varia
 
 
 @contextmanager
-def serving(folder: Path, *words: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`visualchat-serve` while the block runs: its process, and the address for clients; the port is a free one.
+def serving(
+    folder: Path, *words: str, command: str = "visualchat-serve", **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`visualchat-serve`, or -web, while the block runs: its process, and the address for clients; the port is a free one.
 
     Args:
         folder: Where it is typed.
         words: Its settings.
+        command: Which of the two.
         variables: Of its environment.
     """
-    with started(folder, "visualchat-serve", *words, "port=0", **variables) as process:
+    with started(folder, command, *words, "port=0", **variables) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         said = process.stdout.readline()  # or its end, if it fails

@@ -22,6 +22,7 @@ UNBUILT = (
     "visualchat-judge",
     "visualchat-serve",
     "visualchat-study",
+    "visualchat-web",
 )
 """Commands whose configurations name nothing to build."""
 SWEEP = ("-m", "--multirun")

@@ -176,6 +176,7 @@ RULES = {
     "visualchat-generate": CHAT,
     "visualchat-judge": (),
     "visualchat-serve": SERVE,
+    "visualchat-web": (*SERVE, Rule(has("page"), ["page.open=false"])),
     "visualchat-plan": (),
     "visualchat-study": STUDY,
 }

@@ -63,8 +63,8 @@ def test_the_line_runs(line, after_training, convertible):
         return
     config = composed(next(points([*command, "..."])))
     give(folder, command, config)
-    if command[0] == "visualchat-serve":
-        assert_serves(folder, [*command[1:], *small(command[0], config)], dict(line.variables))
+    if command[0] in ("visualchat-serve", "visualchat-web"):
+        assert_serves(folder, command[0], [*command[1:], *small(command[0], config)], dict(line.variables))
         return
     done = run(folder, *command, *small(command[0], config), typed=TALK, **dict(line.variables)).ok()
     assert "Traceback" not in done.err
@@ -129,11 +129,11 @@ def assert_outcome(folder: Path, command: Sequence[str], config: DictConfig, lef
         assert re.search("it (fits|does not fit)", done.out)
 
 
-def assert_serves(folder: Path, settings: Sequence[str], variables: dict[str, str]) -> None:
+def assert_serves(folder: Path, command: str, settings: Sequence[str], variables: dict[str, str]) -> None:
     """Fail unless a server answers a client, with its key, and ends when it is asked to."""
-    with serving(folder, *settings, **variables) as (process, address):
+    with serving(folder, *settings, command=command, **variables) as (process, address):
         client = OpenAI(base_url=address, api_key=variables.get("VISUALCHAT_API_KEYS", "none").split(",")[0])
-        (model,) = client.models.list()
+        model, *_ = client.models.list()
         answer = client.chat.completions.create(model=model.id, messages=[{"role": "user", "content": "What is it?"}])
         assert answer.usage.completion_tokens
         process.send_signal(signal.SIGTERM)

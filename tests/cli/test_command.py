@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("train", "evaluate", "chat", "data", "plan", "convert", "generate", "serve")
+COMMANDS = ("train", "evaluate", "chat", "data", "plan", "convert", "generate", "serve", "web")
 
 HEAVY = (
     "torch",

@@ -177,6 +177,25 @@ Examples
   visualchat-study study=image_numbers page_only=true
 {_MORE}"""
 
+WEB = f"""visualchat-web [SETTING=VALUE ...]
+
+Opens a page to chat with a saved model: several images in any round, and where
+each answer looked. The API of visualchat-serve is at the same address, and all
+of its settings count here, too.
+
+  folder=null               the model's folder, whole or light; null for the
+                            newest under outputs/
+  page.second.attention=null
+                            the same model beside itself, by another kind of
+                            attention: causal, mmca, ...
+  page.second.folder=null   another model beside it, on the same dialogues
+  page.open=true            open a browser, where there is a display
+
+Examples
+  visualchat-web
+  visualchat-web folder=outputs/mine/model page.second.attention=causal
+{_MORE}"""
+
 DATA = f"""visualchat-data ACTION [SETTING=VALUE ...]
 
 Looks at the dialogues that training would read.

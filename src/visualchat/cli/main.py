@@ -41,6 +41,11 @@ def study() -> None:
     start(Command("studies", "visualchat.cli.study", help.STUDY))
 
 
+def web() -> None:
+    """`visualchat-web`."""
+    start(Command("serve", "visualchat.cli.web", help.WEB))
+
+
 def data() -> None:
     """`visualchat-data`."""
     actions = ("check", "stats", "references", "show", "convert", "prepare")

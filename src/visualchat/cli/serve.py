@@ -16,6 +16,8 @@ from visualchat.cli.config import PLAIN, attention_setting, silence_libraries
 from visualchat.cli.main import serve as main
 
 if TYPE_CHECKING:
+    from visualchat.engine import Engine
+    from visualchat.model import VisualChatForConditionalGeneration
     from visualchat.serve.cluster.settings import ClusterSettings
     from visualchat.serve.settings import Settings
 
@@ -30,15 +32,17 @@ def keys_of(given: Any) -> tuple[str, ...]:
     return tuple(key.strip() for key in found if key.strip())
 
 
-def run(config: DictConfig) -> None:
-    """The command: what may be mistaken first, the model last."""
+def settings_of(config: DictConfig) -> Settings:
+    """What the server is told.
+
+    Raises:
+        ValueError: A setting is out of range, or a library is missing.
+    """
     if missing := [name for name in NEEDS if find_spec(name) is None]:
         raise ValueError(f"a server needs {', '.join(missing)}: pip install 'visualchat[serve]'")
-    from visualchat.serve.address import bound, check_address
     from visualchat.serve.settings import Limits, Settings
 
-    cluster = _cluster(config)
-    settings = Settings(
+    return Settings(
         name=config.name,
         keys=keys_of(config.api_keys),
         reuse_across_keys=config.reuse_across_keys,
@@ -47,17 +51,42 @@ def run(config: DictConfig) -> None:
         named_image_bytes=config.named_image_bytes,
         limits=Limits(**config.limits),
     )
-    check_address(config.host, config.port, settings.keys)
-    at = bound(config.host, config.port)
-    if cluster is not None:
-        _serve_cluster(config, settings, cluster, at)
-        return
 
+
+def bound_socket(config: DictConfig, settings: Settings) -> socket.socket:
+    """Where the server will listen.
+
+    Raises:
+        ValueError: The address is taken or cannot be, or strangers would reach it without a key.
+    """
+    from visualchat.serve.address import bound, check_address
+
+    check_address(config.host, config.port, settings.keys)
+    return bound(config.host, config.port)
+
+
+def engine_of(config: DictConfig, folder: Path, model: VisualChatForConditionalGeneration) -> Engine:
+    """An engine around the model of a folder, on its device."""
     import torch
 
     from visualchat.engine import Engine
     from visualchat.engine.image_store import ImageStore
     from visualchat.model import VisualChatProcessor
+
+    torch.nn.Module.to(model, config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Engine(model, VisualChatProcessor.from_pretrained(folder), ImageStore(**config.store), **config.engine)
+
+
+def run(config: DictConfig) -> None:
+    """The command: what may be mistaken first, the model last."""
+    if any(config.page.second.values()):
+        raise ValueError("page.second is of visualchat-web alone: type that command, or leave it out")
+    settings, cluster = settings_of(config), _cluster(config)
+    at = bound_socket(config, settings)
+    if cluster is not None:
+        _serve_cluster(config, settings, cluster, at)
+        return
+
     from visualchat.model.saved import load_model, saved_model
     from visualchat.serve.app import build_app
     from visualchat.serve.local import Local
@@ -65,25 +94,17 @@ def run(config: DictConfig) -> None:
 
     silence_libraries()
     folder = saved_model(config.folder)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(folder, config.vision, config.language)
-    torch.nn.Module.to(model, device)
-    engine = Engine(
-        model,
-        VisualChatProcessor.from_pretrained(folder),
-        ImageStore(**config.store),
-        **config.engine,
-    )
+    engine = engine_of(config, folder, load_model(folder, config.vision, config.language))
     console = Console(file=sys.stdout)
 
     def ready() -> None:
-        kind, at_ = attention_setting(model.config.attention), _address(config, at)
+        kind, at_ = attention_setting(engine.model.config.attention), address_of(config, at)
         console.print(f"{folder}, {kind}, as {settings.name} at {at_}", **PLAIN)
 
     serve(build_app(Local(engine, settings), settings), at, ready)
 
 
-def _address(config: DictConfig, at: socket.socket) -> str:
+def address_of(config: DictConfig, at: socket.socket) -> str:
     """What clients are told."""
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"http://{host}:{at.getsockname()[1]}/v1"
@@ -122,7 +143,7 @@ def _serve_cluster(config: DictConfig, settings: Settings, cluster: ClusterSetti
     console = Console(file=sys.stdout)
 
     def ready() -> None:
-        at_ = _address(config, at)
+        at_ = address_of(config, at)
         console.print(f"{folder}, replicas: {many}, as {settings.name} at {at_}", **PLAIN)
 
     with running(plan, cluster) as replicas:

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from visualchat.engine import Answer
 from visualchat.serve.backend import Backend, Event, Reply
+from visualchat.serve.body import read_body
 from visualchat.serve.errors import ApiError, hung_up, stopping
 from visualchat.serve.gate import COMPLETIONS, IMAGES, Gate, Visit, visit_of
 from visualchat.serve.metrics import TYPE, Metrics
@@ -136,9 +137,9 @@ class Rooms:
             yield
 
     async def models(self) -> dict[str, Any]:
-        """The one there is."""
-        model = {"id": self.settings.name, "object": "model", "created": 0, "owned_by": "visualchat"}
-        return {"object": "list", "data": [model]}
+        """All there are, as a rule one."""
+        model = {"object": "model", "created": 0, "owned_by": "visualchat"}
+        return {"object": "list", "data": [{"id": name, **model} for name in self.backend.names]}
 
     async def metrics_text(self) -> Response:
         """For Prometheus."""
@@ -193,7 +194,7 @@ class Rooms:
     async def _read(self, kind: type[Asked], request: Request, visit: Visit) -> Asked:
         """What a request asks."""
         try:
-            body = await visit.unless_cut(self._body(request))
+            body = await visit.unless_cut(read_body(request, self.settings.limits))
         except ClientDisconnect:
             raise hung_up() from None
         visit.watch(request.receive)
@@ -213,27 +214,6 @@ class Rooms:
             if event is None:
                 return
             yield event
-
-    async def _body(self, request: Request) -> bytes:
-        """The request's body, as far as it may be read."""
-        limits = self.settings.limits
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise ApiError(415, f"the body is {kind or 'of no type'}: expected Content-Type: application/json")
-        large = ApiError(413, f"the body has more than {limits.body_bytes} bytes; send smaller images, or fewer")
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > limits.body_bytes:
-            raise large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(limits.upload_seconds):
-                async for piece in request.stream():
-                    body += piece
-                    if len(body) > limits.body_bytes:
-                        raise large
-        except TimeoutError:
-            raise ApiError(408, f"the body did not come within {limits.upload_seconds:g} seconds") from None
-        return bytes(body)
 
     def _whole(self, answer: Answer) -> Answer:
         """An answer that was not cut off."""

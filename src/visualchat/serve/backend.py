@@ -75,9 +75,11 @@ class Backend(Protocol):
 
     Attributes:
         places: The most requests at a time.
+        names: What clients call its models.
     """
 
     places: int
+    names: tuple[str, ...]
 
     async def submit(self, asked: ChatRequest, scope: str) -> Reply:
         """Begin to answer a request, whose work others of the same scope may reuse.

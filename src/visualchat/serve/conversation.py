@@ -6,6 +6,7 @@ images are made by the structure of a message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from visualchat.images.decode import FORMATS, MAX_ASPECT, MAX_PIXELS, decode_ima
 from visualchat.images.inputs import image_input
 from visualchat.model import VisualChatProcessor
 from visualchat.serve.errors import ApiError
-from visualchat.serve.protocol import ChatRequest, ImagePart
+from visualchat.serve.protocol import ChatRequest, ImagePart, Message
 from visualchat.serve.settings import Limits, Settings
 from visualchat.serve.vocabulary import Vocabulary
 
@@ -54,7 +55,7 @@ def engine_requests(
         vocabulary.check("logprobs")
     schema = asked.response_format.schema_followed
     try:
-        dialogue = dialogue_from_messages(_messages(asked, settings.limits))
+        dialogue = dialogue_from_messages(with_images(asked.messages, settings.limits))
         first = Request.of(
             processor,
             dialogue,
@@ -74,13 +75,17 @@ def engine_requests(
     return [replace(first, seed=asked.seed + index) for index in range(asked.n)]
 
 
-def _messages(asked: ChatRequest, limits: Limits) -> list[dict[str, Any]]:
-    """The messages with their images decoded."""
-    count = sum(isinstance(part, ImagePart) for message in asked.messages for part in message.content)
+def with_images(messages: Sequence[Message], limits: Limits) -> list[dict[str, Any]]:
+    """The messages with their images decoded.
+
+    Raises:
+        ApiError: There are too many images or pixels, or one cannot be read.
+    """
+    count = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
     if count > limits.images:
         raise ApiError(400, f"there are {count} images: at most {limits.images} are allowed", param="messages")
     found, pixels = [], 0
-    for number, message in enumerate(asked.messages):
+    for number, message in enumerate(messages):
         items: list[dict[str, Any]] = []
         for place, part in enumerate(message.content):
             if not isinstance(part, ImagePart):

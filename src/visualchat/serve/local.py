@@ -35,6 +35,7 @@ class Local:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine, self.settings = engine, settings
         self.places = engine.max_running + engine.max_waiting
+        self.names: tuple[str, ...] = (settings.name,)
         self.vocabulary = Vocabulary(engine)
         self._decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "visualchat-decode")
         self._readers = ThreadPoolExecutor(self.places * MOST_CHOICES, "visualchat-read")  # started as they are needed

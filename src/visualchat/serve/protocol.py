@@ -235,7 +235,7 @@ class ImageRequest(_Shown):
     number: int = Field(1, ge=1)
 
 
-Asked = TypeVar("Asked", ChatRequest, ImageRequest)
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 def read_request(kind: type[Asked], body: bytes) -> Asked:

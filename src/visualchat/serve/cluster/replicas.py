@@ -38,10 +38,12 @@ class Replicas:
         handle: Of the application.
         seconds: How long a request waits for a replica.
         places: The most requests at a time.
+        name: What clients call the model.
     """
 
-    def __init__(self, handle: DeploymentHandle, seconds: float, places: int) -> None:
+    def __init__(self, handle: DeploymentHandle, seconds: float, places: int, name: str) -> None:
         self.places = places
+        self.names: tuple[str, ...] = (name,)
         self._handle, self._seconds = handle, seconds
         self._answers = handle.options(stream=True)
 
@@ -115,7 +117,7 @@ def running(plan: Plan, cluster: ClusterSettings) -> Iterator[Replicas]:
         try:
             application = _deployment(plan, cluster).bind(plan)
             handle = serve.run(application, name=name, route_prefix=None, logging_config=QUIET)
-            yield Replicas(handle, plan.settings.limits.seconds, cluster.most * _places(plan))
+            yield Replicas(handle, plan.settings.limits.seconds, cluster.most * _places(plan), plan.settings.name)
         finally:
             if cluster.address:  # others use it
                 serve.delete(name)
