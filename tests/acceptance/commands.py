@@ -165,7 +165,7 @@ def bash(folder: Path, line: str, typed: str = "", limit: float = LIMIT, **varia
 def serving(
     folder: Path, *words: str, command: str = "visualchat-serve", **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`visualchat-serve`, or -web, while the block runs: its process, and the address for clients; the port is a free one.
+    """`visualchat-serve` or `-web` while the block runs: its process, and the address for clients; the port is free.
 
     Args:
         folder: Where it is typed.

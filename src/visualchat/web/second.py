@@ -9,7 +9,7 @@ from types import TracebackType
 
 from visualchat.attention import KINDS
 from visualchat.attention.kinds import check_name
-from visualchat.chat.image_store import StoreStats
+from visualchat.engine.image_store import StoreStats
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.serve.backend import Backend, Reply, Warmed
 from visualchat.serve.errors import ApiError
