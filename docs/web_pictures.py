@@ -38,7 +38,9 @@ def draw(address: str) -> None:
         for number in (0, 1):
             look = page.all(".round:last-child .look")[number]
             page.driver.execute_script("arguments[0].click()", look)
-        page.until(lambda: len(page.all(".looked figure")) == 2 * len(page.all(".round .images img")), "where they looked")
+        page.until(
+            lambda: len(page.all(".looked figure")) == 2 * len(page.all(".round .images img")), "where they looked"
+        )
         for name, size in SIZES.items():
             page.width(*size)
             page.driver.execute_script(

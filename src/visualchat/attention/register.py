@@ -97,7 +97,7 @@ def _attention(
         )
     if attention_mask is not None:  # a static cache is longer than what it holds
         key, value = key[:, :, : attention_mask.shape[1]], value[:, :, : attention_mask.shape[1]]
-    ids = {name: kwargs.get(name) for name in IDS}
+    ids: dict[str, Any] = {name: kwargs.get(name) for name in IDS}
     if key_modality is None:
         key_modality = torch.zeros(key.shape[0], key.shape[2], dtype=torch.long, device=key.device)
         ids |= {name: key_modality - 1 for name in ("unit_ids", "image_ids") if ids[name] is None}
