@@ -30,7 +30,7 @@ def test_a_kind_of_attention_is_named_as_it_is_typed(name):
     with initialize_config_dir(CONF, version_base="1.3"):
         choice = compose("train", [f"attention={name}"]).attention
         wanted = {field: choice[field] for field in ATTENTION.values()}
-        assert attention_setting(wanted) == f"attention={name}"
+        assert attention_setting(wanted) == attention_setting(choice) == f"attention={name}"
         wanted |= {"image_numbers": "label", "early_kind": None, "image_positions": "shared"}
         found = compose("train", attention_setting(wanted).split()).attention
     assert {field: found[field] for field in wanted} == wanted

@@ -108,12 +108,12 @@ def check_number(name: str, value: object, least: int, *, none: bool = False) ->
 
 
 def attention_setting(wanted: Mapping[str, Any]) -> str:
-    """What is typed for a `VisualChatConfig.attention`: a choice of `conf/attention`, and what that lacks."""
+    """What is typed for the `attention` of a model or a command: a choice of `conf/attention`, and what that lacks."""
     shared, *files = sorted((Path(CONF) / "attention").glob("*.yaml"), key=lambda path: (path.stem != "_base", path))
     lines: list[list[str]] = []
     for path in files:
         choice: Any = OmegaConf.merge(OmegaConf.load(shared), OmegaConf.load(path))
-        other = {name: value for name, value in wanted.items() if choice[name] != value}
+        other = {name: value for name, value in wanted.items() if choice.get(name) != value}
         words = [f"attention.{name}={'null' if value is None else value}" for name, value in other.items()]
         lines.append([f"attention={path.stem}", *words])
     fewest = min(lines, key=len)
