@@ -188,13 +188,12 @@ def test_replicas_come_and_go_on_a_ray_cluster_of_two_nodes(random_model, marked
     folder = random_model[2]
     variables = {**marked, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
     small = "--num-cpus=1", "--object-store-memory=80000000", "--block"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with ExitStack() as nodes:
         for words in (("--head", f"--port={port}", "--include-dashboard=false"), (f"--address=127.0.0.1:{port}",)):
             node = nodes.enter_context(started(folder.parent, "ray", "start", *words, *small, **variables))
-            assert until(lambda node=node: "started" in node.stdout.readline())
+            lines = iter(node.stdout.readline, "")  # until it ends
+            assert any("runtime started" in line for line in lines), node.stderr.read()
         words = ("replicas=1", "most_replicas=2", "target_requests=0.2", "grow_seconds=1", f"address=127.0.0.1:{port}")
         typed = f"folder={folder}", "cluster=ray", "limits.tokens=1500", *(f"cluster.{word}" for word in words)
         with serving(folder.parent, *typed, **variables) as (process, url):
@@ -209,6 +208,14 @@ def test_replicas_come_and_go_on_a_ray_cluster_of_two_nodes(random_model, marked
             assert process.returncode == 0, f"{out}{err}"
         assert not until(lambda: replicas(marked), no=True)
         assert processes(marked, "gcs_server")
+
+
+def free_port():
+    """Above those that Ray keeps for its workers."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    return port if port >= 20000 else free_port()
 
 
 def ray_node(number):
