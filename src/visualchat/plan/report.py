@@ -1,4 +1,4 @@
-"""A plan as it is printed: four tables, and a sentence that says whether the run fits and what to type if not."""
+"""A plan as it is printed: five tables, and a sentence that says whether the run fits and what to type if not."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from visualchat.plan.flops import days
 from visualchat.plan.machine import FULL, GIB
 from visualchat.plan.memory import held_parts, weight_bytes
 from visualchat.plan.run import Plan
+from visualchat.plan.serving import serving
 from visualchat.plan.shapes import Sizes
 
 
@@ -99,6 +100,18 @@ def run_table(plan: Plan) -> Table:
     return table
 
 
+def serving_table(plan: Plan) -> Table:
+    """What one GPU takes that serves the model."""
+    found, tokens = serving(plan.sizes, plan.settings.bits), plan.settings.max_length
+    table = Table("", "", title="serving it on one GPU, GiB", title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    table.add_row("weights", gib(found.weights))
+    table.add_row(f"an image that is known, {plan.sizes.image_tokens} tokens", gib(found.image))
+    table.add_row(f"a session of {tokens} tokens", gib(found.session(tokens)))
+    table.add_row("such sessions beside the weights", f"{found.sessions(tokens, plan.machine):,}")
+    return table
+
+
 def verdict(plan: Plan) -> str:
     """One sentence: does it fit, and what to type if not."""
     configured = plan.configured[plan.settings.checkpointing]
@@ -139,6 +152,7 @@ def show(plan: Plan, console: Console) -> None:
         memory_table(plan),
         options_table(plan),
         run_table(plan),
+        serving_table(plan),
     ):
         console.print()
         console.print(table)
