@@ -105,7 +105,7 @@ def serving_table(plan: Plan) -> Table:
     found, tokens = serving(plan.sizes, plan.settings.bits), plan.settings.max_length
     table = Table("", "", title="serving it on one GPU, GiB", title_justify="left", show_header=False)
     table.columns[1].justify = "right"
-    table.add_row("weights", gib(found.weights))
+    table.add_row("all weights", gib(found.weights))
     table.add_row(f"an image that is known, {plan.sizes.image_tokens} tokens", gib(found.image))
     table.add_row(f"a session of {tokens} tokens", gib(found.session(tokens)))
     table.add_row("such sessions beside the weights", f"{found.sessions(tokens, plan.machine):,}")
