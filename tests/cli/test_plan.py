@@ -32,7 +32,7 @@ def printed(found):
 
 def test_the_tiny_world_is_measured_and_fits():
     found = plan("experiment=paper_4_2_1", "scale=tiny", "gpus=1")
-    assert found.workload.dialogues == 96
+    assert found.workload.dialogues == 512
     assert found.workload.most_images == 4
     assert found.steps == 5 * 6  # 96 rows in steps of 16
     assert found.configured[0].fits
