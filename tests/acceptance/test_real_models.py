@@ -32,7 +32,7 @@ def test_they_name_their_data(runs):
     for point in runs:
         choices = composed(point).hydra.runtime.choices
         assert not choices["data"].startswith("tiny"), point
-        assert choices.evaluation in ("default", "none"), point
+        assert not choices.evaluation.startswith("tiny"), point
 
 
 def planned(point: tuple[str, ...]) -> tuple[str, ...]:

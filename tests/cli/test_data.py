@@ -250,7 +250,7 @@ def test_the_exit_code_tells(tmp_path):
     assert list(tmp_path.glob("outputs/data/*/*/check.json"))
     done = run(tmp_path, "chekc")
     assert done.returncode == 2
-    assert "did you mean check?\nexpected one of check, stats, show, convert, prepare" in done.stderr
+    assert "did you mean check?\nexpected one of check, stats, references, show, convert, prepare" in done.stderr
 
 
 def test_bad_rows_are_named_also_where_too_few_are_sound(tmp_path):

@@ -32,7 +32,13 @@ def evaluation(folder: Path, part: str, answer, captions=("a red square", "a blu
             name = f"images/{number}{place}.png"
             (folder / name).write_bytes(b"picture " + name.encode())
             facts = {"dialogue": f"d{number}", "round": place, "kind": "", "question": f"Question {number}.{place}?"}
-            facts |= {"shown": (name,), "images": 2, "distance": 0, "references": (f"truth {number}.{place}",)}
+            facts |= {
+                "shown": (name,),
+                "images": 2,
+                "sent": place,
+                "distance": 0,
+                "references": (f"truth {number}.{place}",),
+            }
             facts |= {"options": (), "about": (), "tags": {}, "captions": captions[place - 1 : place]}
             said = {"answer": answer(number, place), "ended": "stop", "exact": False}
             lines.append(to_line(Prediction(column="tuned", mode="free_running", part=part, **facts, **said)))

@@ -83,8 +83,8 @@ SETTINGS = [
         for name in ("evaluate", "chat", "plan", "convert", "generate", "study")
     ),
     ("data", ["check", "--foo"], "unknown flag --foo: settings are typed without dashes, as NAME=VALUE; --help has"),
-    ("data", ["chekc"], "unknown action chekc; did you mean check?\nexpected one of check, stats, show"),
-    ("data", [], "missing action: expected one of check, stats, show"),
+    ("data", ["chekc"], "unknown action chekc; did you mean check?\nexpected one of check, stats, references, show"),
+    ("data", [], "missing action: expected one of check, stats, references, show"),
     ("convert", ["file=x", "folder=y"], "missing action: expected one of from_published, to_published"),
 ]
 
@@ -252,7 +252,7 @@ OF_THE_TINY_WORLD = ("data.train.",)
 
 OF_OTHER_COMMANDS = {
     "rounds": ("generate", ["input=questions.jsonl"]),
-    "port": ("serve", []),
+    **dict.fromkeys(("port", "cluster"), ("serve", [])),
     **dict.fromkeys(("images", "protocol"), ("judge", ["predictions=outputs/one", "judge=NAME"])),
     "again": ("studies", ["study=image_numbers"]),
 }

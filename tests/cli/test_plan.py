@@ -34,11 +34,11 @@ def test_the_tiny_world_is_measured_and_fits():
     found = plan("experiment=paper_4_2_1", "scale=tiny", "gpus=1")
     assert found.workload.dialogues == 512
     assert found.workload.most_images == 4
-    assert found.steps == 5 * 6  # 96 rows in steps of 16
+    assert found.steps == 5 * 32  # 512 rows in steps of 16
     assert found.configured[0].fits
     text = printed(found)
     assert "As configured it fits: auto, data.batch_size=8." in text
-    assert "the configured data: 96 dialogues" in text
+    assert "the configured data: 512 dialogues" in text
 
 
 def test_70b_on_one_and_on_eight_gpus():

@@ -52,9 +52,10 @@ def test_a_failed_job_does_not_stop_the_others_and_is_named(tmp_path, monkeypatc
 
 def test_refused_settings_end_the_study_at_once(tmp_path, monkeypatch):
     refused = "import sys; print('begins\\nvisualchat-train: unknown x\\ndid you mean y?'); sys.exit(2)"
-    typed(monkeypatch, a=refused, b="import time; time.sleep(600)", c="open('never', 'w')")
+    typed(monkeypatch, a=refused, b="import time; time.sleep(600)", c=f"open({str(tmp_path / 'never')!r}, 'w')")
     with pytest.raises(ValueError, match=r"a, seed 0 was refused: visualchat-train: unknown x did you mean y\? \("):
         run_all([job(tmp_path, name) for name in "abc"], 2, lambda _: None, lambda *_: None)
+    assert not (tmp_path / "never").exists()
 
 
 def test_an_interrupt_ends_the_processes_which_may_save_what_they_have(tmp_path, monkeypatch):

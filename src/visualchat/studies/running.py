@@ -146,6 +146,7 @@ def _run(job: Job, stop: Event) -> str | None:
                         process.wait()
                         return "stopped"
         if code == MISTAKE:
+            stop.set()  # before another job takes this one's place
             raise ValueError(f"{job.name} was refused: {_last_words(job.folder / LOG)}")
         if code:
             return f"exit code {code}, {_last_words(job.folder / LOG)}"
