@@ -49,7 +49,7 @@ def test_a_model_that_tells_images_apart_chats_by_the_command(swept):
     folder, runs = swept
     typed = "/draw 1\nWhat is it?\n/draw 2\nWhich image has a circle?\n/quit\n"
     done = run(folder, "visualchat-chat", f"folder='{runs['unit'] / 'light'}'", "max_new_tokens=4", typed=typed).ok()
-    assert "attention unit" in done.out
+    assert "attention=unit" in done.out
     assert "Image 2 goes with your next question." in done.out
 
 

@@ -33,8 +33,11 @@ LONG = 1200  # tokens of an answer: seconds in which a replica can be killed
 
 @pytest.fixture(scope="module")
 def random_model(make_model, processor, tmp_path_factory):
-    """A model whose answers hardly ever end by themselves, and the folder that it is saved in."""
-    model = make_model(projector_type="linear_norm").eval()
+    """A model whose answers hardly ever end by themselves, and the folder that it is saved in.
+
+    In fp64: sums in another order, as in a batch of other requests, must choose no other token in thousands.
+    """
+    model = make_model(projector_type="linear_norm").double().eval()
     model.multi_modal_projector.last_norm.weight.data.mul_(4)
     folder = tmp_path_factory.mktemp("random") / "model"
     model.save_pretrained(folder)

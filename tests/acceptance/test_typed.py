@@ -119,7 +119,8 @@ def assert_outcome(folder: Path, command: Sequence[str], config: DictConfig, lef
     elif name == "visualchat-chat":
         assert "Image 1 goes with your next question." in done.out
     elif name == "visualchat-data":
-        (page,) = folder.glob({"check": "outputs/data/*/*/check.json", "show": "outputs/data/*/*/*.html"}[command[1]])
+        left_behind = {"check": "check.json", "references": "references.html", "show": "*.html"}[command[1]]
+        (page,) = folder.glob(f"outputs/data/*/*/{left_behind}")
         if page.name == "check.json":
             assert not json.loads(page.read_text())["bad"]
     elif name == "visualchat-convert":
