@@ -21,7 +21,7 @@ CANNOT = {
     r"^make( (install|test[a-z-]*|check|format|help|same)\b.*)?$": "sets up, or runs tests: CI does so",
     r"trainer/strategy=zero3_nvme": "offload to local disks needs libaio and a GPU",
     r"model\.vision\.path=qwen_clip\.bin": "bare weights are read with Qwen-VL's own sizes, 1.9 billion parameters",
-    r"evaluation=coco_karpathy": "COCO's validation images are 6 GB; test_experiments.py composes it, test_twins.py scores a twin",
+    r"evaluation=coco_karpathy": "COCO's validation images are 6 GB; test_twins.py scores a twin of them",
 }
 """Lines that no CPU can run, by what they contain, and why. They compose all the same."""
 
