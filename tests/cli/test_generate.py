@@ -300,7 +300,9 @@ def test_the_command_continues_where_it_was_stopped(tmp_path, saved, rows, how):
     limited = ["bash", "-c", 'ulimit -f 12; exec "$@"', "", *line] if how == "full disk" else line  # KiB a file
     for _ in range(5):  # until the signal comes before the end
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        process = subprocess.Popen(limited, cwd=tmp_path, **streams)
+        # a shell's background jobs, which tests may be, ignore Ctrl-C, and so would what they start
+        heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        process = subprocess.Popen(limited, cwd=tmp_path, **streams, **heeding)
         if how != "full disk":
             while process.poll() is None and not (tmp_path / "run/journal.json").is_file():
                 time.sleep(0.01)
