@@ -12,7 +12,7 @@ RUN pip install --no-cache-dir -c constraints.txt ".[serve,quantized]"
 
 RUN useradd --create-home visualchat
 USER visualchat
-WORKDIR /home/visualchat
+WORKDIR /srv
 
 EXPOSE 8000
 HEALTHCHECK --start-period=5m CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health')"]

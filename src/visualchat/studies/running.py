@@ -156,6 +156,6 @@ def _run(job: Job, stop: Event) -> str | None:
 def _last_words(log: Path) -> str:
     """What a command said of its error: from its name on, or its last line."""
     said = log.read_text(errors="replace").strip()
-    _, found, error = said.rpartition("\nvisualchat-")
+    _, found, error = f"\n{said}".rpartition("\nvisualchat-")
     words = f"visualchat-{error}" if found else said.rpartition("\n")[2] or "no output"
     return f"{' '.join(words.split())} ({os.path.relpath(log)})"
