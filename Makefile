@@ -18,7 +18,7 @@ WORKERS_PYTEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install train chat test test-slow test-acceptance test-web test-matrix test-gpu gpu test-peers test-lmms-eval test-minimal same check format docs clean
+.PHONY: help install train chat test test-slow test-acceptance test-web test-cluster test-matrix test-gpu gpu test-peers test-lmms-eval test-minimal same check format docs clean
 
 # $(call pytest,command): a tier that collects nothing is an error (pytest's exit code 5), never a success.
 define pytest
@@ -65,7 +65,7 @@ test-slow: $(STAMP) ## Run the tests marked slow
 	$(call pytest,$(WORKERS_PYTEST) -m "slow and not gpu" --durations=5)
 
 test-acceptance: $(STAMP) ## Type what the documents say: every command line of them composes, and runs if a CPU can
-	$(call pytest,$(WORKERS_PYTEST) tests/acceptance -m "not gpu" --durations=5)
+	$(call pytest,$(WORKERS_PYTEST) tests/acceptance -m "not gpu and not cluster" --durations=5)
 
 test-web: $(STAMP) ## Drive the page in a browser without a window; installs Chromium where it is missing and may
 	@if ! command -v chromedriver >/dev/null || ! { command -v chromium || command -v google-chrome; } >/dev/null; then \
@@ -74,6 +74,9 @@ test-web: $(STAMP) ## Drive the page in a browser without a window; installs Chr
 		apt-get update -qq && apt-get install -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
 	fi
 	$(call pytest,OMP_NUM_THREADS=1 $(PYTEST) -m web tests/web --durations=3)
+
+test-cluster: $(STAMP) ## Serve by replicas on a Ray cluster, and kill one: minutes, and memory for two nodes
+	$(call pytest,$(PYTEST) -m cluster tests/acceptance/test_cluster.py)
 
 test-matrix: $(STAMP) ## Train every combination of strategy, attention, what trains, base and data: hours
 	$(call pytest,VISUALCHAT_MATRIX=whole $(WORKERS_PYTEST) -m "slow or not slow" tests/acceptance/test_matrix.py)

@@ -25,7 +25,7 @@ from PIL import Image
 from visualchat.dialogue.messages import dialogue_from_messages
 from visualchat.engine import Engine, Request
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 MARK = "VISUALCHAT_TEST_MARK"
 LONG = 1200  # tokens of an answer: seconds in which a replica can be killed
