@@ -69,4 +69,7 @@ def test_the_command_runs_a_plan_of_ones_own_once_and_makes_its_page_again(tmp_p
     plan.write_text(MINE.replace("attention=causal", "attention=casual"))
     refused = typed(tmp_path)
     assert refused.returncode == 2
+    assert "study=little: causal, seed 0 is kept of other settings: results=FOLDER" in refused.stderr
+    refused = typed(tmp_path, "again=true")
+    assert refused.returncode == 2
     assert "causal, seed 0 was refused: visualchat-train: " in refused.stderr

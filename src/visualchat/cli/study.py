@@ -44,12 +44,23 @@ def load(values: DictConfig) -> Plan:
 
 
 def missing(plan: Plan, kept: Kept, folder: Path) -> list[Job]:
-    """The runs that are not kept, or were kept of other settings."""
-    return [
-        job
-        for job in jobs_of(plan, folder)
-        if not any(run.does(job.arm, job.seed, job.train, job.evaluate) for run in kept.runs)
-    ]
+    """The runs that are not kept.
+
+    Raises:
+        ValueError: One is kept of other settings, which a run of these would take the place of.
+    """
+    there = {(run.arm, run.seed): run for run in kept.runs}
+    found = []
+    for job in jobs_of(plan, folder):
+        run = there.get((job.arm, job.seed))
+        if run is None:
+            found.append(job)
+        elif not run.does(job.arm, job.seed, job.train, job.evaluate):
+            raise ValueError(
+                f"study={plan.name}: {job.name} is kept of other settings: results=FOLDER puts the answers of these "
+                "elsewhere, again=true runs all again in the place of what is kept"
+            )
+    return found
 
 
 def finished(job: Job) -> tuple[Run, list[keeping.Question]]:

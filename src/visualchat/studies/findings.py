@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -160,7 +160,7 @@ def decide(claim: Claim, draws: NDArray[np.float64]) -> tuple[float, Verdict]:
 
 def _corrected(finding: Finding, p: float) -> Finding:
     verdict: Verdict = finding.verdict if p < 1 - LEVEL else "open"
-    return Finding(**{**vars(finding), "p": p, "verdict": verdict})
+    return replace(finding, p=p, verdict=verdict)
 
 
 def _share(found: NDArray[np.bool_]) -> float:
