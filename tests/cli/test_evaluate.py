@@ -141,9 +141,9 @@ def test_generation_refuses_them_too(tmp_path):
 
 
 def test_images_of_a_corpus_are_held_a_step_at_a_time(tmp_path, model, processor):
-    """Dialogues that are made when they are asked for are let go once they are answered."""
+    """Dialogues that are made when they are asked for are let go once they are answered, also those of controls."""
     made: list[weakref.ref[Image.Image]] = []
-    most: list[int] = []
+    most: dict[str, list[int]] = {}
 
     class Corpus(LazySequence[Dialogue]):
         def __len__(self):
@@ -152,22 +152,23 @@ def test_images_of_a_corpus_are_held_a_step_at_a_time(tmp_path, model, processor
         def item(self, index):
             if index >= len(self):
                 raise IndexError(index)
-            image = Image.new("RGB", (16, 16), (index, 0, 0))
-            made.append(weakref.ref(image))
-            return Dialogue((Turn.ask("What?", [image], "so"),), id=f"d{index}")
+            images = [Image.new("RGB", (16, 16), (index, place, 0)) for place in range(2)]
+            made.extend(map(weakref.ref, images))
+            return Dialogue((Turn.ask("What is image 1?", images, "so"),), id=f"d{index}")
 
     class Watching(Asker):
-        def predictions(self, dialogues, *rest):
+        def predictions(self, dialogues, seen, column, *rest):
             gc.collect()
-            most.append(sum(image() is not None for image in made))
-            return super().predictions(dialogues, *rest)
+            most.setdefault(column, []).append(sum(image() is not None for image in made))
+            return super().predictions(dialogues, seen, column, *rest)
 
     answer = batched(model, processor, max_new_tokens=1, batch_size=1)
-    settings = composed("evaluation.batch_size=1", "evaluation.max_new_tokens=1").evaluation
+    small = ["evaluation.batch_size=1", "evaluation.max_new_tokens=1", f"evaluation.controls=[{','.join(CONTROLS)}]"]
+    settings = composed(*small).evaluation
     ask(Watching(model.eval(), processor, answer, ["teacher_forced"], 1), {"p": Corpus()}, settings, tmp_path)
-    assert len(most) == 16  # eight steps of the model, eight without images
-    assert max(most) <= STEP + 1
-    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 16 * STEP
+    assert {column: len(steps) for column, steps in most.items()} == dict.fromkeys(("tuned", *CONTROLS), 8)
+    assert max(max(steps) for steps in most.values()) <= 2 * STEP + 2
+    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 4 * 8 * STEP
 
 
 def test_figures_of_other_predictions_are_not_written_over(tmp_path):

@@ -1,8 +1,10 @@
 """Controls change the images alone: permuted with their numbers in words, or one of them replaced."""
 
 import re
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from visualchat.dialogue import Caption, Dialogue, Expected, Turn
 from visualchat.evaluation.controls import CONTROLS, permute, replace_image
@@ -58,7 +60,7 @@ def test_images_of_a_round_change_places_with_their_numbers():
 def test_what_cannot_be_permuted_safely_is_left_out(turns):
     dialogue = Dialogue(turns, "d")
     assert permute(dialogue) is None
-    assert CONTROLS["permuted"]([dialogue], 0) == []
+    assert [*CONTROLS["permuted"]([dialogue], 0)] == []
 
 
 def test_in_the_tiny_world_a_number_still_means_the_same_scene():
@@ -86,9 +88,26 @@ def test_one_image_is_replaced_by_one_of_another_dialogue():
     assert [n for n, (x, y) in enumerate(zip(dialogues[0].images, first.images, strict=True), 1) if x != y] == [number]
     assert first.images[number - 1] == D
     assert (second.id, second.images) == ("two", (A,))
-    assert CONTROLS["replaced"](dialogues[1:], 0) == []  # there is no other image
+    assert [*CONTROLS["replaced"](dialogues[1:], 0)] == []  # there is no other image
     assert {CONTROLS["replaced"](dialogues, seed)[0].images.index(D) for seed in range(20)} == {0, 1, 2}
     assert [d.images for d in CONTROLS["blind"](dialogues, 0)] == [(), (), ()]
+
+
+def test_the_other_image_is_the_next_that_the_dialogue_lacks():
+    """Whatever stands for images: files, bytes, images in memory, of which equal ones are one image."""
+    red, blue = Image.new("RGB", (2, 2), "red"), Image.new("RGB", (2, 2), "blue")
+    shown = [(A, B), (A,), (B, A), (red,), (red.copy(), blue), (Path("x.png"), C), (Path("x.png"),), (A,)]
+    dialogues = [Dialogue((ask("?", *images),), f"d{n}") for n, images in enumerate(shown)]
+    for seed in range(3):
+        changed = CONTROLS["replaced"](dialogues, seed)
+        assert [dialogue.id for dialogue in changed] == [dialogue.id for dialogue in dialogues]
+        others = [
+            next(image for n in range(len(shown)) for image in shown[(index + 1 + n) % len(shown)] if image not in of)
+            for index, of in enumerate(shown)
+        ]
+        for dialogue, images, other in zip(changed, shown, others, strict=True):
+            number = int(dialogue.turns[0].expected.tags["replaced"])
+            assert [*dialogue.images] == [*images[: number - 1], other, *images[number:]]
 
 
 def test_answers_about_the_replaced_image_should_change_and_others_stay():

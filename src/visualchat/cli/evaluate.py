@@ -16,7 +16,8 @@ from rich.console import Console
 
 from visualchat.cli.answer_scores import IMAGES, image_files
 from visualchat.cli.answers import compare_answers
-from visualchat.cli.conclusions import PREDICTIONS, RECORD, compare, conclude, require_place, score_again
+from visualchat.cli.comparing import compare
+from visualchat.cli.conclusions import PREDICTIONS, RECORD, conclude, require_place, score_again
 from visualchat.cli.config import PLAIN, attention_setting, setting, silence_libraries
 from visualchat.cli.main import evaluate as main
 from visualchat.cli.prediction_table import check_logger, log_evaluation
@@ -111,7 +112,7 @@ def conditions(
 ) -> dict[str, dict[str, tuple[Sequence[Dialogue], Sequence[Dialogue]]]]:
     """For the model and each control, by part: dialogues with their true answers, and as the model sees them.
 
-    Images of Parquet rows are read when their dialogue is asked, but for `permuted` and `replaced`, which hold all.
+    Images of a corpus are read when their dialogue is asked.
 
     Raises:
         ValueError: There is no such control, or none can be made of a part.

@@ -3,48 +3,99 @@
 A model that looks at the right image keeps its answers where the images of a round change places and their numbers in
 the words change with them, gives another answer where the image asked about is another one, and falls to chance where
 there is none. A control leaves out the dialogues that it cannot be made of; ids stay, so that the same questions can
-be compared.
+be compared. What is shown is made when it is asked for, so images need not fit into memory.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from PIL import Image
+
+from visualchat.data.sources.lazy import LazySequence
 from visualchat.dialogue import Content, Dialogue, Expected, Turn
 from visualchat.dialogue.image_references import renumber
 from visualchat.images import ImageInput
+from visualchat.images.feature_store import image_key
 
 REPLACED = "replaced"
 """The tag that tells the number of the image that was replaced."""
 
 
-def blind(dialogues: Sequence[Dialogue], seed: int = 0) -> list[Dialogue]:
+@dataclass(frozen=True)
+class Changed(LazySequence[Dialogue]):
+    """Some dialogues as a control shows them, made when they are asked for.
+
+    Attributes:
+        indexes: Of those that the control can be made of.
+        change: Makes one, by its index.
+    """
+
+    indexes: Sequence[int]
+    change: Callable[[int], Dialogue]
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def item(self, index: int) -> Dialogue:
+        """Dialogue `index` of those that the control can be made of."""
+        return self.change(self.indexes[index])
+
+
+def blind(dialogues: Sequence[Dialogue], seed: int = 0) -> Sequence[Dialogue]:
     """The dialogues without their images."""
     return [dialogue.without_images() for dialogue in dialogues]
 
 
-def permuted(dialogues: Sequence[Dialogue], seed: int = 0) -> list[Dialogue]:
+def permuted(dialogues: Sequence[Dialogue], seed: int = 0) -> Sequence[Dialogue]:
     """The dialogues with the images of each round in another order, and their numbers in words changed with them."""
-    return [changed for dialogue in dialogues if (changed := permute(dialogue, seed)) is not None]
+
+    def change(index: int) -> Dialogue:
+        changed = permute(dialogues[index], seed)
+        assert changed is not None
+        return changed
+
+    indexes = [index for index, dialogue in enumerate(dialogues) if permute(dialogue, seed) is not None]
+    return Changed(indexes, change)
 
 
-def replaced(dialogues: Sequence[Dialogue], seed: int = 0) -> list[Dialogue]:
-    """The dialogues with one image replaced by one of another dialogue; the tag `replaced` tells its number."""
-    changed = []
-    for index, dialogue in enumerate(dialogues):
-        if not (images := dialogue.images):
-            continue
-        number = random.Random(f"{seed} {dialogue.id}").randrange(len(images)) + 1
-        others = (image for other in (*dialogues[index + 1 :], *dialogues[:index]) for image in other.images)
-        other = next((image for image in others if image not in images), None)
-        if other is not None:
-            changed.append(replace_image(dialogue, number, other))
-    return changed
+def replaced(dialogues: Sequence[Dialogue], seed: int = 0) -> Sequence[Dialogue]:
+    """The dialogues with one image replaced by one of another dialogue; the tag `replaced` tells its number.
+
+    That is the next image, in the order of the dialogues and from the last one on to the first, that is not in it.
+    """
+    images = [tuple(map(_identity, dialogue.images)) for dialogue in dialogues]
+    known = {image for of in images for image in of}
+    others = {index: _next_other(images, index) for index, of in enumerate(images) if of and not known.issubset(of)}
+
+    def change(index: int) -> Dialogue:
+        dialogue, (other, place) = dialogues[index], others[index]
+        number = random.Random(f"{seed} {dialogue.id}").randrange(len(images[index])) + 1
+        return replace_image(dialogue, number, dialogues[other].images[place])
+
+    return Changed([*others], change)
 
 
-CONTROLS: Mapping[str, Callable[[Sequence[Dialogue], int], list[Dialogue]]] = {
+def _identity(image: ImageInput) -> Hashable:
+    """What is equal for equal images, and small."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    if isinstance(image, Image.Image):
+        return image_key(image.convert("RGBA") if image.mode == "P" else image)  # P: a palette tells the colours
+    return image
+
+
+def _next_other(images: Sequence[Sequence[Hashable]], index: int) -> tuple[int, int]:
+    """The dialogue and the place there of the first image behind a dialogue's that it lacks; there must be one."""
+    own = {*images[index]}
+    behind = (n % len(images) for n in range(index + 1, index + len(images)))
+    return next((n, place) for n in behind for place, image in enumerate(images[n]) if image not in own)
+
+
+CONTROLS: Mapping[str, Callable[[Sequence[Dialogue], int], Sequence[Dialogue]]] = {
     "blind": blind,
     "permuted": permuted,
     "replaced": replaced,

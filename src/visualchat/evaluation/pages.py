@@ -139,6 +139,8 @@ def comparison_page(
     pairs: Sequence[tuple[Prediction, Prediction, float, float]],
     names: tuple[str, str],
     folder: str,
+    *,
+    graded: bool = False,
 ) -> str:
     """The page of two runs' answers to equal questions: what is said of all, then each question, differences first.
 
@@ -148,11 +150,13 @@ def comparison_page(
         pairs: Both answers to each question, and their scores.
         names: Of the runs.
         folder: Where the first run's images lie, from the page on; ends in a slash.
+        graded: Whether scores tell how nearly an answer is right, not whether it is.
     """
     groups: dict[str, list[tuple[Prediction, Prediction]]] = {}
-    only = {1: f"only {names[0]} right", -1: f"only {names[1]} right"}
+    words = "{} scores higher" if graded else "only {} right"
+    only = {1: words.format(names[0]), -1: words.format(names[1])}
     for one, other, first, second in pairs:
-        same = "both right" if first == 1.0 else "neither right" if first == 0.0 else "equal scores"
+        same = "equal scores" if graded else {1.0: "both right", 0.0: "neither right"}.get(first, "equal scores")
         sign = (first > second) - (first < second)
         groups.setdefault(only[sign] if sign else same, []).append((one, other))
     order = [*only.values(), "neither right", "equal scores", "both right"]

@@ -39,6 +39,10 @@ METRICS: Mapping[str, Metric] = {
     "cider_d": cider_d,
     "reference_consistency": reference_consistency,
 }
+RIGHT_OR_WRONG = frozenset(
+    {"accuracy", "multiple_choice", "option_likelihood", "yes_no", "short_answer", "reference_consistency"}
+)
+"""Those of `METRICS` that tell whether an answer is right; the others tell how nearly it is."""
 CORPUS: Mapping[str, CorpusMetric] = {
     "bleu_4": bleu_4,
     "chrf": chrf,
