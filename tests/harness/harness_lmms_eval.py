@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,6 +13,7 @@ from visualchat.evaluation.metrics import METRICS
 from visualchat.evaluation.predictions import Prediction, questions
 from visualchat.generation.answering import answer_rounds, batched
 from visualchat.harness import TASKS
+from visualchat.harness.lmms_model import VisualChat
 from visualchat.harness.lmms_tasks import MmduTask, Nlvr2Task, SparklesEvalTask, VisChainBenchTask
 
 TASK_OF = {
@@ -84,15 +86,22 @@ def test_true_answers_have_the_full_score(root, monkeypatch, task):
         assert scored.process_results(document, [["?"] * len(answers)]) == {task.metric: [0.0] * len(answers)}
 
 
-@pytest.mark.parametrize(
-    ("model_args", "told"),
-    [
-        ("pretrained={saved},beams=4", "model_args: unknown beams; expected pretrained, batch_size, device"),
-        ("pretrained={saved}/gone", "no saved model there"),
-    ],
-)
-def test_mistakes_are_told(root, saved, model_args, told):
+def test_a_mistake_is_told_by_its_command(root, saved):
     """lmms-eval prints the error and ends with 0."""
-    arguments = ("--model", "visualchat", "--model_args", model_args.format(saved=saved))
+    arguments = ("--model", "visualchat", "--model_args", f"pretrained={saved},beams=4")
     done = lmms_eval(root, *arguments, "--tasks", "visualchat_nlvr2")
+    told = "model_args: unknown beams; expected pretrained, batch_size, device, max_new_tokens"
     assert told in " ".join((done.stderr + done.stdout).split())
+
+
+def test_what_is_not_offered_is_refused(saved):
+    with pytest.raises(ValueError, match="no saved model there"):
+        VisualChat(f"{saved}/gone")
+    model = VisualChat(str(saved))
+    with pytest.raises(NotImplementedError, match="choose a task whose output_type is generate_until"):
+        model.loglikelihood([])
+    asked = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
+    sampled = Mock(arguments=("", lambda document: asked, {"temperature": 0.7}, 0, "task", "test"))
+    model.task_dict = {"task": {"test": [{}]}}
+    with pytest.raises(ValueError, match=r"temperature=0\.7 is not offered; answers are greedy"):
+        model.generate_until([sampled])
