@@ -15,8 +15,6 @@ from PIL import Image
 from visualchat.evaluation.report import LEGEND, legend
 from visualchat.training.callbacks.samples import SampleRow
 
-ROOT = Path(__file__).resolve().parents[2]
-
 TRAINING = (
     "train/loss",
     "train/gradient_norm",
@@ -243,16 +241,3 @@ def test_a_checkpoint_of_another_base_is_refused(trained):
     arguments = ["experiment=smoke", f"resume={left / 'checkpoints' / 'last.ckpt'}", "model/language=tiny_causal"]
     with pytest.raises(AssertionError, match="the checkpoint belongs to another base: it was trained"):
         run(folder, "train", *arguments)
-
-
-def test_the_notebook_runs(trained, monkeypatch):
-    folder, _, _ = trained
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
-    cells = json.loads((ROOT / "notebooks" / "tiny_world.ipynb").read_text())["cells"]
-    names: dict = {}
-    for cell in cells:
-        if cell["cell_type"] == "code":
-            assert not cell["outputs"], "notebooks are kept without outputs"
-            exec("".join(cell["source"]), names)
-    assert names["session"].images == 2
