@@ -1,6 +1,7 @@
 """The words of the documents: a glossary whose terms are used, and none of the words that were given up for others."""
 
 import io
+import json
 import re
 import tokenize
 from pathlib import Path
@@ -67,6 +68,12 @@ def glossary() -> dict[str, str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_document_uses_the_words_that_were_agreed(path):
     assert not given_up(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_uses_the_words_that_were_agreed(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert not given_up("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
