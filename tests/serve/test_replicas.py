@@ -1,19 +1,27 @@
 """Replicas without Ray's processes: where a request goes, and what is told of an answer whose replica was lost."""
 
 import asyncio
+import threading
 from collections import Counter
 
 import pytest
 from asking import body, said, user
+from ray import serve
 from ray.exceptions import ActorDiedError
+from ray.serve._private.router import SingletonThreadRouter
 
 from visualchat.engine import Answer, Usage
-from visualchat.serve.backend import Piece
+from visualchat.engine.image_store import StoreStats
+from visualchat.serve.backend import Figures, Piece
+from visualchat.serve.cluster import replicas
+from visualchat.serve.cluster.replica import Plan
 from visualchat.serve.cluster.replies import MOST_REPEATS, RepeatedReply
 from visualchat.serve.cluster.routes import in_order, ranked, route_of
 from visualchat.serve.cluster.settings import ClusterSettings
 from visualchat.serve.errors import ApiError, queue_full
+from visualchat.serve.metrics import Metrics
 from visualchat.serve.protocol import ChatRequest
+from visualchat.serve.settings import Settings
 
 NAMES = ["one", "two", "three"]
 
@@ -143,6 +151,52 @@ def test_times_of_a_repeated_answer_are_those_that_its_client_saw():
     answer = asyncio.run(scenario())
     assert answer.first_token >= 0.05
     assert answer.seconds >= answer.first_token
+
+
+def test_nothing_asks_ray_once_it_has_ended(monkeypatch):
+    """Ray ends a process, at once and with exit code 1, that asks it for something after its end."""
+    ended, asked_late = threading.Event(), threading.Event()
+    loop = asyncio.new_event_loop()
+
+    async def probe():  # as Ray Serve's router does, in a thread of its own, while replicas come and go
+        while True:
+            if ended.is_set():
+                asked_late.set()
+            await asyncio.sleep(0)
+
+    def shutdown():
+        ended.set()
+        asked_late.wait(0.5)
+
+    for where, name, does in (
+        (replicas.ray, "init", lambda *words, **settings: None),
+        (replicas.ray, "cluster_resources", lambda: {"CPU": 2}),
+        (replicas.ray, "shutdown", shutdown),
+        (serve, "start", lambda **settings: None),
+        (serve, "run", lambda *words, **settings: RepeatedReply),
+        (replicas, "Replicas", lambda *words: None),
+        (SingletonThreadRouter, "_asyncio_loop", loop),
+    ):
+        monkeypatch.setattr(where, name, does)
+    asyncio.run_coroutine_threadsafe(probe(), loop)
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    plan = Plan("model", None, None, {}, {"max_running": 1, "max_waiting": 1}, Settings())
+    with replicas.running(plan, ClusterSettings()):
+        pass
+    assert ended.is_set()
+    assert not asked_late.is_set()
+
+
+def test_metrics_tell_the_sums_and_what_each_replica_that_lives_has_in_hand():
+    metrics = Metrics()
+    one, two = (Figures(StoreStats(number, 0, 0, 1, 0, 8, 0), {f"here:{number}": number}) for number in (1, 2))
+    told = metrics.text(Figures.of_all([one, two])).decode()
+    assert "visualchat_image_store_hits 3.0" in told
+    assert 'visualchat_replica_requests_in_hand{replica="here:1"} 1.0' in told
+    assert 'visualchat_replica_requests_in_hand{replica="here:2"} 2.0' in told
+    told = metrics.text(Figures.of_all([two])).decode()
+    assert "here:1" not in told
+    assert "visualchat_image_store_entries 0.0" in metrics.text(Figures.of_all([])).decode()
 
 
 @pytest.mark.parametrize(

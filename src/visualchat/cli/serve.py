@@ -123,7 +123,9 @@ def _cluster(config: DictConfig) -> ClusterSettings | None:
         )
     from visualchat.serve.cluster.settings import ClusterSettings
 
-    return ClusterSettings(**config.cluster)
+    cluster = ClusterSettings(**config.cluster)
+    cluster.check_answers()
+    return cluster
 
 
 def _serve_cluster(config: DictConfig, settings: Settings, cluster: ClusterSettings, at: socket.socket) -> None:

@@ -51,7 +51,10 @@ def run(config: DictConfig) -> None:
     if settings.name == SECOND:
         raise ValueError(f"name={SECOND} is what the second model is called: choose another name")
     if config.get("cluster"):
-        raise ValueError("cluster is of visualchat-serve alone: the page shows models of its own process; leave it out")
+        raise ValueError(
+            "cluster is of visualchat-serve alone: the page draws where an answer looked from a model of its own "
+            "process\nleave it out, or type visualchat-serve cluster=ray for the API without the page"
+        )
     at = bound_socket(config, settings)
     api = address_of(config, at)
 

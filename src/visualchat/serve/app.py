@@ -143,7 +143,7 @@ class Rooms:
 
     async def metrics_text(self) -> Response:
         """For Prometheus."""
-        return Response(self.metrics.text(await self.backend.stats()), media_type=TYPE)
+        return Response(self.metrics.text(await self.backend.figures()), media_type=TYPE)
 
     async def complete(self, request: Request) -> Response:
         """Answer a conversation."""

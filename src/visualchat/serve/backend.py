@@ -6,8 +6,8 @@ be pickled.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -54,6 +54,26 @@ class Warmed:
     why_not_stored: str | None
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a backend tells for `/metrics`.
+
+    Attributes:
+        store: What is kept of images, wherever that is.
+        in_hand: How many requests each replica that lives has, by its name; empty where there are no replicas.
+    """
+
+    store: StoreStats
+    in_hand: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_all(cls, found: Iterable[Figures]) -> Figures:
+        """Those of several backends together."""
+        told = list(found)
+        sums = {each.name: sum(getattr(one.store, each.name) for one in told) for each in fields(StoreStats)}
+        return cls(StoreStats(**sums), {name: count for one in told for name, count in one.in_hand.items()})
+
+
 class Reply(Protocol):
     """The answers to one request, on their way."""
 
@@ -97,8 +117,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def stats(self) -> StoreStats:
-        """What is kept of images, wherever that is."""
+    async def figures(self) -> Figures:
+        """What is told of it now."""
         ...
 
     async def __aenter__(self) -> Backend: ...

@@ -13,10 +13,9 @@ from typing import Any
 from PIL import Image
 
 from visualchat.engine import Answer, Engine, Handle, NotStored, QueueFull, Request
-from visualchat.engine.image_store import StoreStats
 from visualchat.engine.request import image_size
 from visualchat.images.feature_store import image_key
-from visualchat.serve.backend import Event, Piece, Warmed
+from visualchat.serve.backend import Event, Figures, Piece, Warmed
 from visualchat.serve.conversation import check_pixels, engine_requests, read_image
 from visualchat.serve.errors import ApiError, queue_full, stopping
 from visualchat.serve.protocol import MOST_CHOICES, ChatRequest
@@ -71,9 +70,9 @@ class Local:
         tokens = image_size(self.engine.model.config)
         return Warmed(image_key(image), image.width, image.height, tokens, known, why)
 
-    async def stats(self) -> StoreStats:
+    async def figures(self) -> Figures:
         """As `Backend` has it."""
-        return self.engine.store.stats
+        return Figures(self.engine.store.stats)
 
     @property
     def _loop(self) -> asyncio.AbstractEventLoop:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from visualchat.engine import Answer
-from visualchat.engine.image_store import StoreStats
+from visualchat.serve.backend import Figures
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -46,6 +46,13 @@ class Metrics:
             for name in ("hits", "misses", "entries", "device_bytes", "host_bytes")
         }
 
+        self._replicas = Gauge(
+            "visualchat_replica_requests_in_hand",
+            "Requests of each replica that have not ended, by its machine and process.",
+            ["replica"],
+            registry=self.registry,
+        )
+
     def watch(self, in_hand: Callable[[], int]) -> None:
         """Tell how many requests are in hand when it is asked."""
         self.in_hand.set_function(in_hand)
@@ -58,8 +65,11 @@ class Metrics:
         self._cached.inc(answer.usage.cached_tokens)
         self._said.inc(answer.usage.answer_tokens)
 
-    def text(self, stats: StoreStats) -> bytes:
-        """All of it now, with what is kept of images."""
+    def text(self, figures: Figures) -> bytes:
+        """All of it now, with what the backend tells."""
         for name, gauge in self._store.items():
-            gauge.set(getattr(stats, name))
+            gauge.set(getattr(figures.store, name))
+        self._replicas.clear()  # of those that are gone
+        for replica, count in figures.in_hand.items():
+            self._replicas.labels(replica).set(count)
         return generate_latest(self.registry)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 
 from visualchat.attention import KINDS
 from visualchat.attention.kinds import check_name
-from visualchat.engine.image_store import StoreStats
 from visualchat.model import VisualChatForConditionalGeneration
-from visualchat.serve.backend import Backend, Reply, Warmed
+from visualchat.serve.backend import Backend, Figures, Reply, Warmed
 from visualchat.serve.errors import ApiError
 from visualchat.serve.protocol import ChatRequest
 
@@ -54,10 +52,9 @@ class Several:
         found = [await backend.warm(url, number, scope) for backend in self.backends.values()]
         return found[0]
 
-    async def stats(self) -> StoreStats:
+    async def figures(self) -> Figures:
         """As `Backend` has it: of all together."""
-        found = [dataclasses.astuple(await backend.stats()) for backend in self.backends.values()]
-        return StoreStats(*map(sum, zip(*found, strict=True)))
+        return Figures.of_all([await backend.figures() for backend in self.backends.values()])
 
     async def __aenter__(self) -> Several:
         for backend in self.backends.values():

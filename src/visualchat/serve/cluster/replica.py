@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,10 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from visualchat.engine import Engine
-from visualchat.engine.image_store import ImageStore, StoreStats
+from visualchat.engine.image_store import ImageStore
 from visualchat.model import VisualChatProcessor
 from visualchat.model.saved import load_model
-from visualchat.serve.backend import Event, Warmed
+from visualchat.serve.backend import Event, Figures, Warmed
 from visualchat.serve.errors import ApiError
 from visualchat.serve.local import Local
 from visualchat.serve.protocol import ChatRequest
@@ -57,6 +60,8 @@ class Replica:
         self.engine = plan.make()
         self.engine.start()
         self.local = Local(self.engine, plan.settings)
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._in_hand = 0
 
     async def answer(self, route: str, asked: ChatRequest, scope: str) -> AsyncIterator[ApiError | Event | None]:
         """Why a request cannot be answered, alone; or None, as it can, and then what comes of it.
@@ -66,25 +71,36 @@ class Replica:
             asked: The request.
             scope: Whose it is.
         """
-        try:
-            reply = await self.local.submit(asked, scope)
-        except ApiError as error:
-            yield error
-            return
-        try:
-            yield None
-            async for event in reply.events():
-                yield event
-        finally:  # also when its client hung up, or the server is gone
-            reply.cancel()
+        with self._one_more():
+            try:
+                reply = await self.local.submit(asked, scope)
+            except ApiError as error:
+                yield error
+                return
+            try:
+                yield None
+                async for event in reply.events():
+                    yield event
+            finally:  # also when its client hung up, or the server is gone
+                reply.cancel()
 
     async def warm(self, route: str, url: str, number: int, scope: str) -> ApiError | Warmed:
         """What became of an image (a data URL), as image `number` of conversations of a scope; or why nothing did."""
-        try:
-            return await self.local.warm(url, number, scope)
-        except ApiError as error:
-            return error
+        with self._one_more():
+            try:
+                return await self.local.warm(url, number, scope)
+            except ApiError as error:
+                return error
 
-    async def stats(self) -> StoreStats:
-        """What it keeps of images."""
-        return await self.local.stats()
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        """A request is in hand while the block runs."""
+        self._in_hand += 1
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+
+    async def figures(self) -> Figures:
+        """What is told of it now."""
+        return replace(await self.local.figures(), in_hand={self.name: self._in_hand})

@@ -7,19 +7,19 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import fields
 from functools import partial
+from threading import Event
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.router import SingletonThreadRouter
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import LoggingConfig
 
-from visualchat.engine.image_store import StoreStats
-from visualchat.serve.backend import Warmed
+from visualchat.serve.backend import Figures, Warmed
 from visualchat.serve.cluster.replica import Plan, Replica
 from visualchat.serve.cluster.replies import RepeatedReply, no_replica, repeated
 from visualchat.serve.cluster.router import ByContent
@@ -29,6 +29,9 @@ from visualchat.serve.errors import ApiError
 from visualchat.serve.protocol import MOST_CHOICES, ChatRequest
 
 QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+HALT_SECONDS = 10.0
+"""The longest that the router may take for what it does at the moment when it is halted."""
 
 
 class Replicas:
@@ -93,12 +96,10 @@ class Replicas:
         except TimeoutError:
             raise no_replica() from None
 
-    async def stats(self) -> StoreStats:
+    async def figures(self) -> Figures:
         """As `Backend` has it: of all replicas that live now."""
-        found = await self._handle.broadcast("stats").results_async(return_exceptions=True)
-        told = [stats for stats in found if isinstance(stats, StoreStats)]
-        sums = {field.name: sum(getattr(stats, field.name) for stats in told) for field in fields(StoreStats)}
-        return StoreStats(**sums)
+        found = await self._handle.broadcast("figures").results_async(return_exceptions=True)
+        return Figures.of_all(figures for figures in found if isinstance(figures, Figures))
 
 
 @contextmanager
@@ -122,7 +123,26 @@ def running(plan: Plan, cluster: ClusterSettings) -> Iterator[Replicas]:
             if cluster.address:  # others use it
                 serve.delete(name)
     finally:
+        _halt_router()
         ray.shutdown()  # and with it all that it started
+
+
+def _halt_router() -> None:
+    """Let the router of Ray Serve, a thread of this process that asks replicas how busy they are, do nothing more.
+
+    Ray ends a process at once, with exit code 1, whose threads ask it for something after `ray.shutdown`.
+    """
+    loop = SingletonThreadRouter._asyncio_loop
+    if loop is None:  # nothing was routed
+        return
+    halted = Event()
+
+    def halt() -> None:
+        halted.set()
+        Event().wait()  # for ever: the thread is a daemon
+
+    loop.call_soon_threadsafe(halt)
+    halted.wait(HALT_SECONDS)
 
 
 def _connect(cluster: ClusterSettings) -> None:
@@ -138,13 +158,9 @@ def _connect(cluster: ClusterSettings) -> None:
         cluster.check_fits(there.get("CPU", 0), there.get("GPU", 0))
         return
     try:
-        cluster.check_answers()
         ray.init(cluster.address, logging_level=logging.WARNING)
     except ConnectionError:
-        raise ValueError(
-            f"cluster.address={cluster.address}: no Ray cluster answers there\n"
-            "start one with: ray start --head (docs/serving.md: More machines than one)"
-        ) from None
+        raise cluster.no_cluster() from None
 
 
 def _deployment(plan: Plan, cluster: ClusterSettings) -> serve.Deployment:

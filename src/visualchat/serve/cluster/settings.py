@@ -80,15 +80,22 @@ class ClusterSettings:
         """Refuse an address at which nothing listens; Ray itself would try for minutes.
 
         Raises:
-            ConnectionError: It is one.
+            ValueError: It is one.
         """
         if self.address in (None, "auto"):
             return
         host, _, port = self.address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except OSError as error:
-            raise ConnectionError(str(error)) from None
+        except OSError:
+            raise self.no_cluster() from None
+
+    def no_cluster(self) -> ValueError:
+        """What to say where there is none at the address."""
+        return ValueError(
+            f"cluster.address={self.address}: no Ray cluster answers there\n"
+            "start one with: ray start --head (docs/serving.md: More machines than one)"
+        )
 
     def check_fits(self, cores: float, gpus: float) -> None:
         """Refuse replicas that do not fit into a machine.
