@@ -176,10 +176,19 @@ def test_mistakes_are_told_before_a_model_is_loaded(tmp_path):
             "max_new_tokens=5000": "limits.tokens, which is 1024",
             "limits.images=0": "limits.images=0: expected more than 0",
             "folder=nothing": "no saved model there",
+            "cluster=ray device=cuda:1": "each replica computes where Ray puts it",
+            "cluster=ray cluster.replica=3": "replicas",
+            "cluster=ray cluster.address=127.0.0.1:1": "no Ray cluster answers there",
+            "cluster=ray folder=nothing": "no saved model there",
+            "page.second.attention=causal": "of visualchat-web alone",
         }
-        for setting, words in said.items():
-            done = run(tmp_path, "visualchat-serve", setting)
+        for settings, words in said.items():
+            done = run(tmp_path, "visualchat-serve", *settings.split())
             assert done.code == 2, str(done)
             assert words in done.err
             assert "Traceback" not in done.err
+    done = run(tmp_path, "visualchat-web", "cluster=ray")
+    assert done.code == 2, str(done)
+    assert "cluster is of visualchat-serve alone" in done.err
+    assert "type visualchat-serve cluster=ray" in done.err
     assert not [*tmp_path.iterdir()]
