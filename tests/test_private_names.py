@@ -55,6 +55,8 @@ PRIVATE = (
     Private("torch.utils", "_pytree", "training/strategies/fsdp.py"),
     Private("torch.distributed.distributed_c10d", "_world", "training/strategies/silent_ranks.py"),
     Private("torch.distributed.distributed_c10d", "_set_pg_timeout", "training/strategies/silent_ranks.py"),
+    Private("ray.serve", "_private", "serve/cluster/replicas.py"),
+    Private("ray.serve._private.router:SingletonThreadRouter", "_asyncio_loop", "serve/cluster/replicas.py"),
     Private(CONFIG, "_attn_implementation", "attention/register.py"),
     Private(CONFIG, "_attn_implementation", "model/attn_implementation.py"),
     Private(CONFIG, "_attn_implementation", "engine/image_store.py"),
