@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,6 +72,7 @@ class VisualChatModule(lightning.LightningModule):
         self._base_fingerprint: str | None = None
         self._wrong: tuple[int, float] | None = None  # a validation batch and its loss, if that is not finite
         self.feature_filler: FeatureFiller | None = None
+        self._features: defaultdict[str, Counter[bool]] = defaultdict(Counter)  # images by whether they were encoded
         self.strict_loading = False  # checkpoints hold what trains only; `on_load_checkpoint` checks them
 
     @property
@@ -109,15 +111,20 @@ class VisualChatModule(lightning.LightningModule):
         set_group_settings(self.trainer.optimizers[0], self.lr_schedulers(), self._group_settings)  # type: ignore[arg-type]
 
     def _inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What the model takes of a batch, with the vision features that it lacks; how many it brought is logged."""
+        """What the model takes of a batch, with the vision features that it lacks; how many it brought is counted."""
         batch = {name: value for name, value in batch.items() if name != "stats"}
         if self.feature_filler is None or "feature_keys" not in batch:
             return batch
-        keys = batch["feature_keys"]
-        stage = "train" if self.trainer.training else "validation"
-        share = sum(not key for key in keys) / len(keys)
-        self.log(f"{stage}/features_read", share, on_step=False, on_epoch=True, batch_size=len(keys))
+        self._features["train" if self.trainer.training else "validation"].update(map(bool, batch["feature_keys"]))
         return self.feature_filler.complete(self.model, batch)
+
+    def _log_features_read(self, stage: str) -> None:
+        """Log the share of images whose features were read, of all ranks; those without images take part, too."""
+        if self.feature_filler is None:
+            return
+        counts = sum(of_all_ranks(self._features.pop(stage, Counter())), Counter[bool]())
+        if counts:
+            self.log(f"{stage}/features_read", counts[False] / counts.total())
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The batch's loss: the mean over its answer tokens, those of all ranks together; and each token's own."""
@@ -156,6 +163,10 @@ class VisualChatModule(lightning.LightningModule):
             when = f"in step {self.trainer.global_step}, learning rate {rates}"
             raise self._not_finite("training", None if math.isfinite(loss) else (batch_idx, loss), when)
 
+    def on_train_epoch_end(self) -> None:
+        """Log what the epoch's batches brought."""
+        self._log_features_read("train")
+
     def on_validation_start(self) -> None:
         """No loss has been seen yet."""
         self._wrong = None
@@ -164,6 +175,7 @@ class VisualChatModule(lightning.LightningModule):
         """End the run if a loss was not finite: nothing that was made of such weights is worth to be kept."""
         if largest_of_ranks(self.trainer, self._wrong is not None):
             raise self._not_finite("validation", self._wrong, f"after step {self.trainer.global_step}")
+        self._log_features_read("validation")
 
     def _not_finite(self, which: str, here: tuple[int, float] | None, when: str) -> RunStopped:
         """What to raise on all ranks; `here` is this rank's batch and its loss, if it is one of those."""

@@ -1,6 +1,8 @@
 """Run by tests in processes of its own: trains the fixed dialogues on some ranks, keeps what each saw and logged.
 
-python ranks.py VISION LANGUAGE FOLDER RANKS BATCH_SIZE [FEATURE_CACHE]
+python ranks.py VISION LANGUAGE FOLDER RANKS BATCH_SIZE [FEATURE_CACHE [all|one]]
+
+The last says how many of the dialogues have images.
 """
 
 import sys
@@ -22,18 +24,27 @@ from visualchat.training.module import VisualChatModule
 from visualchat.training.optim import OptimizerSettings
 
 
-def dialogues() -> list[Dialogue]:
-    """Nine with 0 to 2 images and answers of quite different lengths."""
+def dialogues(shown: str = "all") -> list[Dialogue]:
+    """Nine with 0 to 2 images, or images in one alone, and answers of quite different lengths."""
     pictures = [Image.new("RGB", (16, 16), (25 * n, 0, 250 - 25 * n)) for n in range(9)]
     return [
-        Dialogue((Turn.ask(f"Number {n}?", [pictures[n]] * (n % 3), "yes " * (1 + 2 * (n % 4))),), id=f"d{n}")
+        Dialogue(
+            (
+                Turn.ask(
+                    f"Number {n}?",
+                    [pictures[n]] * (n % 3 if shown == "all" or n == 8 else 0),
+                    "yes " * (1 + 2 * (n % 4)),
+                ),
+            ),
+            id=f"d{n}",
+        )
         for n in range(9)
     ]
 
 
-def mixture() -> Mixture:
+def mixture(shown: str) -> Mixture:
     """The same dialogues as two sources, of which the second is in few batches."""
-    return Mixture({"most": dialogues()[:7], "few": dialogues()[7:]})
+    return Mixture({"most": dialogues(shown)[:7], "few": dialogues(shown)[7:]})
 
 
 class Rows(CSVLogger):
@@ -49,7 +60,7 @@ class Rows(CSVLogger):
 
 class Keep(lightning.Callback):
     def __init__(self, packed):
-        self.questions, self.packed = [], packed
+        self.questions, self.keys, self.packed = [], [], packed
 
     def on_train_start(self, trainer, pl_module):
         self.lengths = self.packed.pack().lengths
@@ -58,11 +69,17 @@ class Keep(lightning.Callback):
         except ValueError as error:
             self.refusal = str(error)
 
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.keys.append([])
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.keys[-1] += batch.get("feature_keys", [])
         self.questions += [row[batch["attention_mask"][n] > 0].tolist() for n, row in enumerate(batch["input_ids"])]
 
 
-def main(vision: str, language: str, folder: str, ranks: str, batch_size: str, cache: str | None = None) -> None:
+def main(
+    vision: str, language: str, folder: str, ranks: str, batch_size: str, cache: str | None = None, shown: str = "all"
+) -> None:
     def build():
         torch.manual_seed(0)
         return VisualChatForConditionalGeneration.from_backbones(
@@ -91,7 +108,9 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str, c
     )
     settings = OptimizerSettings(learning_rate=1e-2, betas=(0.9, 0.95))
     module = VisualChatModule(build, settings)
-    data = VisualChatDataModule(processor, mixture(), mixture(), batch_size=int(batch_size), feature_cache=cache)
+    data = VisualChatDataModule(
+        processor, mixture(shown), mixture(shown), batch_size=int(batch_size), feature_cache=cache
+    )
     trainer.fit(module, data)
     found = {
         "lengths": keep.lengths,
@@ -99,6 +118,7 @@ def main(vision: str, language: str, folder: str, ranks: str, batch_size: str, c
         "rows": rows.rows,
         "seen": keep.questions,
         "features": data.feature_counts,
+        "keys": keep.keys,
         "projector": module.model.multi_modal_projector.weight.detach(),
     }
     torch.save(found, Path(folder) / f"ranks{ranks}-{trainer.global_rank}.pt")

@@ -72,3 +72,22 @@ def test_ranks_share_one_feature_cache(backbones, processor, tmp_path):
     assert files == 6  # of dialogues 1, 2, 4, 5, 7, 8
     assert sum(rank["features"]["encoded"] for rank in first) >= files  # validation shows some of them, on both ranks
     assert all(rank["features"]["encoded"] == 0 < rank["features"]["read"] for rank in second)
+    check_shares(first)
+    check_shares(second)
+
+
+@pytest.mark.slow
+def test_a_rank_without_images_takes_part_in_the_share_of_features_read(backbones, processor, tmp_path):
+    """Of nine dialogues one has images, so in each epoch one of the ranks has none."""
+    ranks = train(backbones, tmp_path, 2, 1, str(tmp_path / "cache"), "one")
+    assert all([] in epoch and max(epoch) for epoch in zip(*(rank["keys"] for rank in ranks), strict=True))
+    check_shares(ranks)
+
+
+def check_shares(ranks: list[dict]) -> None:
+    """The share of images whose features were read is that of all ranks together, in every epoch."""
+    epochs = [[key for keys in epoch for key in keys] for epoch in zip(*(rank["keys"] for rank in ranks), strict=True)]
+    shares = [sum(not key for key in keys) / len(keys) for keys in epochs]
+    logged = [row["train/features_read"] for row in ranks[0]["rows"] if "train/features_read" in row]
+    assert logged == pytest.approx(shares)
+    assert sum("validation/features_read" in row for row in ranks[0]["rows"]) == len(epochs)
