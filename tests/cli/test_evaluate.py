@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 
 from visualchat.cli.conclusions import require_place
 from visualchat.cli.config import CONF
-from visualchat.cli.evaluate import STEP, ask
+from visualchat.cli.evaluate import STEP, ask, check_what_is_scored
 from visualchat.cli.generate import generate
 from visualchat.cli.prediction_table import COLUMNS, check_logger
 from visualchat.cli.scoring import check_evaluation
@@ -132,6 +133,34 @@ def test_numbers_that_cannot_be_meant_are_refused_by_their_setting(setting, expe
     with pytest.raises(ValueError, match=rf"^evaluation\.{setting}: expected {expected}$"):
         check_evaluation(composed(f"evaluation.{setting}").evaluation)
     check_evaluation(composed("evaluation.most=null", "evaluation.samples=0").evaluation)
+
+
+def test_settings_of_another_form_are_refused():
+    for name, value in (("metrics", "rouge_l"), ("controls", "blind"), ("modes", "free_running"), ("apart", "x")):
+        told = rf"^evaluation\.{name}={value}: expected a list, evaluation\.{name}=\[{value}\]$"
+        with pytest.raises(ValueError, match=told):
+            check_evaluation(composed(f"evaluation.{name}={value}").evaluation)
+    with pytest.raises(ValueError, match=r"^evaluation\.option_likelihood=maybe: expected true or false$"):
+        check_evaluation(composed("evaluation.option_likelihood=maybe").evaluation)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            ["on_error=skip"],
+            "on_error=skip belongs to answers=[...], which is not given; for rows of data: data.bad_rows=skip",
+        ),
+        (["root=x"], "root=x belongs to answers=[...], which is not given; for rows of data: source.root=x"),
+        (["input=x.jsonl", "predictions=one"], "input=x.jsonl belongs to answers=[...], which is not given"),
+        (["folder=model", "predictions=one"], "folder= and predictions=: only one of them can be scored at a time"),
+        (["answers=[a]", "predictions=one"], "predictions= and answers=: only one of them can be scored at a time"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings, told):
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        check_what_is_scored(composed(*settings))
+    check_what_is_scored(composed("answers=[a]", "input=x.jsonl", "on_error=skip"))
 
 
 def test_generation_refuses_them_too(tmp_path):

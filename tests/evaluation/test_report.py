@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.console import Console
 
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.evaluation.report import LEGEND, draw_curves, legend, metrics_table, samples_page
@@ -46,6 +47,17 @@ def test_one_row_a_metric_and_one_column_a_model():
         ("  which image", "-", "0.0"),
         ("  images 2", "12.3", "-"),
     ]
+
+
+def test_a_narrow_terminal_cuts_no_figure():
+    columns = {name: {"reference_consistency/all": 1.0} for name in ("tuned", "free", "replaced", "permuted")}
+    table = metrics_table(columns, {name: {"reference_consistency/all": (0.875, 1.0)} for name in columns})
+    console = Console(width=50, file=io.StringIO())
+    console.print(table)
+    said = console.file.getvalue()
+    assert "…" not in said
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert ["".join(parts) for parts in zip(*rows, strict=True)][1:] == ["100.0(87.5-100.0)"] * 4
 
 
 def test_the_readme_has_the_headings_of_the_commands():

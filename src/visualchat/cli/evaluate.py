@@ -45,7 +45,6 @@ STEP = 4
 def evaluate(config: DictConfig, run: Path) -> dict[str, float]:
     """Score a saved model; figures, predictions and pages go into the folder `run`."""
     silence_libraries()
-    check_evaluation(config.evaluation)
     require_place(run)
     folder = saved_model(config.folder)
     choices = HydraConfig.get().runtime.choices
@@ -171,9 +170,27 @@ def require_the_runs_data(folder: Path, overrides: Sequence[str]) -> None:
     )
 
 
+def check_what_is_scored(config: DictConfig) -> None:
+    """Refuse settings that would have no effect, because they belong to something else that can be scored.
+
+    Raises:
+        ValueError: There are such settings.
+    """
+    named = [name for name in ("folder", "predictions", "answers") if config[name] is not None]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(f'{name}=' for name in named)}: only one of them can be scored at a time")
+    defaults = {"input": None, "root": None, "image_folder": "", "images_first": False, "on_error": "error"}
+    if config.answers is None and (idle := [name for name, value in defaults.items() if config[name] != value]):
+        of_data = {"root": "source.root", "image_folder": "source.image_folder", "on_error": "data.bad_rows"}
+        instead = f"; for rows of data: {of_data[idle[0]]}={config[idle[0]]}" if idle[0] in of_data else ""
+        raise ValueError(f"{idle[0]}={config[idle[0]]} belongs to answers=[...], which is not given{instead}")
+
+
 def run(config: DictConfig) -> None:
     """The command."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    check_what_is_scored(config)
+    check_evaluation(config.evaluation)
     check_logger(config)
     with continued_by(folder), locked(folder, "writing predictions"), closing_wandb():
         if config.answers is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from visualchat.cli.answer_scores import score_answers
@@ -48,13 +48,20 @@ def validation_dialogues(data: DictConfig) -> Sequence[Dialogue]:
 
 
 def check_evaluation(settings: DictConfig) -> None:
-    """Refuse an unknown metric, numbers that cannot be meant, and settings of dialogues that the evaluation lacks.
+    """Refuse an unknown metric, values that cannot be meant, and settings of dialogues that the evaluation lacks.
 
     Nothing has been read or trained by then.
 
     Raises:
         ValueError: There are such settings.
     """
+    for name in ("apart", "modes", "controls", "metrics"):
+        if not isinstance(settings[name], ListConfig):
+            raise ValueError(
+                f"evaluation.{name}={settings[name]}: expected a list, evaluation.{name}=[{settings[name]}]"
+            )
+    if not isinstance(settings.option_likelihood, bool):
+        raise ValueError(f"evaluation.option_likelihood={settings.option_likelihood}: expected true or false")
     check_metrics(settings.metrics)
     for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("samples", 0)):
         check_number(f"evaluation.{name}", settings[name], least)

@@ -52,9 +52,9 @@ def metrics_table(
         intervals: Of some of them; they stand behind the figures.
     """
     table = Table()
-    table.add_column("shares in %")
+    table.add_column("shares in %", overflow="fold")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for label, *cells in table_rows(columns, intervals or {}):
         table.add_row(label, *cells)
     return table
