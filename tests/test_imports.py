@@ -220,6 +220,20 @@ def test_no_module_imports_itself_by_way_of_others():
     TopologicalSorter(graph).prepare()  # raises CycleError and names the circle
 
 
+@pytest.mark.parametrize(
+    ("commands", "heavy"),
+    [
+        ("study, judge", ("torch", "transformers", "torchmetrics", "lightning", "matplotlib")),
+        ("chat, data, evaluate", ("torchmetrics", "lightning", "matplotlib", "peft")),
+    ],
+)
+def test_commands_start_without_what_they_do_not_need(commands, heavy):
+    done = run_python(
+        f"from visualchat.cli import {commands}\nprint(*(name for name in {heavy} if name in sys.modules))"
+    )
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
 def test_rules_name_modules_that_exist():
     named = {
         name

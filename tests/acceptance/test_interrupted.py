@@ -104,7 +104,7 @@ def test_interrupted_runs_go_on_as_they_are_told_to(family, tmp_path):
     assert (mine / "mine/light/light.json").is_file()
 
 
-PATIENCE = "rank_timeout=20"
+PATIENCE = "rank_timeout=10"
 
 
 def test_a_silent_rank_ends_the_run_with_words(tmp_path):
@@ -135,6 +135,6 @@ def test_ranks_wait_for_a_slow_start_and_for_no_evaluation(tmp_path):
     """Each longer than `rank_timeout`: it counts while they train, and when the first evaluates the others are gone."""
     scored = ["evaluation=tiny", "evaluation.dialogues.seen.size=4", "evaluation.dialogues.unseen.size=4"]
     line = [*(word for word in of("fsdp2") if not word.startswith("evaluation=")), *scored, "evaluation.captioned=null"]
-    done = run(tmp_path, *line, "rank_timeout=15", PYTHONPATH=HERE, MISCHIEF="slow:20").ok()
+    done = run(tmp_path, *line, "rank_timeout=8", PYTHONPATH=HERE, MISCHIEF="slow:10").ok()
     assert "the first of 2 processes evaluates, the others are done\n" in done.out, done
     assert json.loads((tmp_path / "mine/metrics.json").read_text())["train/steps"] == STEPS

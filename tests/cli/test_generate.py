@@ -19,7 +19,7 @@ from visualchat.cli import generate as command
 from visualchat.cli.config import CONF
 from visualchat.cli.generate import generate, model_folders
 from visualchat.data.sources import Messages
-from visualchat.generation.answering import Answer
+from visualchat.generation.answer import Answer
 from visualchat.generation.journal import Journal
 from visualchat.tiny.scenes import draw, random_scene
 

@@ -66,6 +66,23 @@ def test_overrides_of_any_form(tmp_path):
     ]
 
 
+def test_what_was_set_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    """A sweep asks after every run for all so far: a hundred runs would be read five thousand times."""
+    make_sweep(tmp_path)
+    first = read_runs(tmp_path)
+    read, load = [], OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda path: (read.append(path), load(path))[1])
+    (tmp_path / "attention=mmca,seed=2" / "metrics.json").write_text(json.dumps(metrics(0.125)))
+    again = read_runs(tmp_path)
+    assert read == []
+    assert [again[0], *again[2:]] == [first[0], *first[2:]]
+    assert again[1].metrics == metrics(0.125)
+    record = tmp_path / "attention=mmca,seed=1" / ".hydra" / "hydra.yaml"
+    OmegaConf.save({"hydra": {"job": {"num": 0}, "overrides": {"task": ["seed=3"]}}}, record)
+    assert read_runs(tmp_path)[0].overrides == {"seed": "3"}
+    assert read == [record]
+
+
 def test_no_runs(tmp_path):
     assert read_runs(tmp_path) == []
 

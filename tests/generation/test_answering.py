@@ -7,7 +7,8 @@ from PIL import Image
 
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.engine import Engine
-from visualchat.generation.answering import Answer, answer_rounds, batched, by_engine, open_at
+from visualchat.generation.answer import Answer
+from visualchat.generation.answering import answer_rounds, batched, by_engine, open_at
 
 RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
 LONG = Dialogue((Turn.ask("A?", [RED], "a"), Turn.ask("B?", answer="b"), Turn.ask("C?", [BLUE], "c")), id="long")

@@ -11,9 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from visualchat.cli.config import PLAIN
-from visualchat.evaluation.controls import REPLACED
 from visualchat.evaluation.pages import ACCURACY, draw_accuracy, intervals, report_page, values
-from visualchat.evaluation.predictions import Prediction, read_predictions
+from visualchat.evaluation.predictions import REPLACED, Prediction, read_predictions
 from visualchat.evaluation.report import legend, metrics_table
 from visualchat.evaluation.scores import (
     changed_answers,

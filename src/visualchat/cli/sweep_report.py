@@ -7,6 +7,7 @@ import json
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,24 @@ def read_runs(folder: Path) -> list[Run]:
     """The runs of a sweep that have begun, in the order of their jobs."""
     by_job: list[tuple[int, Run]] = []
     for path in folder.rglob(".hydra/hydra.yaml"):
-        hydra = OmegaConf.load(path).hydra
-        overrides = dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
+        number, overrides = _job(path, path.stat().st_mtime_ns)
         figures = path.parents[1] / "metrics.json"
         if figures.is_file():
             run = Run(overrides, json.loads(figures.read_text()), scored=_scored(figures.with_name("scores.json")))
         else:
             run = Run(overrides, {}, "failed" if figures.with_name(FAILURE).is_file() else "unfinished")
-        by_job.append((int(hydra.job.num), run))
+        by_job.append((number, run))
     return [run for _, run in sorted(by_job, key=lambda pair: pair[0])]
+
+
+@cache
+def _job(record: Path, changed: int) -> tuple[int, dict[str, str]]:
+    """The number of a run's job and what was set, from Hydra's record of it, which is read once until it changes.
+
+    A sweep asks after every run for all runs so far, and reading the record takes a tenth of a second.
+    """
+    hydra = OmegaConf.load(record).hydra
+    return int(hydra.job.num), dict(item.lstrip("+").split("=", 1) for item in hydra.overrides.task)
 
 
 def _scored(scores: Path) -> dict[str, tuple[float, float] | None]:

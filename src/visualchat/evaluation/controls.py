@@ -18,11 +18,9 @@ from PIL import Image
 from visualchat.data.sources.lazy import LazySequence
 from visualchat.dialogue import Content, Dialogue, Expected, Turn
 from visualchat.dialogue.image_references import renumber
+from visualchat.evaluation.predictions import REPLACED
 from visualchat.images import ImageInput
 from visualchat.images.feature_store import image_key
-
-REPLACED = "replaced"
-"""The tag that tells the number of the image that was replaced."""
 
 
 @dataclass(frozen=True)

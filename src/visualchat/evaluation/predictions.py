@@ -10,10 +10,13 @@ from typing import Any, Literal, get_args
 
 from visualchat.dialogue import Caption, Dialogue, Expected
 from visualchat.dialogue.mentions import mentioned
-from visualchat.generation.answering import Ended
+from visualchat.generation.answer import Ended
 
 Mode = Literal["teacher_forced", "free_running"]
 """What stands before a question: the true answers, or the model's own."""
+
+REPLACED = "replaced"
+"""The control that replaces an image, and the tag that tells the number of the image."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 from visualchat.dialogue import Dialogue
 from visualchat.evaluation.exact_match import AnswerSums, answer_sums
 from visualchat.evaluation.predictions import Mode, Prediction, questions
-from visualchat.generation.answering import Answer, Answering, answer_rounds, open_at
+from visualchat.generation.answer import Answer
+from visualchat.generation.answering import Answering, answer_rounds, open_at
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from visualchat.evaluation.controls import REPLACED
 from visualchat.evaluation.metrics import CORPUS, METRICS
 from visualchat.evaluation.metrics.groups import GROUP
-from visualchat.evaluation.predictions import Prediction, Score
+from visualchat.evaluation.predictions import REPLACED, Prediction, Score
 from visualchat.evaluation.statistics import mean_interval
 
 EXACT_MATCH = "exact_match"

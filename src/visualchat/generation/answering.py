@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,26 +13,8 @@ from torch import Tensor
 from visualchat.dialogue import Dialogue
 from visualchat.dialogue.encoding import filler_token_id
 from visualchat.engine import Engine, Request
+from visualchat.generation.answer import Answer, Ended
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
-
-Ended = Literal["stop", "length"]
-"""How an answer ended: by itself, or cut at the most tokens."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A model's answer.
-
-    Attributes:
-        text: Its words.
-        ended: How it ended.
-        ids: Its tokens; with what ends an answer, if that came.
-    """
-
-    text: str
-    ended: Ended
-    ids: tuple[int, ...]
-
 
 Answering = Callable[[Sequence[Dialogue]], list[Answer | ValueError]]
 """Answers the open last round of each dialogue, or says why it cannot."""

@@ -15,7 +15,7 @@ from PIL import Image
 
 from visualchat.dialogue import Content, Dialogue
 from visualchat.files import whole_file
-from visualchat.generation.answering import Answer
+from visualchat.generation.answer import Answer
 
 
 @dataclass(frozen=True)

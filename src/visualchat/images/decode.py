@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor
 
 from visualchat.images import ArchivedImage, ImageInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_PIXELS = 64_000_000
 """Images that would open to more pixels than this are refused before they are decoded."""

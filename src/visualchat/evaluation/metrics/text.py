@@ -1,15 +1,18 @@
-"""Texts compared with accepted texts, by torchmetrics: ROUGE-L of each answer; BLEU-4, chrF and perplexity of all."""
+"""Texts compared with accepted texts, by torchmetrics: ROUGE-L of each answer; BLEU-4, chrF and perplexity of all.
+
+torchmetrics is imported where it computes: it brings torch along, and most commands compute none of these.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
-
-from torch import Tensor
-from torchmetrics.functional.text import bleu_score, chrf_score, rouge_score
+from typing import TYPE_CHECKING, cast
 
 from visualchat.evaluation.predictions import Prediction, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def rouge_l(predictions: Sequence[Prediction]) -> list[Score]:
@@ -21,19 +24,25 @@ def rouge_l(predictions: Sequence[Prediction]) -> list[Score]:
 
 
 def _rouge_l(answer: str, references: Sequence[str]) -> float:
+    from torchmetrics.functional.text import rouge_score
+
     figures = rouge_score(answer, [list(references)], accumulate="best", rouge_keys="rougeL")
     return float(figures["rougeL_fmeasure"])
 
 
 def bleu_4(predictions: Sequence[Prediction]) -> float:
     """BLEU over all answers, n-grams up to four words, unsmoothed; words are what stands between spaces."""
+    from torchmetrics.functional.text import bleu_score
+
     return float(bleu_score([p.answer for p in predictions], [p.references for p in predictions]))
 
 
 def chrf(predictions: Sequence[Prediction]) -> float:
     """ChrF over all answers: n-grams of up to six letters, no words, recall weighing twice."""
+    from torchmetrics.functional.text import chrf_score
+
     figure = chrf_score([p.answer for p in predictions], [p.references for p in predictions], n_word_order=0)
-    return float(cast(Tensor, figure))
+    return float(cast("Tensor", figure))
 
 
 def perplexity(predictions: Sequence[Prediction]) -> float:
