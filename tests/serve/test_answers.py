@@ -135,9 +135,10 @@ def test_sampling_stops_and_several_answers(client, loud, processor):
 def test_models_health_and_metrics(client):
     answer(client, user("What is it?", 1))
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["visualchat"]
+    assert client.get("/v1/models/visualchat").json() == client.get("/v1/models").json()["data"][0]
     assert client.get("/health").json() == {"status": "ok"}
     described = client.get("/openapi.json").json()["paths"]
-    assert described.keys() == {PATH, "/v1/images", "/v1/models", "/metrics", "/health"}
+    assert described.keys() == {*(PATH, "/v1/images", "/v1/models", "/v1/models/{name}", "/metrics", "/health")}
     told = client.get("/metrics")
     figures = dict(line.rsplit(" ", 1) for line in told.text.splitlines() if not line.startswith("#"))
     assert float(figures['visualchat_requests_total{status="200"}']) >= 1

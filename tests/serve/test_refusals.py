@@ -113,7 +113,9 @@ def test_another_type_model_path_or_method(client):
     refused(client.post(PATH, content=b"{}", headers={"Content-Type": "text/plain"}), 415, "application/json")
     error = refused(client.post(PATH, json={**body(ASK), "model": "gpt-4o"}), 404, "'visualchat'", param="model")
     assert error["code"] == "model_not_found"
+    assert refused(client.get("/v1/models/gpt-4o"), 404, "'visualchat'", param="model")["code"] == "model_not_found"
     refused(client.get("/v1/nothing"), 404, PATH)
+    refused(client.post(f"{PATH}/", json=body(ASK)), 404, PATH)
     refused(client.get(PATH), 405)
 
 

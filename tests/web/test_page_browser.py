@@ -3,9 +3,10 @@
 import json
 import re
 
+import httpx
 import pytest
 import torch
-from asking import picture
+from asking import as_url, picture
 from browsing import browser
 from commands import LIMIT, started
 
@@ -33,6 +34,17 @@ const waiting = setInterval(() => {
 """Presses Stop when the third answer begins, sooner than this process could."""
 
 
+NOTE_REQUESTS = """
+const send = window.fetch;
+window.sent = [];
+window.fetch = (path, options) => {
+  if (path === "/v1/chat/completions") window.sent.push(options.body.split("data:image").length - 1);
+  return send(path, options);
+}
+"""
+"""Notes how many images each request for an answer brings along."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, make_model, processor):
     """A saved model whose images make a difference, and whose answers never end by themselves.
@@ -54,8 +66,9 @@ def folder(tmp_path_factory, make_model, processor):
 
 @pytest.fixture
 def page(folder, tmp_path):
-    """The page, open at 1400 pixels; no message but the two refusals that the test asks for."""
+    """The page, open at 1400 pixels, of a server that remembers three small images."""
     settings = (f"folder={folder}", f"max_new_tokens={MOST}", "port=0", "page.open=false", "limits.tokens=1800")
+    settings += ("named_image_bytes=12000",)
     second = "page.second.attention=causal"
     with (
         browser(tmp_path / "browser") as found,
@@ -116,6 +129,7 @@ def test_a_conversation_from_end_to_end(page, folder, tmp_path):
     page.click("#key-form button")
     page.one("#examples button")
     assert fits(page)
+    page.driver.execute_script(NOTE_REQUESTS)
 
     # two images, then a third in the next round
     expected = ["".join(session.ask(FIRST, [shown[1], shown[2]]))]
@@ -131,6 +145,7 @@ def test_a_conversation_from_end_to_end(page, folder, tmp_path):
     assert re.fullmatch(rf"{MOST} tokens, cut at the most · {measured}", figures)
     known, prompt = map(int, re.findall(r"(\d+) of (\d+)", figures)[0])
     assert 20 < known < prompt  # the first round was
+    assert page.driver.execute_script("return window.sent") == [0, 0]  # they came when they were attached
 
     # what is no image is refused while it is attached
     broken = tmp_path / "broken.png"
@@ -192,7 +207,15 @@ def test_a_conversation_from_end_to_end(page, folder, tmp_path):
     expected[1] = "".join(session.edit(2, OTHER))
     page.until(lambda: answers(page) == expected, "the answer to the other question")
     finished(page)
+    page.driver.execute_script("window.sent = []")
+    origin = page.driver.execute_script("return location.origin")
+    large = {"image_url": {"url": as_url(picture(9, (64, 64)))}}
+    done = httpx.post(f"{origin}/v1/images", json=large, headers={"Authorization": f"Bearer {KEY}"}, timeout=LIMIT)
+    assert done.status_code == 200
     page.click(".round:last-child .again")
+    page.until(
+        lambda: page.driver.execute_script("return window.sent") == [0, 3], "images that the server has forgotten"
+    )
     page.until(lambda: answers(page) == expected, "the same answer, as it is greedy")
     finished(page)
     page.type("#temperature", "2")
@@ -231,10 +254,13 @@ def test_a_conversation_from_end_to_end(page, folder, tmp_path):
 
     entries = page.driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert entries
-    origin = page.driver.execute_script("return location.origin")
     assert all(name.startswith((f"{origin}/", "data:", "blob:")) for name in entries)
-    refusals = [message for message in page.messages() if "401" not in message and "/v1/images" not in message]
-    assert not refusals
+    asked_for = (
+        "401",
+        "/v1/images",
+        "/v1/chat/completions - Failed to load resource: the server responded with a status of 404",
+    )
+    assert not [message for message in page.messages() if not any(words in message for words in asked_for)]
 
 
 def percent(share):

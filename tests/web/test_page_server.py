@@ -17,7 +17,7 @@ from visualchat.serve.app import build_app
 from visualchat.serve.local import Local
 from visualchat.serve.settings import Limits, Settings
 from visualchat.web.page import FILES, ShownModel, add_page
-from visualchat.web.second import Several, attend_by
+from visualchat.web.second import Several, attend_by, beside
 
 KEY = "a-key-of-ours"
 
@@ -156,7 +156,7 @@ def test_requests_that_cannot_be_shown_are_refused(shown):
     fine = {"model": "visualchat", "messages": messages}
     without = {"role": "user", "content": [{"type": "image_url", "uuid": "x"}, {"type": "text", "text": "?"}]}
     wrong = (
-        ({"model": "third"}, 404, "this page has visualchat, second"),
+        ({"model": "third"}, 404, "this server has 'visualchat', 'second'"),
         ({"layer": 2}, 400, "layer 2: this model has 2"),
         ({"layer": "1"}, 400, "layer"),
         ({"heads": 1}, 400, "heads is not supported"),
@@ -185,12 +185,23 @@ def test_two_models_answer_the_same_dialogue_each_as_it_does_alone(client, model
     assert answers["visualchat"] != answers["second"]
     refused = client.post(PATH, json={"model": "third", "messages": [user("What?")]})
     assert refused.status_code == 404
-    assert "this server has visualchat, second" in refused.text
+    assert "this server has 'visualchat', 'second'" in refused.text
     assert client.post("/v1/images", json={"image_url": user("", 7)["content"][0]["image_url"]}).status_code == 200
 
 
-def test_a_model_attends_by_another_kind(make_model):
-    model, expected = make_model(), make_model(attention_kind="unit")
+@pytest.mark.parametrize("share", [False, True])
+def test_a_model_attends_by_another_kind(make_model, processor, share):
+    first, expected = make_model(), make_model(attention_kind="unit")
+    model = beside(first, "unit") if share else make_model()
+    if share:  # it takes no memory, and the first stays what it was
+        assert {tensor.data_ptr() for tensor in model.parameters()} == {t.data_ptr() for t in first.parameters()}
+        assert first.config.attention_kind == "mmca"
+        inputs = processor(images=[picture(1), picture(2)], text="What is in image 2?")
+        with torch.inference_mode():
+            logits = [each(**inputs).logits for each in (first, make_model(), model, expected)]
+        assert torch.equal(logits[0], logits[1])
+        assert torch.equal(logits[2], logits[3])
+        assert not torch.equal(logits[0], logits[2])
     attend_by(model, "unit")
     assert model.config.attention_kind == "unit"
     assert model.language_model.config._attn_implementation == expected.language_model.config._attn_implementation

@@ -23,17 +23,21 @@ SECOND = "second"
 """What requests call the second model."""
 
 
-def second_model(config: DictConfig, first: Path) -> tuple[Path, VisualChatForConditionalGeneration]:
-    """The model that answers beside the first, and its folder.
+def second_model(
+    config: DictConfig, first: tuple[Path, VisualChatForConditionalGeneration]
+) -> tuple[Path, VisualChatForConditionalGeneration]:
+    """The folder of the model that answers beside the first, and that model.
 
     Raises:
         ValueError: It is not there, or cannot attend by that kind.
     """
     from visualchat.model.saved import load_model, saved_model
-    from visualchat.web.second import attend_by
+    from visualchat.web.second import attend_by, beside
 
     second = config.page.second
-    folder = first if second.folder is None else saved_model(second.folder)
+    if second.folder is None:
+        return first[0], beside(first[1], second.attention)
+    folder = saved_model(second.folder)
     model = load_model(folder, config.vision, config.language)
     if second.attention is not None:
         attend_by(model, second.attention)
@@ -69,7 +73,7 @@ def run(config: DictConfig) -> None:
     folder = saved_model(config.folder)
     models = {settings.name: (folder, load_model(folder, config.vision, config.language))}
     if any(config.page.second.values()):
-        models[SECOND] = second_model(config, folder)
+        models[SECOND] = second_model(config, models[settings.name])
     shown = [ShownModel(name, engine_of(config, *found)) for name, found in models.items()]
     gate = build_app(Several([Local(model.engine, replace(settings, name=model.name)) for model in shown]), settings)
     add_page(gate, shown, settings)

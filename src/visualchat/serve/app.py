@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from visualchat.engine import Answer
 from visualchat.serve.backend import Backend, Event, Reply
 from visualchat.serve.body import read_body
-from visualchat.serve.errors import ApiError, hung_up, stopping
+from visualchat.serve.errors import ApiError, hung_up, stopping, unknown_model
 from visualchat.serve.gate import COMPLETIONS, IMAGES, Gate, Visit, visit_of
 from visualchat.serve.metrics import TYPE, Metrics
 from visualchat.serve.named_images import NamedImages
@@ -30,6 +30,7 @@ from visualchat.serve.openapi import (
     Completion,
     Health,
     KnownImage,
+    Model,
     Models,
     describe,
     question,
@@ -54,7 +55,14 @@ def build_app(backend: Backend, settings: Settings) -> Gate:
     """
     metrics = Metrics()
     rooms = Rooms(backend, settings, metrics)
-    app = FastAPI(title="visualchat-serve", docs_url=None, redoc_url=None, openapi_url=None, lifespan=rooms.lifespan)
+    app = FastAPI(
+        title="visualchat-serve",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=rooms.lifespan,
+        redirect_slashes=False,
+    )
     gate = Gate(app, settings.keys, settings.reuse_across_keys, backend.places, metrics)
     metrics.watch(lambda: len(gate.visits))
 
@@ -83,6 +91,8 @@ def build_app(backend: Backend, settings: Settings) -> Gate:
         **told,
     )
     app.add_api_route("/v1/models", rooms.models, responses={200: {"model": Models}, **refusals(401)}, **told)
+    found = {200: {"model": Model}, **refusals(401, 404)}
+    app.add_api_route("/v1/models/{name:path}", rooms.model, responses=found, **told)
     app.add_api_route("/metrics", rooms.metrics_text, responses={200: METRICS, **refusals(401)}, **told)
     app.add_api_route("/health", health, responses={200: {"model": Health}, 503: {"model": Health}}, **told)
     app.add_api_route("/openapi.json", description, include_in_schema=False)
@@ -138,8 +148,13 @@ class Rooms:
 
     async def models(self) -> dict[str, Any]:
         """All there are, as a rule one."""
-        model = {"object": "model", "created": 0, "owned_by": "visualchat"}
-        return {"object": "list", "data": [{"id": name, **model} for name in self.backend.names]}
+        return {"object": "list", "data": [_told_of(name) for name in self.backend.names]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """One of them."""
+        if name not in self.backend.names:
+            raise unknown_model(self.backend.names)
+        return _told_of(name)
 
     async def metrics_text(self) -> Response:
         """For Prometheus."""
@@ -246,6 +261,10 @@ class Rooms:
         if envelope.with_usage:
             yield _event(envelope.end([found[index] for index in sorted(found)]))
         yield "data: [DONE]\n\n"
+
+
+def _told_of(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "visualchat"}
 
 
 def _event(data: dict[str, Any]) -> str:

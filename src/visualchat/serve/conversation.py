@@ -17,7 +17,7 @@ from visualchat.engine import Request
 from visualchat.images.decode import FORMATS, MAX_ASPECT, MAX_PIXELS, decode_image
 from visualchat.images.inputs import image_input
 from visualchat.model import VisualChatProcessor
-from visualchat.serve.errors import ApiError
+from visualchat.serve.errors import ApiError, unknown_model
 from visualchat.serve.protocol import ChatRequest, ImagePart, Message
 from visualchat.serve.settings import Limits, Settings
 from visualchat.serve.vocabulary import Vocabulary
@@ -41,8 +41,7 @@ def engine_requests(
         ApiError: The request is beyond a limit, or its messages form no conversation with a question at its end.
     """
     if asked.model != settings.name:
-        message = f"there is no model of this name; this server has {settings.name!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")
+        raise unknown_model([settings.name])
     tokens = settings.max_new_tokens if asked.most_tokens is None else asked.most_tokens
     if tokens > settings.limits.tokens:
         param = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,12 @@ class ApiError(Exception):
 def queue_full() -> ApiError:
     """As many requests as the server takes are in hand."""
     return ApiError(429, "the server has as many requests as it takes; try again later", headers={"Retry-After": "1"})
+
+
+def unknown_model(names: Iterable[str]) -> ApiError:
+    """The server has models of these names alone."""
+    message = f"there is no model of this name; this server has {', '.join(map(repr, names))}"
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def stopping() -> ApiError:

@@ -21,7 +21,7 @@ from visualchat.dialogue.messages import dialogue_from_messages
 from visualchat.engine import Engine
 from visualchat.serve.body import read_body
 from visualchat.serve.conversation import with_images
-from visualchat.serve.errors import ApiError
+from visualchat.serve.errors import ApiError, unknown_model
 from visualchat.serve.gate import Gate
 from visualchat.serve.protocol import ImagePart, Message, read_request
 from visualchat.serve.settings import Settings
@@ -149,8 +149,7 @@ class PageRooms:
         """
         asked = read_request(AttentionRequest, body)
         if asked.model not in self.models:
-            message = f"there is no model of this name; this page has {', '.join(self.models)}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+            raise unknown_model(self.models)
         parts = [part for message in asked.messages for part in message.content]
         if any(isinstance(part, ImagePart) and part.image_url is None for part in parts):
             raise ApiError(400, "images must come as data URLs here, found a uuid alone", param="messages")

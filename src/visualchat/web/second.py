@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from itertools import chain
 from types import TracebackType
 
 from visualchat.attention import KINDS
 from visualchat.attention.kinds import check_name
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.serve.backend import Backend, Figures, Reply, Warmed
-from visualchat.serve.errors import ApiError
+from visualchat.serve.errors import unknown_model
 from visualchat.serve.protocol import ChatRequest
 
 
@@ -25,6 +27,18 @@ def attend_by(model: VisualChatForConditionalGeneration, kind: str) -> None:
         raise ValueError("a model with attention 'cross' has layers of its own for images: no other kind fits it")
     model.config.attention_kind, model.config.early_attention_kind = kind, None
     model.language_model.set_attn_implementation(model.config.decoder_attention)
+
+
+def beside(model: VisualChatForConditionalGeneration, kind: str) -> VisualChatForConditionalGeneration:
+    """A model of the same weights, which take no memory again, that attends by another kind.
+
+    Raises:
+        ValueError: As `attend_by`.
+    """
+    shared: dict[int, object] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    other = copy.deepcopy(model, shared)
+    attend_by(other, kind)
+    return other
 
 
 class Several:
@@ -43,8 +57,7 @@ class Several:
     async def submit(self, asked: ChatRequest, scope: str) -> Reply:
         """As `Backend` has it."""
         if asked.model not in self.backends:
-            message = f"there is no model of this name; this server has {', '.join(self.names)}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+            raise unknown_model(self.names)
         return await self.backends[asked.model].submit(asked, scope)
 
     async def warm(self, url: str, number: int, scope: str) -> Warmed:
