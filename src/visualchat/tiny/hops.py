@@ -261,13 +261,13 @@ def _ask_back(rounds: int) -> Callable[[HopContext], Question | None]:
 
 
 ASK_HOPS: dict[str, tuple[Callable[[HopContext], Question | None], int, str]] = {
-    "colour": (ask_colour, 8, "one_image"),
-    "shape": (ask_shape, 8, "one_image"),
+    "colour": (ask_colour, 16, "one_image"),
+    "shape": (ask_shape, 16, "one_image"),
     "where": (ask_where, 8, "one_image"),
     "exists": (ask_exists, 8, "one_image"),
     "which": (ask_which, 10, "which_image"),
-    "same": (ask_same, 20, "compare"),
-    "count": (ask_count, 9, "all_images"),
+    "same": (ask_same, 40, "compare"),
+    "count": (ask_count, 16, "all_images"),
     "list": (ask_list, 12, "all_images"),
     "common": (ask_common, 20, "all_images"),
     "odd": (ask_odd, 22, "all_images"),

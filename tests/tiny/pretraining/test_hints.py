@@ -31,7 +31,9 @@ def test_from_an_answer_to_the_places_of_the_things_in_question():
             if question.kind in ("colour", "which", "count", "odd") and words:
                 assert sorted(TOKENIZER.decode(ids[key]).strip() for key in about[start - 1]) == words
             elif question.kind == "same":
-                assert [int(TOKENIZER.decode(ids[key])) for key in both[start - 1]] == [n for n, _ in question.about]
+                paid = [keys for query, keys in hinted(item, BOTH) if query == start - 1]
+                assert all(len(keys) == 1 for keys in paid)  # to each as much as to the other
+                assert [int(TOKENIZER.decode(ids[key])) for (key,) in paid] == [n for n, _ in question.about]
             elif question.kind.startswith("back"):
                 (key,) = both[start - 1]
                 earlier = number - int(question.kind[-1])

@@ -55,8 +55,8 @@ def _introduction(scores: dict[str, Any]) -> list[str]:
         f"for later tuning, never shows or names {len(HELD_OUT)} of them ({held_out});",
         "`unseen` dialogues are about these. A *folded caption* is a 4x4 grid of word sums laid out like an image's",
         "patches. Early in their training a small loss tells a few heads of the language models where to look",
-        "(`pretraining/hints.py`). A language model's embedding and head are two equal matrices. Comparisons of two",
-        "images (`same`) are not mastered: see the tables.",
+        "(`pretraining/hints.py`). A language model's embedding and head are two equal matrices. The models of plain",
+        "dialogues do not master comparisons of two images (`same`): see the tables.",
     ]
 
 

@@ -10,6 +10,8 @@ in a tenth of the steps, and is then dropped. The first two make an induction he
     layer 2, head 0    from an answer to what shows the shape in question      dialogues, causal attention;
                        of two shapes compared, from the number of each image
     layer 3, head 0    from the answer of a comparison to those two numbers    dialogues, causal attention
+                       (with hops: to each as much as to the other, so that
+                       the sum of what they show tells whether it is equal)
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def _hop_hints(
         return [Hint(BOTH, answer, earlier[-1 - int(kind[-1])])]
     hints = [Hint(ABOUT, query, things[place]) for query, place in zip(earlier[-1], about, strict=False)]
     if kind == "same":
-        return [*hints, Hint(BOTH, answer, earlier[-1])]
+        return [*hints, *(Hint(BOTH, answer, (number,)) for number in earlier[-1])]
     if kind == "list":  # "image 1, image 3": every third token is a number
         images = sorted({number for number, _ in about})
         keys = [tuple(key for place in about if place[0] == image for key in things[place]) for image in images]

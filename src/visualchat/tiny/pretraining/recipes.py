@@ -73,11 +73,14 @@ _HOPS = LanguageRecipe(
     start="language_causal",
     hops=True,
     layers=6,
-    steps=1200,
-    batch_size=6,
-    learning_rate=1.2e-3,
-    decay_share=0.25,
+    steps=8000,
+    batch_size=8,
+    learning_rate=1.5e-3,
+    warmup_share=0.02,
+    decay_share=0.35,
     one_image_share=0.0,
+    few_images_share=0.45,
+    hinted_share=0.6,
     most_rounds=16,
 )
 

@@ -1,0 +1,27 @@
+"""`python -m visualchat.tiny.pretraining` as it is typed: its parts train in processes of their own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from visualchat.tiny import backbone
+
+
+@pytest.mark.slow
+def test_the_line_of_the_documents_trains_and_keeps_how_far_it_is(tmp_path):
+    shutil.copytree(backbone("language_causal"), tmp_path / "language_causal")
+    line = ["-m", "visualchat.tiny.pretraining", "--only", "tokenizer", "--only", "language-hops", "--out"]
+    with subprocess.Popen(
+        [sys.executable, *line, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            while not (tmp_path / "language_hops.checkpoint").exists():  # after the first steps of many
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.2)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
