@@ -9,13 +9,14 @@ from asking import body, said, user
 from ray import serve
 from ray.exceptions import ActorDiedError
 from ray.serve._private.router import SingletonThreadRouter
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from visualchat.engine import Answer, Usage
 from visualchat.engine.image_store import StoreStats
 from visualchat.serve.backend import Figures, Piece
 from visualchat.serve.cluster import replicas
 from visualchat.serve.cluster.replica import Plan
-from visualchat.serve.cluster.replies import MOST_REPEATS, RepeatedReply
+from visualchat.serve.cluster.replies import MOST_REPEATS, RepeatedReply, repeated
 from visualchat.serve.cluster.routes import in_order, ranked, route_of
 from visualchat.serve.cluster.settings import ClusterSettings
 from visualchat.serve.errors import ApiError, queue_full
@@ -137,6 +138,40 @@ def test_a_refusal_is_the_replicas_own_also_after_a_loss():
     for streams in ([Stream(queue_full())], [Stream(lost()), Stream(queue_full())]):
         (error,) = told(*streams)
         assert (error.status, error.code) == (429, "queue_full")
+
+
+def test_without_any_replica_requests_are_told_so_and_metrics_go_on():
+    """As when replicas end at once whenever they are started."""
+    for streams in ([Stream(unavailable())], [Stream(lost()), Stream(unavailable())]):
+        (error,) = told(*streams)
+        assert (error.status, error.code) == (503, "no_replica")
+    *_, error = told(Stream(None, (0, Piece("a")), lost()), Stream(unavailable()))
+    assert (error.status, error.code) == (503, "no_replica")
+
+    async def ask():
+        raise unavailable()
+
+    with pytest.raises(ApiError, match="no replica of the model"):
+        asyncio.run(repeated(ask))
+    figures = asyncio.run(replicas.Replicas(Handle(), 1, 1, "visualchat").figures())
+    assert (figures.in_hand, figures.store.entries) == ({}, 0)
+
+
+def unavailable():
+    return DeploymentUnavailableError("visualchat")
+
+
+class Handle:
+    """Of an application without replicas."""
+
+    def options(self, **settings):
+        return self
+
+    def broadcast(self, name):
+        return self
+
+    async def results_async(self, **settings):
+        raise unavailable()
 
 
 def test_times_of_a_repeated_answer_are_those_that_its_client_saw():

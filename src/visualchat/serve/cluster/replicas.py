@@ -16,6 +16,7 @@ import ray
 from ray import serve
 from ray.serve._private.router import SingletonThreadRouter
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from ray.serve.schema import LoggingConfig
 
@@ -98,7 +99,10 @@ class Replicas:
 
     async def figures(self) -> Figures:
         """As `Backend` has it: of all replicas that live now."""
-        found = await self._handle.broadcast("figures").results_async(return_exceptions=True)
+        try:
+            found = await self._handle.broadcast("figures").results_async(return_exceptions=True)
+        except DeploymentUnavailableError:  # none lives
+            found = []
         return Figures.of_all(figures for figures in found if isinstance(figures, Figures))
 
 

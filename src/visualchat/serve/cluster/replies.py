@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentResponseGenerator
 
 from visualchat.engine import Answer
@@ -58,6 +59,8 @@ class RepeatedReply:
             except LOST as error:
                 self._repeat(error)
                 continue
+            except DeploymentUnavailableError:
+                raise no_replica() from None
             if refused is not None:
                 raise refused
             return
@@ -130,6 +133,8 @@ async def repeated(ask: Callable[[], Awaitable[Any]]) -> Any:
             if not left:
                 raise
             log.warning(REPEATED)
+        except DeploymentUnavailableError:
+            raise no_replica() from None
     raise AssertionError("the last time returns or raises")
 
 
