@@ -7,6 +7,7 @@ import re
 from collections import Counter
 
 import pytest
+from captions import read_captions
 
 from visualchat.tiny.dialogues import SPLITS, SYSTEM, TinyDialogues, caption_segments
 from visualchat.tiny.questions import KINDS
@@ -15,15 +16,6 @@ from visualchat.tiny.scenes import HELD_OUT
 NUMBER = 1500
 SKETCHES = {split: [TinyDialogues(split, NUMBER).sketch(i) for i in range(NUMBER)] for split in SPLITS}
 EVERY = [sketch for sketches in SKETCHES.values() for sketch in sketches]
-
-
-def read_captions(captions):
-    """(image, colour, shape, place) of everything that the captions name."""
-    return [
-        (number, *re.fullmatch(r"a (\w+) (\w+) ([\w-]+)", part).groups())
-        for number, caption in enumerate(captions, start=1)
-        for part in caption.split(", ")
-    ]
 
 
 def the_only(values):

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 
 import pytest
+from captions import read_captions
 
 from visualchat.dialogue.template import TextSegment
 from visualchat.tiny import HopDialogues
@@ -23,15 +24,6 @@ EVERY = [sketch for sketches in DATA.values() for sketch in sketches]
 
 AGO = {"in my last question": 1, "two questions ago": 2, "three questions ago": 3}
 SINGULAR = {"circles": "circle", "squares": "square", "triangles": "triangle", "stars": "star", "crosses": "cross"}
-
-
-def read_captions(captions):
-    """(image, colour, shape, place) of everything that the captions name."""
-    return [
-        (number, *re.fullmatch(r"a (\w+) (\w+) ([\w-]+)", part).groups())
-        for number, caption in enumerate(captions, start=1)
-        for part in caption.split(", ")
-    ]
 
 
 def the_only(values):
