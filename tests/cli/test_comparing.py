@@ -92,6 +92,14 @@ def test_mcnemars_test_is_left_out_of_what_is_more_or_less_right(saved, capsys, 
     assert {f"only {one} right: 1", f"only {two} right: 1"} <= {*re.findall(r"<h2>(.*?)</h2>", page)}
 
 
+def test_a_narrow_terminal_cuts_nothing(saved, capsys, monkeypatch):
+    monkeypatch.setattr("visualchat.cli.comparing.console", Console(width=60))
+    one, two = saved("one", predictions(*SAID)), saved("two", predictions(*SAID[1:], SAID[0]))
+    said = compared(capsys, [one, two], ["reference_consistency"], Path("run"))
+    assert "…" not in said
+    assert "─" in said
+
+
 def test_which_metrics_tell_right_from_wrong():
     choices = predictions("A", "no idea", "B", options=("cat", "dog"))
     choices = [replace(p, references=("B",), option_losses=(2.0, 1.0)) for p in choices]

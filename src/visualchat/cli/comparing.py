@@ -49,7 +49,7 @@ def compare(folders: Sequence[Path], metrics: Sequence[str], run: Path) -> None:
     shared = [_equal_questions(first, other, folder) for other, folder in zip(others, folders[1:], strict=True)]
     shown = Table()
     for heading in (f"{column}, in %", str(folders[0]), "this", "difference", "95%", "McNemar", "Holm"):
-        shown.add_column(heading)
+        shown.add_column(heading, overflow="fold")
     for metric in chosen:
         found = [_scored(ones, twos, metric) for ones, twos in shared]
         lines = _add_rows(shown, metric, found, folders[1:])

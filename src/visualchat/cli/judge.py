@@ -165,7 +165,7 @@ def shown_as(protocol: str, found: Sequence[Figure]) -> Table:
     scale, unit = (100, "shares in %") if protocol == PAIRS else (1, "scores from 1 to 10")
     shown = Table()
     for heading in (unit, "mean", "95%", "of"):
-        shown.add_column(heading, justify="left" if heading == unit else "right")
+        shown.add_column(heading, justify="left" if heading == unit else "right", overflow="fold")
     for one in found:
         between = "-" if one.low is None or one.high is None else f"{scale * one.low:.2f} to {scale * one.high:.2f}"
         shown.add_row(one.name.replace("_", " "), f"{scale * one.value:.2f}", between, str(one.questions))
