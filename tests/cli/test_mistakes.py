@@ -254,7 +254,7 @@ OF_OTHER_COMMANDS = {
     "rounds": ("generate", ["input=questions.jsonl"]),
     **dict.fromkeys(("port", "cluster"), ("serve", [])),
     **dict.fromkeys(("images", "protocol"), ("judge", ["predictions=outputs/one", "judge=NAME"])),
-    "again": ("studies", ["study=image_numbers"]),
+    **dict.fromkeys(("again", "results"), ("studies", ["study=image_numbers"])),
 }
 """Settings that training has not: by name, whose they are, and what else that command must be given."""
 
