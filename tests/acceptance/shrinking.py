@@ -30,6 +30,7 @@ ELSEWHERE = {
     "visualchat-judge": "test_judge.py types these, with a judge of its own",
     "outputs/(one|two)": "test_evaluation_page.py types these, one after the other",
     r"answers=\[": "test_answers_compared.py types such a line",
+    "experiment=paper_4_2_1 scale=tiny": "test_experiments.py types it, with two numbers of epochs beside its own sweep",
     r"cluster\.address=auto": "test_cluster.py types it, on a Ray cluster of two nodes",
 }
 """Lines that another test types, by what they contain, and where."""
