@@ -1,7 +1,8 @@
 """How a documented line becomes one that a laptop runs in seconds: by what it chooses, overrides are put behind it.
 
-Of the line itself only what stands for a reader's own folder is filled in. The rules go by the configuration that the
-line composes to, so a new line needs a new rule only where it chooses something new.
+Of the line itself only what stands for a reader's own folder is filled in, and of a sweep over numbers the first two
+are typed (all of them compose, test_documents.py). The rules go by the configuration that the line composes to, so a
+new line needs a new rule only where it chooses something new.
 """
 
 import re
@@ -30,7 +31,7 @@ ELSEWHERE = {
     "visualchat-judge": "test_judge.py types these, with a judge of its own",
     "outputs/(one|two)": "test_evaluation_page.py types these, one after the other",
     r"answers=\[": "test_answers_compared.py types such a line",
-    "experiment=paper_4_2_1 scale=tiny": "test_experiments.py types it, with two numbers of epochs beside its own sweep",
+    "experiment=paper_4_2_1 scale=tiny": "test_experiments.py types it, with epochs beside its own sweep",
     r"cluster\.address=auto": "test_cluster.py types it, on a Ray cluster of two nodes",
 }
 """Lines that another test types, by what they contain, and where."""
@@ -45,8 +46,8 @@ PLACEHOLDERS: dict[str, Callable[[Path], str]] = {
 
 
 def filled(words: Sequence[str], folder: Path) -> list[str]:
-    """The words with the reader's own folders in their places; a lone `...` is left out."""
-    found = [word for word in words if word != "..."]
+    """The words with the reader's own folders in their places, without a lone `...` and a sweep's third number on."""
+    found = [re.sub(r"=(\d+,\d+)(,\d+)+$", r"=\1", word) for word in words if word != "..."]
     for pattern, value in PLACEHOLDERS.items():
         found = [re.sub(pattern, lambda _, value=value: value(folder), word) for word in found]
     assert not any("..." in word for word in found), f"no rule says what stands for ... in {' '.join(words)}"
