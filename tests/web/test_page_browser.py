@@ -141,8 +141,10 @@ def test_a_conversation_from_end_to_end(page, folder, tmp_path):
     send(page, LATER, files[3])
     assert answers(page) == expected
     figures = page.texts(".figures")[1]
-    measured = r"\d+ tokens/s · first after \d+ ms · \d+ of \d+ prompt tokens from the store"
+    measured = r"[\d.]+ tokens/s · first after \d+ ms · \d+ of \d+ prompt tokens from the store"
     assert re.fullmatch(rf"{MOST} tokens, cut at the most · {measured}", figures)
+    rate, first = map(float, re.findall(r"([\d.]+) tokens/s · first after (\d+) ms", figures)[0])
+    assert (rate - 0.5) * (first - 0.5) / 1000 <= MOST  # over the whole time, which ends after the first words
     known, prompt = map(int, re.findall(r"(\d+) of (\d+)", figures)[0])
     assert 20 < known < prompt  # the first round was
     assert page.driver.execute_script("return window.sent") == [0, 0]  # they came when they were attached

@@ -78,7 +78,8 @@ function figures(answer) {
   const { completion_tokens: tokens, prompt_tokens: prompt, prompt_tokens_details: details } = answer.usage;
   const said = [`${tokens} ${tokens === 1 ? "token" : "tokens"}${answer.finish === "length" ? ", cut at the most" : ""}`];
   if (answer.first !== null) {
-    if (tokens > 3) said.push(`${((tokens - 1) / (answer.end - answer.first)).toFixed(0)} tokens/s`);
+    const rate = tokens / answer.end; // not from the first words on: words without spaces come all at once
+    said.push(`${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`);
     said.push(`first after ${(answer.first * 1000).toFixed(0)} ms`);
   }
   said.push(`${details.cached_tokens} of ${prompt} prompt tokens from the store`);
