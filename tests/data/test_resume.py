@@ -91,6 +91,7 @@ CASES = {
     ),
     "accumulation": (8, "on_train_batch_end", {}, {"accumulate_grad_batches": 2}),
     "packed": (4, "on_train_batch_end", PACKED, {}),
+    "grouped by length": (8, "on_train_batch_end", {"group_by_length": True}, {}),
     "packed, before a batch": (7, "on_train_batch_start", PACKED, {}),
 }
 

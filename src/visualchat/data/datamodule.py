@@ -19,8 +19,15 @@ from visualchat.data.batching.held_out import spread
 from visualchat.data.batching.images import with_decoded_images
 from visualchat.data.batching.lengths import token_lengths
 from visualchat.data.batching.packing import Packing
-from visualchat.data.batching.sampler import ResumableBatchSampler, RowsOfEpoch, batches_of_rank, in_order, rows_of
-from visualchat.data.batching.truncation import TrimReport, bad_rows_policy
+from visualchat.data.batching.sampler import (
+    ResumableBatchSampler,
+    RowsOfEpoch,
+    batches_of_rank,
+    by_length,
+    in_order,
+    rows_of,
+)
+from visualchat.data.batching.truncation import Trimmed, TrimReport, bad_rows_policy
 from visualchat.data.blend.mixture import Blend, Mixture
 from visualchat.data.blend.origin import digest_of, joint_digest, place_of
 from visualchat.data.blend.own import OwnData
@@ -73,6 +80,8 @@ class VisualChatDataModule(lightning.LightningDataModule):
         seed: Of the order.
         packing: Whether training dialogues share rows of `max_length` tokens. Planning reads every dialogue once,
             without decoding its images.
+        group_by_length: Whether the training dialogues of a step are about as long, so that less is padding; every
+            dialogue is read once before, as packing does.
         bad_rows: `error` ends the run at a row that cannot be trained on; `skip` leaves it out: a batch is then smaller
             by it. Both what is cut and what is skipped stand in `reports` and are logged at the end.
         feature_cache: A folder in which what the frozen vision encoder makes of each image is kept; None for none.
@@ -91,6 +100,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         packing: bool = False,
+        group_by_length: bool = False,
         bad_rows: str = "error",
         feature_cache: str | Path | None = None,
     ) -> None:
@@ -107,9 +117,14 @@ class VisualChatDataModule(lightning.LightningDataModule):
                 raise ValueError(f"data.{setting}={value}: expected {least} or more")
         if packing and max_length is None:
             raise ValueError("packing=true fills rows of max_length tokens, found max_length=None")
+        if packing and group_by_length:
+            raise ValueError(
+                "data.packing and data.group_by_length are two ways to save padding: choose one, packing saves most"
+            )
         self.processor = processor
         self.train, self.validation = Mixture.of(train), Mixture.of(validation)
         self.batch_size, self.num_workers, self.seed, self.packing = batch_size, num_workers, seed, packing
+        self.group_by_length = group_by_length
         self.bad_rows = bad_rows_policy(bad_rows)
         self.feature_cache = feature_cache
         self.feature_counts = {"read": 0, "encoded": 0, "damaged": 0}
@@ -207,9 +222,9 @@ class VisualChatDataModule(lightning.LightningDataModule):
             ValueError: A row is bad and the policy is `error`, or no row is good.
         """
         if self._packing is None:
-            limit, skip = self.collate.max_length, self.bad_rows == "skip"
+            limit = self.collate.max_length
             assert limit is not None
-            lengths, trimmed = token_lengths(self.train, self.processor, limit, skip=skip, num_workers=self.num_workers)
+            lengths, trimmed = self._lengths
             self.reports["train"].add(trimmed)
             order = None if self.train.plain else self.train.order
             epochs = self.trainer.max_epochs if self.trainer else 1
@@ -221,12 +236,21 @@ class VisualChatDataModule(lightning.LightningDataModule):
             )
         return self._packing
 
+    @cached_property
+    def _lengths(self) -> tuple[dict[int, int], dict[int, Trimmed]]:
+        """The tokens of every good training dialogue, and what was trimmed."""
+        limit, skip = self.collate.max_length, self.bad_rows == "skip"
+        return token_lengths(self.train, self.processor, limit, skip=skip, num_workers=self.num_workers)
+
     def _train_rows(self) -> tuple[RowsOfEpoch, int]:
         """The rows of each epoch and how many they are; a mixture says itself which dialogues an epoch takes."""
         if self.packing:
             packing = self.pack()
             return (lambda seed, epoch: packing.rows(epoch)), len(packing)
-        return rows_of(self.train.order), self.train.epoch_size
+        rows = rows_of(self.train.order)
+        if self.group_by_length:
+            rows = by_length(rows, self._lengths[0], self.batch_size * self._ranks()[1])
+        return rows, self.train.epoch_size
 
     def _ranks(self) -> tuple[int, int]:
         """This rank and the number of ranks."""
@@ -273,7 +297,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
 
     def _settings(self) -> dict[str, Any]:
         """All that the order of the batches depends on."""
-        names = ("batch_size", "seed", "packing", "bad_rows")
+        names = ("batch_size", "seed", "packing", "group_by_length", "bad_rows")
         settings = {"dialogues": len(self.train), "ranks": self._ranks()[1], "max_length": self.collate.max_length}
         settings["rows"] = self._train_rows()[1]
         return {**settings, **{name: getattr(self, name) for name in names}}
@@ -306,7 +330,7 @@ class VisualChatDataModule(lightning.LightningDataModule):
         Raises:
             ValueError: It ended in mid-epoch, and the training rows or the order of the batches have changed since.
         """
-        now, then = self._settings(), state_dict["settings"]
+        now, then = self._settings(), {"group_by_length": False, **state_dict["settings"]}
         changed = [f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in now if now[name] != then.get(name)]
         if state_dict["content"] != self._content:
             changed.append("the content of the training rows")

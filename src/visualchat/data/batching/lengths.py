@@ -1,4 +1,4 @@
-"""The tokens of every dialogue, counted once before packing; no image is decoded."""
+"""The tokens of every dialogue, counted once before they are packed or grouped; no image is decoded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def token_lengths(
     measured: list[Measured] = []
     failure: ValueError | None = None
     try:
-        measured = list(read if rank else watched(read, "measuring dialogues to pack them", len(share)))
+        measured = list(read if rank else watched(read, "measuring dialogues", len(share)))
     except ValueError as error:  # told to all ranks first, or they would wait for this one for ever
         failure = error
     shares = [(measured, failure)]

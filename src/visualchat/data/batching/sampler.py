@@ -7,15 +7,19 @@ that runs out gets an idle batch, one without rows, because collectives need eve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch.utils.data import Sampler
 
 from visualchat.data.batching.packing import Order, Row
+from visualchat.data.blend.mixture import permutation
 
 RowsOfEpoch = Callable[[int, int], list[Row]]
 """(seed, epoch) -> all rows of that epoch, in order."""
+
+POOL = 50
+"""Steps whose rows are sorted together by `by_length`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,31 @@ def rows_of(order: Order) -> RowsOfEpoch:
 def in_order(size: int) -> Order:
     """All dialogues, always in the order of the data."""
     return lambda seed, epoch: range(size)
+
+
+def by_length(rows: RowsOfEpoch, lengths: Mapping[int, int], step: int) -> RowsOfEpoch:
+    """The same rows in an order in which those of a step are about as long, so that little is padding.
+
+    The epoch's order is cut into pools of `POOL` steps, each is sorted by length, and its steps are shuffled: what a
+    step holds still changes from epoch to epoch.
+
+    Args:
+        rows: Gives the rows of an epoch, a dialogue each.
+        lengths: Tokens by the index of each dialogue; one that is not in it counts as the shortest.
+        step: Rows of a step on all ranks.
+    """
+
+    def grouped(seed: int, epoch: int) -> list[Row]:
+        order = rows(seed, epoch)
+        steps: list[list[Row]] = []
+        for start in range(0, len(order), POOL * step):
+            pool = sorted(order[start : start + POOL * step], key=lambda row: -lengths.get(row[0], 0))
+            steps += [pool[first : first + step] for first in range(0, len(pool), step)]
+        rest = [steps.pop()] if steps and len(steps[-1]) < step else []
+        shuffled = [steps[n] for n in permutation(len(steps), seed, epoch)]
+        return [row for of_step in [*shuffled, *rest] for row in of_step]
+
+    return grouped
 
 
 def batches_in(rows: int, batch_size: int, world_size: int) -> int:
