@@ -69,7 +69,11 @@ SETTINGS = [
     ("study", ["study=image_numbers", "jobbs=3"], "unknown setting jobbs; did you mean jobs?"),
     ("study", ["--config-dir", ".", "study=image_numbers", "jobbs=3"], "unknown setting jobbs; did you mean jobs?"),
     ("study", ["study=image_number"], "unknown choice study=image_number; did you mean image_numbers?"),
-    ("study", [], "study is not chosen: type study=...\nstudy is one of adaptation, data_efficiency, image_numbers, what_trains"),
+    (
+        "study",
+        [],
+        "study is not chosen: type study=...\nstudy is one of adaptation, data_efficiency, image_numbers, what_trains",
+    ),
     ("study", ["--config-dir"], "argument --config-dir/-cd: expected one argument"),
     ("train", ["--lr", "1e-3"], "unknown flag --lr: settings are typed without dashes, as optimizer.learning_rate=..."),
     (

@@ -119,7 +119,8 @@ class VisualChatDataModule(lightning.LightningDataModule):
             raise ValueError("packing=true fills rows of max_length tokens, found max_length=None")
         if packing and group_by_length:
             raise ValueError(
-                "data.packing and data.group_by_length are two ways to save padding: choose one, packing saves most"
+                "data.packing and data.group_by_length are two ways to save padding: "
+                "choose data.group_by_length=false, which saves most, or data.packing=false"
             )
         self.processor = processor
         self.train, self.validation = Mixture.of(train), Mixture.of(validation)
