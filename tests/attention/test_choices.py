@@ -1,5 +1,6 @@
 """What the documents offer under `attention=` is what exists."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_the_speeds_of_the_kinds_are_those_of_the_committed_result():
     assert {row[0]: row[4] for row in rows if row[4]} == {
         row[0]: f"{measured[row[0]]:.1f}" for row in rows if row[0] in measured
     }
+
+
+def test_the_qualities_of_the_kinds_are_those_of_the_committed_sweep():
+    with (ROOT / "benchmarks" / "results" / "kinds-tiny.csv").open(newline="") as file:
+        measured = {row["attention"]: f"{100 * float(row['exact_match/all']):.1f}" for row in csv.DictReader(file)}
+    table = cell("docs/attention.md", r"^\| kind \| image_context .*?\n\|[-|]+\n(.*?)\n\n")
+    rows = [[part.strip(" `") for part in row.split("|")[1:-1]] for row in table.splitlines()]
+    assert {row[0]: row[5] for row in rows} == measured
 
 
 def test_the_speeds_by_threads_are_those_of_the_committed_results():

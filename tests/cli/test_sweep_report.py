@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -206,11 +207,15 @@ def test_bars_where_nothing_is_numeric(tmp_path, figures):
     runs = [run(0.5, attention="mmca", blend="1,2"), run(0.25, attention="causal", blend="2")]
     draw_sweep(runs, tmp_path / "sweep.png")
     (axes,) = figures[0].axes
-    assert [bar.get_height() for bar in axes.patches] == [50.0, 25.0]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == [
-        "attention=mmca\nblend=1,2",
-        "attention=causal\nblend=2",
-    ]
+    assert [bar.get_width() for bar in axes.patches] == [50.0, 25.0]
+    assert axes.get_ylabel() == "attention, blend"
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["mmca, 1,2", "causal, 2"]
+    kinds = [run(0.5, attention=f"a_rather_long_kind_{number}") for number in range(13)]
+    draw_sweep(kinds, tmp_path / "kinds.png")
+    figure = figures[1]
+    figure.draw_without_rendering()
+    boxes = [tick.get_window_extent() for tick in figure.axes[0].get_yticklabels()]
+    assert not any(one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def report(folder):

@@ -141,7 +141,7 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
 
 
 def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
-    """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric.
+    """Exact match over the last numeric override, one line for each value of the others; a bar a run if none is numeric.
 
     Without an evaluation after training it is the one of the validation part. Runs without it, such as those that did
     not finish, are left out.
@@ -156,9 +156,9 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
         return False
     names = varied(runs)
     numeric = [name for name in names if all(_is_number(run.overrides.get(name, "")) for run in runs)]
-    with figure_in(path, 6.5, 4) as figure:
+    with figure_in(path, 6.5, 4 if numeric else 1.2 + 0.3 * len(runs)) as figure:
         axes = figure.subplots()
-        axes.set(ylabel="exact match, %", title="held-out dialogues")
+        axes.set(title="held-out dialogues")
         if numeric:
             along = numeric[-1]
             lines: dict[str, list[tuple[float, float]]] = {}
@@ -168,12 +168,15 @@ def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
                 lines.setdefault(label, []).append(point)
             for label, points in lines.items():
                 axes.plot(*zip(*sorted(points), strict=True), "o-", label=label)
-            axes.set(xlabel=along)
+            axes.set(xlabel=along, ylabel="exact match, %")
             if len(names) > 1:
                 axes.legend()
         else:
-            labels = ["\n".join(f"{n}={run.overrides.get(n, '')}" for n in names) for run in runs]
-            axes.bar(labels, [100 * run.metrics[score] for run in runs])
+            labels = [", ".join(run.overrides.get(name, "") for name in names) for run in runs]
+            bars = axes.barh(labels, [100 * run.metrics[score] for run in runs])
+            axes.bar_label(bars, fmt="%.1f", padding=2)
+            axes.invert_yaxis()  # the first run on top, as in the table
+            axes.set(xlabel="exact match, %", ylabel=", ".join(names), xlim=(0, 100))
         axes.grid(alpha=0.3)
     return True
 
