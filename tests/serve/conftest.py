@@ -29,7 +29,7 @@ def serving(loud, processor):
         working = Engine(model, processor, **engine)
         chosen = settings or Settings()
         gate = build_app(Local(working, chosen), chosen)
-        with TestClient(gate, raise_server_exceptions=False) as client:
+        with TestClient(gate, "http://localhost", raise_server_exceptions=False) as client:
             client.engine = working
             yield client
             assert not gate.visits

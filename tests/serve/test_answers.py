@@ -137,6 +137,7 @@ def test_models_health_and_metrics(client):
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["visualchat"]
     assert client.get("/v1/models/visualchat").json() == client.get("/v1/models").json()["data"][0]
     assert client.get("/health").json() == {"status": "ok"}
+    assert client.head("/health").status_code == 200
     described = client.get("/openapi.json").json()["paths"]
     assert described.keys() == {*(PATH, "/v1/images", "/v1/models", "/v1/models/{name}", "/metrics", "/health")}
     told = client.get("/metrics")

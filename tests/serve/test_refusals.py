@@ -214,6 +214,24 @@ def test_a_key_is_asked_for_everywhere_but_of_health(serving):
         assert client.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", PATH, "/nothing"])
+def test_a_web_page_by_another_name_is_refused(serving, path):
+    """Its name may point to this machine, but is not the machine's own."""
+    method = "POST" if path == PATH else "GET"
+    with serving() as client:
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:8000"):
+            answer = client.request(method, path, headers={"Host": host}, json=body(ASK) if path == PATH else None)
+            refused(answer, 421, "Host", "keys")
+        for host in ("localhost", "LOCALHOST:1", "127.0.0.1:8000", "[::1]:8000", "[::1]", ""):
+            assert client.request("GET", path, headers={"Host": host}).status_code != 421
+        if path == PATH:
+            assert 'visualchat_requests_total{status="421"} 4.0' in client.get("/metrics").text
+    with serving(Settings(keys=("secret-one",))) as client:
+        headers = {"Host": "visualchat.example", "Authorization": "Bearer secret-one"}
+        answer = client.request("GET", path, headers=headers)
+        assert answer.status_code == {PATH: 405, "/nothing": 404}.get(path, 200)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_model_that_breaks_down_is_no_answer(serving, monkeypatch, stream):
     """A wrong run does not look right: 500, and in a stream, whose status was sent, an error in place of its end."""

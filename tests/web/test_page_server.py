@@ -46,7 +46,7 @@ def shown(models, processor):
         backends = [Local(model.engine, replace(settings, name=model.name)) for model in found]
         gate = build_app(Several(backends), settings)
         add_page(gate, found, settings)
-        with TestClient(gate, raise_server_exceptions=False) as client:
+        with TestClient(gate, "http://localhost", raise_server_exceptions=False) as client:
             client.gate = gate
             yield client
 

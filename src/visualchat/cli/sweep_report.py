@@ -141,7 +141,7 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
 
 
 def draw_sweep(runs: Sequence[Run], path: Path) -> bool:
-    """Exact match over the last numeric override, one line for each value of the others; a bar a run if none is numeric.
+    """Exact match over the last numeric override, one line for each value of the others; bars if none is numeric.
 
     Without an evaluation after training it is the one of the validation part. Runs without it, such as those that did
     not finish, are left out.

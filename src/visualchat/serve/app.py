@@ -90,11 +90,13 @@ def build_app(backend: Backend, settings: Settings) -> Gate:
         openapi_extra=taking(ImageRequest, {"image_url": EXAMPLE}),
         **told,
     )
-    app.add_api_route("/v1/models", rooms.models, responses={200: {"model": Models}, **refusals(401)}, **told)
-    found = {200: {"model": Model}, **refusals(401, 404)}
+    app.add_api_route("/v1/models", rooms.models, responses={200: {"model": Models}, **refusals(401, 421)}, **told)
+    found = {200: {"model": Model}, **refusals(401, 404, 421)}
     app.add_api_route("/v1/models/{name:path}", rooms.model, responses=found, **told)
-    app.add_api_route("/metrics", rooms.metrics_text, responses={200: METRICS, **refusals(401)}, **told)
-    app.add_api_route("/health", health, responses={200: {"model": Health}, 503: {"model": Health}}, **told)
+    app.add_api_route("/metrics", rooms.metrics_text, responses={200: METRICS, **refusals(401, 421)}, **told)
+    alive = {200: {"model": Health}, 503: {"model": Health}, **refusals(421)}
+    app.add_api_route("/health", health, responses=alive, **told)
+    app.add_api_route("/health", health, methods=["HEAD"], include_in_schema=False)
     app.add_api_route("/openapi.json", description, include_in_schema=False)
     app.add_exception_handler(ApiError, _mistake)
     app.add_exception_handler(HTTPException, _unknown_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import Coroutine, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
+from visualchat.serve.address import LOOPBACK
 from visualchat.serve.backend import Reply
 from visualchat.serve.errors import HUNG_UP, ApiError, hung_up, queue_full, stopping
 from visualchat.serve.metrics import Metrics
@@ -126,6 +128,7 @@ class Gate:
             return
         counted = scope["path"] in (COMPLETIONS, IMAGES) and scope["method"] == "POST"
         try:
+            self._check_host(_given(scope["headers"], b"host"))
             whose = "" if self._is_open(scope["path"]) else self.scope_of(_given_key(scope["headers"]))
             if not counted:
                 await self.app(scope, receive, send)
@@ -173,6 +176,20 @@ class Gate:
             raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         return "" if self.share else f"key {known.index(True)}"
 
+    def _check_host(self, host: str) -> None:
+        """Refuse what a web page sends that had its own name point to this machine (DNS rebinding).
+
+        The page's name is in the header `Host`. A server that asks for keys needs no such check: the page has none.
+
+        Raises:
+            ApiError: It is another name than this machine's own, and the server asks for no key.
+        """
+        name = re.sub(r":\d*$", "", host).strip("[]").lower()
+        if name and not self.keys and name not in LOOPBACK:
+            known = ", ".join(LOOPBACK)
+            message = f"the header Host is not {known}: by another name this server answers only if it asks for keys"
+            raise ApiError(421, message)
+
     def _is_open(self, path: str) -> bool:
         return any(path == begin or path.startswith(begin + "/") for begin in self.open)
 
@@ -193,9 +210,13 @@ class Gate:
 
 def _given_key(headers: Sequence[tuple[bytes, bytes]]) -> str:
     """The key that came with a request; empty where none did."""
-    given = next((value.decode("latin-1") for name, value in headers if name == b"authorization"), "")
-    kind, _, key = given.partition(" ")
+    kind, _, key = _given(headers, b"authorization").partition(" ")
     return key if kind.lower() == "bearer" else ""
+
+
+def _given(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str:
+    """A header; empty where there is none."""
+    return next((value.decode("latin-1") for found, value in headers if found == name), "")
 
 
 def visit_of(scope: MutableMapping[str, Any]) -> Visit:

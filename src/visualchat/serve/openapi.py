@@ -144,6 +144,7 @@ WORDS = {
     408: "The body took too long.",
     413: "The body is too large.",
     415: "The body is not sent as JSON.",
+    421: "The server is addressed by a name that is not this machine's, and asks for no key.",
     429: "As many requests as the server takes are in hand.",
     500: "The model failed.",
     503: "The server is stopping.",
