@@ -7,7 +7,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from visualchat.cli.config import CONF
+from visualchat.cli.shared_runs import take
+from visualchat.studies.kept import Kept, Question, Run, read, write
 from visualchat.studies.plan import plan_of
+from visualchat.studies.running import Job
 
 PLANS = sorted(path.stem for path in (Path(CONF) / "study").glob("*.yaml"))
 MINE = """# @package plan
@@ -41,6 +44,44 @@ def test_every_plan_makes_sense_and_what_it_types_composes(name):
 def typed(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "visualchat.cli.study", "--config-dir", "mine", "study=little", *settings]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def run_of(seed, *train, right="10"):
+    code = {"version": "1", "commit": "c" * 40, "dirty": False}
+    return Run(("arm",), seed, train, ("evaluation=tiny",), code, 60.0, right, ("red", "blue"))
+
+
+def job_of(arm, seed, *train):
+    return Job((arm,), seed, Path("somewhere"), train, ("evaluation=tiny",))
+
+
+def test_a_run_that_another_study_keeps_is_taken_from_there(tmp_path):
+    questions = [Question("seen", "1", number, "colour", 1, "Which?", "red") for number in (1, 2)]
+    there = [
+        run_of(0, "attention=causal", "trainer.max_epochs=2"),
+        run_of(1, "attention=mmca_joint", "attention.image_numbers=learned", "trainer.max_epochs=2", right="01"),
+        run_of(2, "attention=causal", "trainer.max_epochs=3"),
+    ]
+    write(Kept(questions, there), tmp_path / "other.jsonl.xz")
+    kept = Kept()
+    jobs = [
+        job_of("a", 0, "trainer.max_epochs=2", "attention=causal", "attention.image_numbers=none"),
+        job_of("b", 1, "trainer.max_epochs=2", "attention=numbered"),
+        job_of("b", 0, "trainer.max_epochs=2", "attention=numbered"),
+        job_of("c", 2, "trainer.max_epochs=2", "attention=causal"),
+    ]
+    assert take(jobs, kept, tmp_path, "mine") == ["other", "other"]
+    assert [(run.arm, run.seed, run.right, run.study) for run in kept.runs] == [
+        (("a",), 0, "10", "other"),
+        (("b",), 1, "01", "other"),
+    ]
+    assert all(run.does(job.arm, job.seed, job.train, job.evaluate) for run, job in zip(kept.runs, jobs, strict=False))
+    write(kept, tmp_path / "mine.jsonl.xz")
+    assert read(tmp_path / "mine.jsonl.xz") == kept
+    assert take(jobs[2:], kept, tmp_path, "mine") == []
+    others = Kept([*reversed(questions)], [run_of(5, "attention=unit")])
+    assert take(jobs, others, tmp_path, "third") == []  # answers to other questions
+    assert take(jobs, Kept(), tmp_path, "other") == []  # what it takes itself is in mine, of which it is not its own
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from visualchat.cli import shared_runs
 from visualchat.cli.conclusions import PREDICTIONS
 from visualchat.cli.config import PLAIN
 from visualchat.cli.main import study as main
@@ -112,7 +113,7 @@ def run(config: DictConfig) -> None:
         raise ValueError(f"jobs={config.jobs}: expected how many runs there are at a time, at least 1")
     results = Path(config.results)
     results.mkdir(parents=True, exist_ok=True)
-    file, document, figure = (results / f"{plan.name}{end}" for end in (".jsonl.xz", ".md", ".png"))
+    file, document, figure = (results / f"{plan.name}{end}" for end in (shared_runs.END, ".md", ".png"))
     folder = Path(config.folder) / plan.name
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "running this study"):
@@ -120,6 +121,10 @@ def run(config: DictConfig) -> None:
         todo = missing(plan, kept, folder.resolve())
         for job in todo if config.again else ():
             shutil.rmtree(job.folder, ignore_errors=True)
+        if todo and not config.again and (taken := shared_runs.take(todo, kept, results, plan.name)):
+            keeping.write(kept, file)
+            todo = missing(plan, kept, folder.resolve())
+            console.print(f"{len(taken)} runs are those of {', '.join(sorted({*taken}))}", **PLAIN)
         failed: list[str] = []
         if todo and not config.page_only:
             total = len(plan.arms) * len(plan.seeds)

@@ -54,6 +54,7 @@ class Run:
         seconds: Of the training, without start and evaluation.
         right: For each question 1 if the answer is the true one to its last token, else 0.
         answers: The words of each.
+        study: Which it was run for, where that is another one.
     """
 
     arm: Levels
@@ -64,6 +65,7 @@ class Run:
     seconds: float
     right: str
     answers: tuple[str, ...]
+    study: str = ""
 
     def does(self, arm: Levels, seed: int, train: Sequence[str], evaluate: Sequence[str]) -> bool:
         """Whether this is the run of these settings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,8 +138,14 @@ def _runs(kept: Kept, rows: Sequence[Row]) -> list[str]:
     return [
         "## Runs",
         f"Trained at {', '.join(commits)} (+: with changes); the median training of an arm took {min(seconds):.0f} to "
-        f"{max(seconds):.0f} s on one thread. Every answer of every run is kept beside this page.",
+        f"{max(seconds):.0f} s on one thread. {_shared(kept)}Every answer of every run is kept beside this page.",
     ]
+
+
+def _shared(kept: Kept) -> str:
+    """Which runs are also those of other studies."""
+    counts = Counter(run.study for run in kept.runs if run.study)
+    return "".join(f"{count} runs are those of [{study}]({study}.md). " for study, count in sorted(counts.items()))
 
 
 def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
