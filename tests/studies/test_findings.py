@@ -24,7 +24,7 @@ PLAN = plan_of(
             {"factor": "kind", "level": "c", "against": "a", "expect": "level", "margin": 3},
             {"factor": "kind", "level": "b", "against": "a", "expect": "level", "margin": 3},
             {"factor": "kind", "level": "c", "against": "a", "expect": "better"},
-            {"factor": "kind", "level": "b", "against": "a", "expect": "worse", "on": ["list"]},
+            {"factor": "kind", "level": "b", "against": "a", "expect": "worse", "kinds": ["list"]},
         ],
     }
 )

@@ -124,9 +124,9 @@ def findings(plan: Plan, kept: Kept) -> list[Finding]:
     dialogues = _dialogues(kept.questions)
     found: list[Finding] = []
     for claim in plan.claims:
-        if unknown := [kind for kind in claim.on if kind not in places]:
+        if unknown := [kind for kind in claim.kinds if kind not in places]:
             raise ValueError(f"a claim is about questions of kind {unknown[0]}; there are {', '.join(places)}")
-        of = np.sort(np.concatenate([places[kind] for kind in claim.on or (ALL,)]))
+        of = np.sort(np.concatenate([places[kind] for kind in claim.kinds or (ALL,)]))
         for arm, other in plan.sides(claim):
             sides = [{run.seed: run for run in kept.runs if run.arm == side} for side in (arm, other)]
             seeds = tuple(sorted({*sides[0]} & {*sides[1]}))

@@ -99,7 +99,7 @@ def _claims(plan: Plan, findings: Sequence[Finding]) -> list[str]:
 def words(claim: Claim) -> str:
     """A claim as a sentence."""
     margin = f" (within {claim.margin:g})" if claim.expect == "level" else ""
-    on = f" on {', '.join(claim.on)}" if claim.on else ""
+    on = f" on {', '.join(claim.kinds)}" if claim.kinds else ""
     return f"{claim.level} is {WORDS[claim.expect]} {claim.against}{margin}{on}"
 
 

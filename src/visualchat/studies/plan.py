@@ -25,7 +25,7 @@ class Claim:
         expect: `better` or `worse` on the same questions, or `level`: no further apart than `margin`.
         margin: Of `level`, in points of a hundred.
         where: The levels of other factors that it is about; it is made for every arm with these.
-        on: The kinds of question that it is about; empty for all that count.
+        kinds: The kinds of question that it is about; empty for all that count.
     """
 
     factor: str
@@ -34,7 +34,7 @@ class Claim:
     expect: Expected
     margin: float = 1.0
     where: tuple[tuple[str, str], ...] = ()
-    on: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def plan_of(values: Mapping[str, Any]) -> Plan:
 
 def _claim(number: int, values: Mapping[str, Any]) -> Claim:
     place = f"claims, number {number}"
-    _require_keys(place, values, {"factor", "level", "against", "expect"}, {"margin", "where", "on"})
+    _require_keys(place, values, {"factor", "level", "against", "expect"}, {"margin", "where", "kinds"})
     if values["expect"] not in get_args(Expected):
         raise ValueError(f"{place}: expect must be one of {', '.join(get_args(Expected))}, found {values['expect']}")
     margin = values.get("margin", 1.0)
@@ -155,7 +155,7 @@ def _claim(number: int, values: Mapping[str, Any]) -> Claim:
         expect=values["expect"],
         margin=float(margin),
         where=tuple((str(factor), str(level)) for factor, level in (values.get("where") or {}).items()),
-        on=_texts(f"{place}: on", values.get("on")),
+        kinds=_texts(f"{place}: kinds", values.get("kinds")),
     )
 
 
