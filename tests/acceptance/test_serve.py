@@ -4,6 +4,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import signal
 import socket
 import threading
@@ -126,6 +127,62 @@ def until(url, path, holds):
     """Ask for something again and again."""
     while not holds(httpx.get(url.replace("/v1", path), timeout=LIMIT)):
         time.sleep(0.05)
+
+
+def raw(asked, *headers, version="1.1"):
+    """A request for an answer, to the last byte."""
+    data = json.dumps(asked).encode()
+    lines = [f"POST /v1/chat/completions HTTP/{version}", "Content-Type: application/json", *headers]
+    if not any(line.startswith("Transfer-Encoding") for line in lines):
+        lines.append(f"Content-Length: {len(data)}")
+    return "\r\n".join([*lines, "", ""]).encode() + data
+
+
+def exchanged(url, *pieces):
+    """The statuses of all that comes back for some bytes, and the text, once the server has closed the connection."""
+    at, found = urlsplit(url), b""
+    with socket.create_connection((at.hostname, at.port), LIMIT) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        while came := connection.recv(1 << 16):
+            found += came
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", found)], found.decode()
+
+
+def test_http_as_other_clients_speak_it(trained):
+    """Old and new HTTP, in pieces and at once; what is no request, or one to change the protocol, is no answer."""
+    asked = {"model": "visualchat", "messages": [content("What is it?", [1])], "max_tokens": 4}
+    own, last = "Host: localhost", "Connection: close"
+    java = "Connection: Upgrade, HTTP2-Settings, close", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQB"
+    head, _, data = raw(asked, own, last, "Transfer-Encoding: chunked").partition(b"\r\n\r\n")
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (data[:700], data[700:], b""))
+    whole = raw(asked, own, last)
+    answered = {
+        "HTTP/1.0 without a name": ([raw(asked, version="1.0")], [200]),
+        "an offer of HTTP/2": ([raw(asked, own, *java)], [200]),
+        "chunks": ([head + b"\r\n\r\n" + chunks], [200]),
+        "pieces": ([whole[start : start + 400] for start in range(0, len(whole), 400)], [200]),
+        "asking first": ([raw(asked, own, last, "Expect: 100-continue")], [100, 200]),
+        "one behind another": ([raw(asked, own) + whole], [200, 200]),
+    }
+    socketed = f"GET /v1/models HTTP/1.1\r\n{own}\r\n{java[0]}\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    refused = {
+        "a web page's form": ([whole.replace(b"application/json", b"text/plain")], [415]),
+        "a web page's request to ask": ([f"OPTIONS /v1/models HTTP/1.1\r\n{own}\r\n{last}\r\n\r\n".encode()], [405]),
+        "two names": ([raw(asked, own, "Host: other.example", last)], [400]),
+        "another name": ([raw(asked, "Host: other.example", last)], [421]),
+        "a web socket by another name": ([f"{socketed}\r\n".replace("localhost", "other.example").encode()], [421]),
+        "TLS": ([b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(99)], [400]),
+    }
+    with serving(trained) as (process, url):
+        said = httpx.post(f"{url}/chat/completions", json=asked, timeout=LIMIT).json()["choices"][0]["message"]
+        for name, (pieces, statuses) in (answered | refused).items():
+            found, text = exchanged(url, *pieces)
+            assert found == statuses, (name, text)
+            assert text.count(json.dumps(said["content"])) == statuses.count(200), (name, text)
+            assert "access-control" not in text.lower(), (name, text)
+        process.terminate()
+        assert process.communicate(timeout=LIMIT) == ("", "")
 
 
 def test_sigterm_lets_running_answers_end_and_refuses_new_ones(trained):

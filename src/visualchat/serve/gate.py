@@ -187,7 +187,10 @@ class Gate:
         name = re.sub(r":\d*$", "", host).strip("[]").lower()
         if name and not self.keys and name not in LOOPBACK:
             known = ", ".join(LOOPBACK)
-            message = f"the header Host is not {known}: by another name this server answers only if it asks for keys"
+            message = (
+                f"the header Host is {host!r:.100}: expected {known}; by another name this server answers only if it "
+                "asks for keys, from VISUALCHAT_API_KEYS"
+            )
             raise ApiError(421, message)
 
     def _is_open(self, path: str) -> bool:

@@ -60,6 +60,13 @@ def serve(gate: Gate, at: socket.socket, ready: Callable[[], None]) -> None:
         ready: Called once requests are accepted.
     """
     config = uvicorn.Config(
-        gate, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=5, loop="asyncio"
+        gate,
+        http="h11",  # the one that comes with uvicorn: the same wherever the server is installed
+        ws="none",
+        loop="asyncio",
+        log_level="error",  # a warning would tell what a client sent wrong, and to install what is not needed
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
     )
     _Server(config, gate, ready).run([at])
