@@ -73,8 +73,13 @@ KINDS = {
 
 
 def make_model(kind: str, layers: int, side: int, key_heads: int | None = None) -> VisualChatForConditionalGeneration:
-    """A random model whose pictures of `side` pixels take (side / 8)² tokens."""
+    """A random model of a kind, or of a name in `KINDS`."""
     attention, numbers, own_heads = KINDS.get(kind, (kind, "none", 8))
+    return model_of(layers, side, key_heads or own_heads, attention_kind=attention, image_numbers=numbers)
+
+
+def model_of(layers: int, side: int, key_heads: int = 8, **attention: Any) -> VisualChatForConditionalGeneration:
+    """A random model whose pictures of `side` pixels take (side / 8)² tokens; `attention` is of its configuration."""
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=side, patch_size=8
     )
@@ -83,17 +88,16 @@ def make_model(kind: str, layers: int, side: int, key_heads: int | None = None) 
         intermediate_size=688,
         num_hidden_layers=layers,
         num_attention_heads=8,
-        num_key_value_heads=key_heads or own_heads,
+        num_key_value_heads=key_heads,
         vocab_size=VOCABULARY,
         max_position_embeddings=8192,
     )
     config = VisualChatConfig(
         vision_config=vision,
         text_config=language,
-        attention_kind=attention,
-        image_numbers=numbers,
         image_seq_length=(side // 8) ** 2,
         vision_feature_select_strategy="default",
+        **attention,
     )
     torch.manual_seed(0)
     return VisualChatForConditionalGeneration(config).eval()
@@ -101,15 +105,16 @@ def make_model(kind: str, layers: int, side: int, key_heads: int | None = None) 
 
 def answerer(model: VisualChatForConditionalGeneration, side: int, *, stored: bool = True) -> Answerer:
     """With an empty store, or for images in their place."""
-    processor: Any = SimpleNamespace(
-        image_processor=CLIPImageProcessorPil(
-            size={"height": side, "width": side}, crop_size={"height": side, "width": side}
-        )
-    )
-    found = Answerer(model, processor, ImageStore())
+    found = Answerer(model, processor_of(side), ImageStore())
     if not stored:
         found.why_not_stored = "for comparison"
     return found
+
+
+def processor_of(side: int) -> Any:
+    """What an `Answerer` needs of a processor."""
+    size = {"height": side, "width": side}
+    return SimpleNamespace(image_processor=CLIPImageProcessorPil(size=size, crop_size=size))
 
 
 class Talk:
@@ -150,7 +155,8 @@ def milliseconds(run: Callable[[], Any]) -> float:
 
 def prompt(model: VisualChatForConditionalGeneration, case: Case, seed: int, images: int) -> tuple[Tokens, Tokens]:
     """A text and so many images; and the same with a question."""
-    talk = Talk(model.config.image_seq_length, 0 if case.shared else seed)
+    slots = 1 if model.config.images_outside else model.config.image_seq_length
+    talk = Talk(slots, 0 if case.shared else seed)
     talk.text(case.before)
     for _ in range(images):
         talk.image(case.label)

@@ -38,16 +38,20 @@ def page(plan: Plan, kept: Kept, rows: Sequence[Row], findings: Sequence[Finding
         *_design(plan, kept),
     ]
     if plan.claims:
-        blocks += ["## Claims", *_claims(plan, findings)]
+        blocks += ["## Claims", *claims(plan, findings)]
     if rows:
         blocks += ["## Exact match", *_figures(plan, kept, rows), f"![{plan.title}]({figure})"]
     blocks += _runs(kept, rows)
     if plan.beyond:
         blocks += ["## What this cannot decide", plan.beyond]
+    return with_discussion(blocks, before)
+
+
+def with_discussion(blocks: Sequence[str], before: str) -> str:
+    """The blocks of a page as its text, with the discussion that it had before; empty for a new one."""
     _, found, discussion = before.partition(f"\n{DISCUSSION}\n")
-    if found:
-        blocks += [DISCUSSION, discussion.strip()]
-    return "\n\n".join(blocks).rstrip() + "\n"
+    kept = [DISCUSSION, discussion.strip()] if found else []
+    return "\n\n".join([*blocks, *kept]).rstrip() + "\n"
 
 
 def _design(plan: Plan, kept: Kept) -> list[str]:
@@ -77,7 +81,7 @@ def _code(settings: Sequence[str]) -> str:
     return " ".join(f"`{setting}`" for setting in settings)
 
 
-def _claims(plan: Plan, findings: Sequence[Finding]) -> list[str]:
+def claims(plan: Plan, findings: Sequence[Finding]) -> list[str]:
     """Each claim and each pair of arms that it was tried on; p is corrected for their number."""
     table = [["claim", "arms", "difference", "95%", "p", "seeds", "so it is"]]
     for claim in plan.claims:
@@ -92,7 +96,7 @@ def _claims(plan: Plan, findings: Sequence[Finding]) -> list[str]:
     return [
         "Differences in points of exact match on the same questions; p by the same draws, corrected for all lines "
         "(Holm).",
-        _table(table),
+        markdown_table(table),
     ]
 
 
@@ -114,7 +118,7 @@ def _figures(plan: Plan, kept: Kept, rows: Sequence[Row]) -> list[str]:
         cells = [_figure(row, group) for group in groups]
         table.append([*row.arm, *cells, str(row.seeds)])
     table.append(["questions", *[""] * (len(plan.factors) - 1), *(str(rows[0].cells[g].questions) for g in groups), ""])
-    return ["In percent of the questions; in brackets half the width of the interval.", _table(table)]
+    return ["In percent of the questions; in brackets half the width of the interval.", markdown_table(table)]
 
 
 def _figure(row: Row, group: str) -> str:
@@ -122,7 +126,8 @@ def _figure(row: Row, group: str) -> str:
     return f"{cell.value:.1f} ({(cell.high - cell.low) / 2:.1f})"
 
 
-def _table(cells: Sequence[Sequence[str]]) -> str:
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of them the head."""
     head, *body = cells
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
