@@ -139,7 +139,7 @@ class Answers:
         way: The one.
         right: For each question 1 if greedy decoding gives the true answer to its last token, else 0.
         words: The likeliest tokens, each given the true ones before.
-        seconds: In which they were computed.
+        seconds: Of the processor, in which they were computed.
     """
 
     def __init__(self, way: Way) -> None:
@@ -154,7 +154,7 @@ class Answers:
         Raises:
             ValueError: Logits are not finite.
         """
-        begun = time.perf_counter()
+        begun = time.process_time()
         asked = torch.cat([torch.arange(start - 1, stop - 1) for start, stop in prompt.answers])
         logits = self.way.logits(prompt.tokens, prompt.images, asked)
         if not logits.isfinite().all():
@@ -164,7 +164,7 @@ class Answers:
             said = [next(best) for _ in range(start, stop)]
             self.right.append("1" if said == prompt.tokens.ids[start:stop] else "0")
             self.words.append(processor.tokenizer.decode(said, skip_special_tokens=True))
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.process_time() - begun
 
 
 def asked_of(parts: Mapping[str, Sequence[Dialogue]]) -> list[Question]:
