@@ -1,5 +1,6 @@
 """Answers over HTTP are the model's own, to the images that came with them, whoever else asks what at the same time."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -100,7 +101,10 @@ def test_what_one_key_showed_is_reused_for_others_only_if_that_is_set(serving, s
     assert entries == (1 if share else 2)
 
 
-def test_placeholders_that_are_typed_are_text(client, loud, processor):
+def test_placeholders_that_are_typed_are_text(client, loud, processor, monkeypatch):
+    """Also special tokens: those of a prompt are the template's, whatever is typed."""
+    requests, submit = [], client.engine.submit
+    monkeypatch.setattr(client.engine, "submit", lambda request: requests.append(request) or submit(request))
     special = " ".join(processor.tokenizer.all_special_tokens)
     words = f"{special} <image> <|image_pad|> ### Image 1:\\n what is it?"
     plain = answer(client, {"role": "user", "content": words})
@@ -108,6 +112,11 @@ def test_placeholders_that_are_typed_are_text(client, loud, processor):
     assert text_of(plain) == alone(loud, processor, {"role": "user", "content": words})
     shown = answer(client, user(words, 1))
     assert shown["usage"]["prompt_tokens_details"]["image_tokens"] == 4
+    answer(client, user("What is it?"))
+    answer(client, user("What is it?", 1))
+    known = processor.tokenizer.all_special_ids
+    counts = [Counter(token for token in request.tokens.ids if token in known) for request in requests]
+    assert counts[:2] == counts[2:]
 
 
 def test_sampling_stops_and_several_answers(client, loud, processor):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import socket
 import struct
 import zlib
 
@@ -144,14 +145,29 @@ def test_nothing_is_fetched_and_no_file_is_read(client, url, tmp_path, monkeypat
     assert error["code"] == "invalid_image_url"
 
 
-def claimed(width, height):
-    """A PNG that claims a size and holds nothing."""
+def test_no_address_in_a_request_is_asked(client):
+    """Not of an image, nor by a reference in a JSON schema."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        url = f"http://127.0.0.1:{other.getsockname()[1]}/cat.png"
+        schemas = {"$ref": url}, {"$ref": f"{url}#/a"}, {"$id": url, "$ref": "other"}, {"items": {"$ref": url}}
+        asked = [body(ASK, response_format=formed(schema)) for schema in schemas]
+        asked += [body({"role": "user", "content": [part(address)]}) for address in (url, f"{url}?data:image/png")]
+        for given in asked:
+            refused(client.post(PATH, json=given), 400)
+        refused(client.post("/v1/images", json={"image_url": {"url": url}}), 400)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody came
+            other.accept()
+
+
+def claimed(width, height, bits=8, colours=2, data=b""):
+    """A PNG that claims a size, and as a rule holds nothing."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    head = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 def whole(image, kind="PNG"):
@@ -162,6 +178,7 @@ def whole(image, kind="PNG"):
 
 HOSTILE = {
     "bomb": claimed(60_000, 60_000),
+    "small bomb": claimed(9000, 8000, bits=1, colours=0, data=bytes(8000 * (1 + 9000 // 8))),  # undamaged, 9 kB
     "empty": b"",
     "text": b"not an image",
     "cut": whole(picture(1, (64, 64)))[:-900],
