@@ -48,6 +48,7 @@ def test_plain_and_streamed_answers_are_those_of_the_model_alone(client, loud, p
     request = body(*messages, stream=True, stream_options={"include_usage": True})
     with client.stream("POST", PATH, json=request) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
         first, *pieces, last, usage = events("".join(response.iter_text()))
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(piece["choices"][0]["delta"]["content"] for piece in pieces) == expected

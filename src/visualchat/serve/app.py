@@ -42,8 +42,8 @@ from visualchat.serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
-UNKEPT = {"Cache-Control": "no-cache"}
-"""Headers of a stream."""
+UNKEPT = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Headers of a stream: no one on its way keeps it, not even until a few kilobytes have come, as nginx would."""
 
 
 def build_app(backend: Backend, settings: Settings) -> Gate:
