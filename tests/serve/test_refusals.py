@@ -156,7 +156,7 @@ def test_no_address_in_a_request_is_asked(client):
             refused(client.post(PATH, json=given), 400)
         refused(client.post("/v1/images", json={"image_url": {"url": url}}), 400)
         other.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody came
+        with pytest.raises(BlockingIOError):  # no one came
             other.accept()
 
 
