@@ -255,3 +255,12 @@ def test_replicas_that_do_not_fit_into_a_machine():
         ClusterSettings(replicas=2, most_replicas=4).check_fits(cores=2, gpus=0)
     with pytest.raises(ValueError, match=r"cluster.gpus=1 need 2: this machine has 1"):
         ClusterSettings(gpus=1).check_fits(cores=2, gpus=1)
+
+
+def test_a_ray_that_does_not_start_is_told_with_what_to_do(monkeypatch):
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(replicas.ray, "init", init)
+    with pytest.raises(ValueError, match=r"Ray did not start .*timed out during startup\.\ntry again"):
+        replicas._connect(ClusterSettings())

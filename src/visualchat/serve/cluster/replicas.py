@@ -150,14 +150,24 @@ def _halt_router() -> None:
 
 
 def _connect(cluster: ClusterSettings) -> None:
-    """Join a cluster that runs, or start one that only this machine reaches and that ends with this process."""
+    """Join a cluster that runs, or start one that only this machine reaches and that ends with this process.
+
+    Raises:
+        ValueError: There is no such cluster, it has no room, or none can be started.
+    """
     if cluster.address is None:
-        ray.init(
-            "local",
-            include_dashboard=False,
-            object_store_memory=cluster.object_store_bytes,
-            logging_level=logging.WARNING,
-        )
+        try:
+            ray.init(
+                "local",
+                include_dashboard=False,
+                object_store_memory=cluster.object_store_bytes,
+                logging_level=logging.WARNING,
+            )
+        except Exception as error:  # Ray has no narrower one for what does not start
+            raise ValueError(
+                f"cluster=ray: Ray did not start on this machine: {error}\n"
+                "try again when it has less to do, or set cluster.address to a Ray cluster that runs"
+            ) from error
         there = ray.cluster_resources()
         cluster.check_fits(there.get("CPU", 0), there.get("GPU", 0))
         return
