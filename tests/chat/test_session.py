@@ -264,3 +264,9 @@ def test_reset_forgets_an_answer_that_is_still_streaming(session):
     session.reset()
     assert list(stream) == []
     assert state(session) == ((), [], [], 0)
+
+
+def test_a_processor_of_another_model_is_refused(make_model, processor):
+    """Its images would fill other places than the model's."""
+    with pytest.raises(ValueError, match="an image 4 tokens, the model takes 5: load both from one folder"):
+        ChatSession(make_model(image_seq_length=5, vision_feature_select_strategy="full"), processor)

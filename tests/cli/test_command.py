@@ -83,3 +83,11 @@ def test_threads_wait_without_spinning_unless_asked_to(tmp_path, chosen):
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == (chosen or "passive"), done.stderr
+
+
+def test_help_whose_reader_has_seen_enough_ends_in_silence():
+    line = [sys.executable, "-c", "from visualchat.cli.main import train; train()", "--help"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 0)
+    process.stderr.close()

@@ -75,7 +75,7 @@ def start(command: Command) -> None:
     """Answer `--help`, or compose the configuration and do the work; errors end with words and an exit code."""
     typed = sys.argv[1:]
     if "--help" in typed or "-h" in typed:
-        print(command.help)
+        _show(command.help)
         return
     os.environ.setdefault(WAIT_POLICY, "passive")  # also for processes that it starts
     settings = [item for item in typed if item != DEBUG]
@@ -112,6 +112,14 @@ def start(command: Command) -> None:
         sys.exit(_report(error, command, whole_trace))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _show(text: str) -> None:
+    """Print a text, unless its reader has seen enough (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
 
 
 def check_action(arguments: Sequence[str], actions: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from visualchat.engine.image_store import ImageKeys, ImageStore
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.growing_cache import GrowingCache
 from visualchat.model.image_states import Unit, in_place, opening_states, unit_states, units_from, why_not_own
 from visualchat.model.images_first import ImagesFirstCache, Insertion, new_cache
@@ -36,6 +37,11 @@ class Tokens:
     units: list[int]
 
 
+def image_size(config: VisualChatConfig) -> int:
+    """How many tokens an image takes in a conversation."""
+    return 1 if config.images_outside else config.image_seq_length
+
+
 class Answerer:
     """A model with its processor, and the images that it knows.
 
@@ -51,6 +57,11 @@ class Answerer:
     def __init__(
         self, model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, store: ImageStore
     ) -> None:
+        if processor.image_seq_length != (size := image_size(model.config)):
+            raise ValueError(
+                f"the processor gives an image {processor.image_seq_length} tokens, the model takes {size}: load both "
+                "from one folder"
+            )
         self.model, self.processor, self.store = model, processor, store
         self.keys = ImageKeys(model, processor.image_processor.to_json_string())
         self.why_not_stored = why_not_own(model)

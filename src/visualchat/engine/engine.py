@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from visualchat.engine.answering import Answerer
+from visualchat.engine.answering import Answerer, image_size
 from visualchat.engine.batch import Batch
 from visualchat.engine.counted import CountedStore
 from visualchat.engine.handle import Handle
 from visualchat.engine.image_store import GIB, ImageStore, model_state
 from visualchat.engine.job import Job, names_of
 from visualchat.engine.kept import KeptConversations
-from visualchat.engine.request import NotStored, QueueFull, Request, image_size
+from visualchat.engine.request import NotStored, QueueFull, Request
 from visualchat.engine.sampling import Samplers, choose
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
 from visualchat.model.growing_cache import GrowingCache

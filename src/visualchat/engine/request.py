@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visualchat.attention import Modality
 from visualchat.dialogue import Dialogue, Turn
-from visualchat.engine.answering import Tokens
+from visualchat.engine.answering import Tokens, image_size
 from visualchat.images.decode import decode_image
 from visualchat.model import VisualChatProcessor
 from visualchat.model.configuration_visualchat import VisualChatConfig
@@ -158,11 +158,6 @@ def check_settings(
     ):
         if not fits:
             raise ValueError(f"{name} must be {expected}, found {found!r}")
-
-
-def image_size(config: VisualChatConfig) -> int:
-    """How many tokens an image takes in a conversation."""
-    return 1 if config.images_outside else config.image_seq_length
 
 
 @dataclass(frozen=True)
