@@ -82,6 +82,29 @@ def test_figures_are_of_the_questions_of_their_group():
         assert row.cells[name].questions == chosen.sum()
 
 
+def test_groups_of_kinds_stand_beside_all_and_a_claim_may_name_one():
+    kept = made()
+    claim = dataclasses.replace(PLAN.claims[-1], kinds=("both",))
+    plan = dataclasses.replace(PLAN, groups={"both": ("one", "list"), "none": ("other",)}, claims=(claim,))
+    table = rows(plan, kept)
+    assert list(table[0].cells) == ["all", "both", "one", "list", "1 image", "2 images", "3 images"]
+    assert table[1].cells["both"].value == pytest.approx(
+        100 * np.mean([np.mean(_right(kept, "b", s)) for s in range(3)])
+    )
+    assert findings(plan, kept)[0].questions == len(QUESTIONS)
+    text = page(plan, kept, table, findings(plan, kept), "mine.png", "")
+    heads = [line for line in text.splitlines() if line.startswith("| kind |")]
+    assert heads == [
+        "| kind | all | both | seeds |",
+        "| kind | one | list |",
+        "| kind | 1 image | 2 images | 3 images |",
+    ]
+
+
+def _right(kept: Kept, arm: str, seed: int) -> list[int]:
+    return [int(one) for run in kept.runs if (run.arm, run.seed) == ((arm,), seed) for one in run.right]
+
+
 def test_draws_over_seeds_and_dialogues_have_the_spread_of_both():
     generator = np.random.default_rng(0)
     clusters = [f"d{number // 5}" for number in range(1000)]

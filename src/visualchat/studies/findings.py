@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ class Row:
         arm: Its level of each factor.
         seeds: How many runs it has.
         seconds: The median of their trainings.
-        cells: By group: `all`, the kinds, `N images`.
+        cells: By group: `all`, the plan's groups, the kinds, `N images`.
     """
 
     arm: Levels
@@ -85,9 +86,14 @@ class Finding:
     verdict: Verdict
 
 
-def groups(questions: Sequence[Question], apart: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """The places of the questions of each group: all that count, each kind, each number of images."""
+def groups(
+    questions: Sequence[Question], apart: Sequence[str], named: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, NDArray[np.int64]]:
+    """The places of the questions of each group: all that count, the named groups, each kind, each number of images."""
     found: dict[str, list[int]] = {ALL: []}
+    for name, kinds in named.items():
+        if together := [place for place, question in enumerate(questions) if question.kind in kinds]:
+            found[name] = together
     for place, question in enumerate(questions):
         found.setdefault(question.kind, []).append(place)
     images: dict[int, list[int]] = {}
@@ -101,7 +107,7 @@ def groups(questions: Sequence[Question], apart: Sequence[str]) -> dict[str, NDA
 
 def rows(plan: Plan, kept: Kept) -> list[Row]:
     """The figures of every arm that has a run."""
-    places = groups(kept.questions, plan.apart)
+    places = groups(kept.questions, plan.apart, plan.groups)
     dialogues = _dialogues(kept.questions)
     found = []
     for arm in plan.arms:
@@ -120,7 +126,7 @@ def _cell(right: NDArray[np.float64], dialogues: Sequence[tuple[str, str]]) -> C
 
 def findings(plan: Plan, kept: Kept) -> list[Finding]:
     """What became of every claim, for each pair of arms that both have runs of a seed."""
-    places = groups(kept.questions, plan.apart)
+    places = groups(kept.questions, plan.apart, plan.groups)
     dialogues = _dialogues(kept.questions)
     found: list[Finding] = []
     for claim in plan.claims:

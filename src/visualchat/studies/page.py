@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from visualchat.figures import figure_in
-from visualchat.studies.findings import ALL, Finding, Row
+from visualchat.studies.findings import ALL, Cell, Finding, Row
 from visualchat.studies.kept import Kept
 from visualchat.studies.plan import Claim, Plan
 
@@ -112,13 +112,29 @@ def _p(value: float) -> str:
 
 
 def _figures(plan: Plan, kept: Kept, rows: Sequence[Row]) -> list[str]:
-    groups = list(rows[0].cells)
-    table = [[*plan.factors, *groups, "seeds"]]
-    for row in rows:
-        cells = [_figure(row, group) for group in groups]
-        table.append([*row.arm, *cells, str(row.seeds)])
-    table.append(["questions", *[""] * (len(plan.factors) - 1), *(str(rows[0].cells[g].questions) for g in groups), ""])
-    return ["In percent of the questions; in brackets half the width of the interval.", markdown_table(table)]
+    """A table by groups and one by kinds, if there are groups, and one by the number of images."""
+    cells = rows[0].cells
+    named = [group for group in cells if group in plan.groups]
+    images = list(_image_counts(cells))
+    kinds = [group for group in cells if group not in (ALL, *named, *images)]
+    parts = [part for part in (named, kinds, images) if part]
+    tables = []
+    for number, part in enumerate(parts):
+        shown = part if number else [ALL, *part]
+        table = [[*plan.factors, *shown, *([] if number else ["seeds"])]]
+        for row in rows:
+            found = [_figure(row, group) for group in shown]
+            table.append([*row.arm, *found, *([] if number else [str(row.seeds)])])
+        counts = [str(cells[group].questions) for group in shown]
+        table.append(["questions", *[""] * (len(plan.factors) - 1), *counts, *([] if number else [""])])
+        tables.append(markdown_table(table))
+    return ["In percent of the questions; in brackets half the width of the interval.", *tables]
+
+
+def _image_counts(cells: Mapping[str, Cell]) -> dict[str, int]:
+    """How many images the groups have that go by them."""
+    found = ((group, re.fullmatch(r"(\d+) images?", group)) for group in cells)
+    return {group: int(match[1]) for group, match in found if match}
 
 
 def _figure(row: Row, group: str) -> str:
@@ -155,7 +171,7 @@ def _shared(kept: Kept) -> str:
 
 def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
     """A PNG: exact match of every arm over all questions, and over the number of images, with intervals."""
-    images = [(group, int(found[1])) for group in rows[0].cells if (found := re.fullmatch(r"(\d+) images?", group))]
+    images = _image_counts(rows[0].cells)
     with figure_in(path, 11, max(3.2, 0.33 * len(rows) + 1.2)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
         for number, row in enumerate(rows):
@@ -169,8 +185,8 @@ def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
                 color=colour,
                 capsize=3,
             )
-            cells = [row.cells[group] for group, _ in images]
-            places = [count + 0.03 * (number - len(rows) / 2) for _, count in images]
+            cells = [row.cells[group] for group in images]
+            places = [count + 0.03 * (number - len(rows) / 2) for count in images.values()]
             right.errorbar(
                 places,
                 [c.value for c in cells],
@@ -183,6 +199,6 @@ def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
         left.set_yticks(range(len(rows)), [", ".join(row.arm) for row in rows])
         left.invert_yaxis()
         left.set(xlabel="exact match, %", title="all questions")
-        right.set(xlabel="images of the dialogue", title="by number of images", xticks=[count for _, count in images])
+        right.set(xlabel="images of the dialogue", title="by number of images", xticks=list(images.values()))
         for axes in (left, right):
             axes.grid(alpha=0.3)

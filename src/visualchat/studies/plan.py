@@ -25,7 +25,7 @@ class Claim:
         expect: `better` or `worse` on the same questions, or `level`: no further apart than `margin`.
         margin: Of `level`, in points of a hundred.
         where: The levels of other factors that it is about; it is made for every arm with these.
-        kinds: The kinds of question that it is about; empty for all that count.
+        kinds: The kinds of question, or groups of them, that it is about; empty for all that count.
     """
 
     factor: str
@@ -52,6 +52,7 @@ class Plan:
         without: Levels that do not go together, each a part of an arm.
         seeds: Of the runs of every arm.
         apart: Kinds of question that are shown and do not count.
+        groups: Kinds of question that are shown together, by the group's name.
         claims: What shall be decided.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     without: tuple[Mapping[str, str], ...]
     seeds: tuple[int, ...]
     apart: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
     claims: tuple[Claim, ...]
 
     @property
@@ -103,7 +105,10 @@ def plan_of(values: Mapping[str, Any]) -> Plan:
     Raises:
         ValueError: A field is missing, unknown or makes no sense; it is named.
     """
-    required, optional = {"name", "title", "question", "factors", "seeds"}, {"beyond", "without", "apart", "claims"}
+    required, optional = (
+        {"name", "title", "question", "factors", "seeds"},
+        {"beyond", "without", "apart", "groups", "claims"},
+    )
     optional |= {"train", "evaluate"}
     _require_keys("the plan", values, required, optional)
     factors = {
@@ -127,6 +132,7 @@ def plan_of(values: Mapping[str, Any]) -> Plan:
         without=without,
         seeds=seeds,
         apart=_texts("apart", values.get("apart")),
+        groups={str(name): _texts(f"groups.{name}", of) for name, of in (values.get("groups") or {}).items()},
         claims=tuple(_claim(number, claim) for number, claim in enumerate(values.get("claims") or (), start=1)),
     )
     for part in without:
