@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from visualchat.cli.config import CONF
@@ -43,14 +44,27 @@ def test_every_choice_of_the_readme_exists():
         assert named <= files, f"{groups}: {named - files} do not exist"
 
 
-def test_the_figures_of_numbered_images_are_those_of_the_committed_result():
-    measured = json.loads((ROOT / "benchmarks" / "results" / "numbered-tiny.json").read_text())["exact_match"]
-    table = cell("docs/attention.md", r"^\| \| all \| which image .*?\n\|[-:|]+\n(.*?)\n\n")
-    rows = [re.split(r" \| | / ", row.strip("| ")) for row in table.splitlines()]
-    names = ("all", "which", "images_1", "images_2", "images_3", "images_4")
-    assert {row[0].strip("`"): [float(figure) for figure in row[1:]] for row in rows} == {
-        kind: [figures[name] for name in names] for kind, figures in measured.items()
-    }
+ARMS = {"`numbered`": "mmca_joint, learned"}
+"""What the study calls a row of the documents, where that is not its own name."""
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/attention.md"])
+def test_the_figures_of_image_numbers_are_those_of_the_study(document):
+    """Each figure of a row stands in the rows of the study's page for the same arm."""
+    text = (ROOT / "docs" / "results" / "image_numbers.md").read_text()
+    page = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    of: dict[str, list[str]] = {}
+    for first, second, *cells in (row for row in page if len(row) > 3):
+        of.setdefault(f"{first}, {second}", []).extend(cells)
+    table = cell(document, r"^\| (?:exact match, %)? ?\| all \| .*?\n\|[-:|]+\n(.*?)\n\n")
+    for line in table.splitlines():
+        name, *figures = (part.strip() for part in line.split("|")[1:-1])
+        arm = ARMS.get(name) or f"{name.split('`')[1]}, {'learned' if 'with numbers' in name else 'none'}"
+        whole, *others = [figure for part in figures if part not in ("yes", "no") for figure in part.split(" / ")]
+        assert whole in of[arm]
+        assert others
+        known = {known.split(" ")[0] for known in of[arm]}
+        assert {*others} <= known, name
 
 
 def test_the_speeds_of_the_kinds_are_those_of_the_committed_result():
