@@ -67,7 +67,10 @@ def make_model(kind: str) -> VisualChatForConditionalGeneration:
 def stub() -> Any:
     """A processor that knows images alone."""
     return SimpleNamespace(
-        image_processor=AutoImageProcessor.from_pretrained(backbone("vision")), tokenizer=None, end_token_ids=[NEVER]
+        image_processor=AutoImageProcessor.from_pretrained(backbone("vision")),
+        tokenizer=None,
+        end_token_ids=[NEVER],
+        image_seq_length=16,
     )
 
 

@@ -199,7 +199,7 @@ def test_clear_forgets_the_pictures_that_wait():
     assert screen.count("Image 1 goes with your next question.") == 2
 
 
-def test_undo_answers_as_if_the_round_had_not_been(make_model, processor, backbones):
+def test_undo_answers_as_if_the_round_had_not_been(make_model, backbones):
     """With pictures before, in and after it; under attention that keeps images outside the cache, too."""
     for kind in ("causal", "mmca", "cross"):
         model = make_model(attention_kind=kind, cross_attention_every=1)
@@ -216,7 +216,7 @@ def test_undo_answers_as_if_the_round_had_not_been(make_model, processor, backbo
         assert undone.images == 2
         "".join(undone.ask("Sure?"))
     with pytest.raises(ValueError, match="there is no round to take back"):
-        ChatSession(model, processor).undo()
+        ChatSession(model, words).undo()
 
 
 def test_a_saved_conversation_is_data(model, processor, tmp_path):

@@ -22,7 +22,7 @@ from visualchat.chat.rounds import Round, Timing
 from visualchat.chat.saving import Saved, load_conversation, save_conversation
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.dialogue.encoding import NO_UNIT, encode_text
-from visualchat.engine.answering import Answerer, Tokens
+from visualchat.engine.answering import Answerer, Tokens, require_own
 from visualchat.engine.image_store import ImageStore
 from visualchat.engine.job import Job
 from visualchat.engine.request import Request, check_settings
@@ -74,6 +74,7 @@ class ChatSession:
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.seed, self.drop_oldest = seed, drop_oldest
         self._check_settings()
+        require_own(processor, model)
         self.store = ImageStore() if store is None else store
         self._answerer = Answerer(model, processor, self.store)
         self._samplers = Samplers(model, processor.end_token_ids[-1])

@@ -42,6 +42,19 @@ def image_size(config: VisualChatConfig) -> int:
     return 1 if config.images_outside else config.image_seq_length
 
 
+def require_own(processor: VisualChatProcessor, model: VisualChatForConditionalGeneration) -> None:
+    """Refuse a processor of another model, whose images would fill other places.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if processor.image_seq_length != (size := image_size(model.config)):
+        raise ValueError(
+            f"the processor gives an image {processor.image_seq_length} tokens, the model takes {size}: load both from "
+            "one folder"
+        )
+
+
 class Answerer:
     """A model with its processor, and the images that it knows.
 
@@ -57,11 +70,6 @@ class Answerer:
     def __init__(
         self, model: VisualChatForConditionalGeneration, processor: VisualChatProcessor, store: ImageStore
     ) -> None:
-        if processor.image_seq_length != (size := image_size(model.config)):
-            raise ValueError(
-                f"the processor gives an image {processor.image_seq_length} tokens, the model takes {size}: load both "
-                "from one folder"
-            )
         self.model, self.processor, self.store = model, processor, store
         self.keys = ImageKeys(model, processor.image_processor.to_json_string())
         self.why_not_stored = why_not_own(model)

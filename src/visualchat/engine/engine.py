@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from visualchat.engine.answering import Answerer, image_size
+from visualchat.engine.answering import Answerer, image_size, require_own
 from visualchat.engine.batch import Batch
 from visualchat.engine.counted import CountedStore
 from visualchat.engine.handle import Handle
@@ -86,6 +86,7 @@ class Engine:
         ):
             if found < least:
                 raise ValueError(f"{name} must be {least} or more, found {found}")
+        require_own(processor, model)
         self.model, self.processor = model.eval(), processor
         self.store = ImageStore() if store is None else store
         self.max_running, self.max_waiting, self.chunk = max_running, max_waiting, chunk
