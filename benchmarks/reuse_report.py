@@ -105,6 +105,7 @@ def plan_of_ways(ways: Sequence[str], exact: Mapping[str, bool], seeds: Sequence
         without=(),
         seeds=tuple(seeds),
         apart=(),
+        groups={},
         claims=tuple(Claim("way", level, against, expect) for level, against, expect in tried),
     )
 

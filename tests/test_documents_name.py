@@ -122,5 +122,7 @@ def test_the_log_is_dated_newest_first():
 
 def test_the_index_of_the_documents_names_each():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    docs = ROOT / "docs"
+    pages = {path.relative_to(docs).as_posix() for part in ("*.md", "results/*.md") for path in docs.glob(part)}
+    pages -= {"README.md"}
     assert set(re.findall(r"^\| \[(.+?\.md)\]\(\1\) \|", index, re.MULTILINE)) == pages
