@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from visualchat.figures import figure_in
-from visualchat.studies.page import DISCUSSION
+from visualchat.studies.page import markdown_table, with_discussion
 
 
 def page(result: dict[str, Any], before: str) -> str:
@@ -33,10 +33,7 @@ def page(result: dict[str, Any], before: str) -> str:
         _table(result, "asked"),
         "![Where trained models look](looking.png)",
     ]
-    _, found, discussion = before.partition(f"\n{DISCUSSION}\n")
-    if found:
-        blocks += [DISCUSSION, discussion.strip()]
-    return "\n\n".join(blocks).rstrip() + "\n"
+    return with_discussion(blocks, before)
 
 
 def _of(seeds: dict[str, Any], share: str) -> list[list[float]]:
@@ -51,11 +48,10 @@ def _with(result: dict[str, Any], share: str) -> dict[str, list[list[float]]]:
 def _table(result: dict[str, Any], share: str) -> str:
     found = _with(result, share)
     layers = len(next(iter(found.values())))
-    lines = ["| attention | " + " | ".join(f"layer {n + 1}" for n in range(layers)) + " |", "|---|" + "---|" * layers]
+    rows = [["attention", *(f"layer {number + 1}" for number in range(layers))]]
     for arm, by_layer in found.items():
-        cells = [f"{statistics.fmean(of):.0f} ({min(of):.0f} to {max(of):.0f})" for of in by_layer]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([arm, *(f"{statistics.fmean(of):.0f} ({min(of):.0f} to {max(of):.0f})" for of in by_layer)])
+    return markdown_table(rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

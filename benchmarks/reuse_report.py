@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,16 @@ from matplotlib.transforms import Bbox
 from visualchat.figures import figure_in
 from visualchat.studies.findings import ALL, Row, findings, rows
 from visualchat.studies.kept import Kept
-from visualchat.studies.page import claims, markdown_table, with_discussion
+from visualchat.studies.page import claims, image_counts, markdown_table, with_discussion
 from visualchat.studies.plan import Claim, Plan
 from visualchat.tiny.hops import ASK_HOPS
 
 TURNED, QUARTER = "turned", "1/4 recomputed"
-HOPS = tuple(dict.fromkeys(hop.replace("_", " ") for _, _, hop in ASK_HOPS.values()))
+HOPS = {
+    hop.replace("_", " "): tuple(kind for kind, (_, _, other) in ASK_HOPS.items() if other == hop)
+    for _, _, hop in ASK_HOPS.values()
+}
+"""The kinds of question of each hop."""
 TITLE = "Exact and approximate reuse of known images"
 QUESTION = """\
 An image that was shown before need not be computed again. What does each way of reusing it save until the first token
@@ -58,8 +61,6 @@ def write_page(kept: Kept, times: Mapping[str, Any], folder: Path) -> Path:
     if missing := scored - {*times.get("ms", {})}:
         raise ValueError(f"{', '.join(sorted(missing))}: no times are kept; name the models again, as NAME=FOLDER")
     ways = [way for way in times["ms"] if way in scored]
-    by_hop = [replace(question, kind=ASK_HOPS[question.kind][2].replace("_", " ")) for question in kept.questions]
-    kept = Kept(by_hop, kept.runs)
     plan = plan_of_ways(ways, times["exact"], sorted({run.seed for run in kept.runs}))
     table = {row.arm[0]: row for row in rows(plan, kept)}
     page = folder / "reuse.md"
@@ -105,7 +106,7 @@ def plan_of_ways(ways: Sequence[str], exact: Mapping[str, bool], seeds: Sequence
         without=(),
         seeds=tuple(seeds),
         apart=(),
-        groups={},
+        groups=HOPS,
         claims=tuple(Claim("way", level, against, expect) for level, against, expect in tried),
     )
 
@@ -128,8 +129,8 @@ def _design(kept: Kept, times: Mapping[str, Any]) -> str:
 
 def _figures(ways: Sequence[str], table: Mapping[str, Row], times: Mapping[str, Any]) -> list[str]:
     """A row a way: its time, then exact match by hop and by number of images."""
-    groups = [ALL, *HOPS, *(group for group in table[ways[0]].cells if group not in (ALL, *HOPS))]
-    groups = [group for group in groups if group in table[ways[0]].cells]
+    found = table[ways[0]].cells
+    groups = [ALL, *(hop for hop in HOPS if hop in found), *image_counts(found)]
     lines = [["way", "exact", "ms", *groups, "seeds"]]
     for way in ways:
         cells = [table[way].cells[group] for group in groups]
@@ -156,7 +157,7 @@ def _runs(kept: Kept) -> str:
 def draw(ways: Sequence[str], table: Mapping[str, Row], times: Mapping[str, Any], path: Path) -> None:
     """A PNG: exact match over time, of all questions, of each hop and of the dialogues with most images."""
     cells = table[ways[0]].cells
-    most = [group for group in cells if group.endswith((" image", " images")) and group[0].isdigit()][-1:]
+    most = [*image_counts(cells)][-1:]
     panels = [*(hop for hop in HOPS if hop in cells), *most]
     with figure_in(path, 12, 9) as figure:
         axes = figure.subplot_mosaic([[ALL] * len(panels), panels], height_ratios=(2.2, 1))

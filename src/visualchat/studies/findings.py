@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -87,7 +86,7 @@ class Finding:
 
 
 def groups(
-    questions: Sequence[Question], apart: Sequence[str], named: Mapping[str, Sequence[str]] = MappingProxyType({})
+    questions: Sequence[Question], apart: Sequence[str], named: Mapping[str, Sequence[str]]
 ) -> dict[str, NDArray[np.int64]]:
     """The places of the questions of each group: all that count, the named groups, each kind, each number of images."""
     found: dict[str, list[int]] = {ALL: []}

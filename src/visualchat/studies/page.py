@@ -115,7 +115,7 @@ def _figures(plan: Plan, kept: Kept, rows: Sequence[Row]) -> list[str]:
     """A table by groups and one by kinds, if there are groups, and one by the number of images."""
     cells = rows[0].cells
     named = [group for group in cells if group in plan.groups]
-    images = list(_image_counts(cells))
+    images = list(image_counts(cells))
     kinds = [group for group in cells if group not in (ALL, *named, *images)]
     parts = [part for part in (named, kinds, images) if part]
     tables = []
@@ -131,7 +131,7 @@ def _figures(plan: Plan, kept: Kept, rows: Sequence[Row]) -> list[str]:
     return ["In percent of the questions; in brackets half the width of the interval.", *tables]
 
 
-def _image_counts(cells: Mapping[str, Cell]) -> dict[str, int]:
+def image_counts(cells: Mapping[str, Cell]) -> dict[str, int]:
     """How many images the groups have that go by them."""
     found = ((group, re.fullmatch(r"(\d+) images?", group)) for group in cells)
     return {group: int(match[1]) for group, match in found if match}
@@ -171,7 +171,7 @@ def _shared(kept: Kept) -> str:
 
 def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
     """A PNG: exact match of every arm over all questions, and over the number of images, with intervals."""
-    images = _image_counts(rows[0].cells)
+    images = image_counts(rows[0].cells)
     with figure_in(path, 11, max(3.2, 0.33 * len(rows) + 1.2)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
         for number, row in enumerate(rows):
