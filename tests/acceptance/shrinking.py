@@ -150,15 +150,27 @@ SERVE = (
     Rule(has("port"), ["port=0"]),
     Rule(has("cluster.replicas"), ["cluster.replicas=1", "cluster.cpus=0.5", "cluster.object_store_bytes=100000000"]),
 )
+SHORT = '"data.train.size=8","data.batch_size=4","trainer.max_epochs=1"'
+FEW = '"evaluation.dialogues.seen.size=4","evaluation.dialogues.unseen.size=2","evaluation.modes=[teacher_forced]"'
+"""Settings of a study's runs and of their evaluation."""
+LEFT_OUT = ("mmca", "mmca_joint", "numbered", "numbers from words", "unit", "cross")
 STUDY = (
+    Rule(has("plan"), ["plan.seeds=[0]"]),
     Rule(
-        has("plan"),
+        chosen("study", "image_numbers"),
         [
-            'plan.train=["data.train.size=8","data.batch_size=4","trainer.max_epochs=1"]',
-            'plan.evaluate=["evaluation.dialogues.seen.size=4","evaluation.dialogues.unseen.size=2","evaluation.modes=[teacher_forced]"]',
-            "plan.seeds=[0]",
+            *(f"plan.train=[{SHORT}]", f"plan.evaluate=[{FEW}]"),
             "plan.without=[{kind: causal},{kind: mmca_joint},{kind: unit}]",
             "plan.claims=[{factor: numbers,level: learned,against: none,expect: better}]",
+        ],
+    ),
+    Rule(
+        chosen("study", "hops"),
+        [
+            f'plan.train=["data=tiny_hops","model/language=tiny_hops",{SHORT}]',
+            f'plan.evaluate=["evaluation=tiny_hops","evaluation.dialogues.more.size=2",{FEW}]',
+            f"+plan.without=[{','.join(f'{{kind: {kind}}}' for kind in LEFT_OUT)}]",
+            "plan.claims=[{factor: kind,level: label,against: causal,expect: better,kinds: [one image]}]",
         ],
     ),
 )
