@@ -53,8 +53,16 @@ def test_a_model_that_tells_images_apart_chats_by_the_command(swept):
     assert "Image 2 goes with your next question." in done.out
 
 
-def test_numbered_images_train_split_over_two_ranks_as_on_one(tmp_path):
-    """fp32, two steps: sums of ranks in another order, and AdamW divides by a root of squared gradients."""
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [("fsdp2", []), ("zero3", ["seed=1", "attention.mixed_with=causal"])],
+    ids=["fsdp2", "zero3-mixed"],
+)
+def test_numbered_images_train_split_over_two_ranks_as_on_one(tmp_path, strategy, more):
+    """fp32, two steps: sums of ranks in another order, and AdamW divides by a root of squared gradients.
+
+    Where two kinds of attention are mixed, one step is of each.
+    """
     line = [
         *SHORT,
         "data.train.size=8",
@@ -62,8 +70,9 @@ def test_numbered_images_train_split_over_two_ranks_as_on_one(tmp_path):
         "trainer.max_epochs=1",
         "save=light",
         "attention=numbered",
+        *more,
     ]
-    split = ["trainer/strategy=fsdp2", "trainer.devices=2"]
+    split = [f"trainer/strategy={strategy}", "trainer.devices=2"]
     run(tmp_path, "visualchat-train", *line, *split, "hydra.run.dir=two").ok()
     run(tmp_path, "visualchat-train", *line, "data.batch_size=4", "hydra.run.dir=one").ok()
     alone, together = (load_file(tmp_path / name / "light" / "trained.safetensors") for name in ("one", "two"))

@@ -45,21 +45,31 @@ def test_every_choice_of_the_readme_exists():
 
 
 ARMS = {"`numbered`": "mmca_joint, learned"}
-"""What the study calls a row of the documents, where that is not its own name."""
+"""What the study of image numbers calls a row of the documents, where that is not its own name."""
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/attention.md"])
-def test_the_figures_of_image_numbers_are_those_of_the_study(document):
-    """Each figure of a row stands in the rows of the study's page for the same arm."""
-    text = (ROOT / "docs" / "results" / "image_numbers.md").read_text()
+def figures_of(study: str, factors: int) -> dict[str, list[str]]:
+    """All cells of a study's page by arm, whose levels stand in the first columns."""
+    text = (ROOT / "docs" / "results" / f"{study}.md").read_text()
     page = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     of: dict[str, list[str]] = {}
-    for first, second, *cells in (row for row in page if len(row) > 3):
-        of.setdefault(f"{first}, {second}", []).extend(cells)
+    for row in page:
+        of.setdefault(", ".join(row[:factors]), []).extend(row[factors:])
+    return of
+
+
+@pytest.mark.parametrize(
+    ("document", "study", "factors"), [("README.md", "hops", 1), ("docs/attention.md", "image_numbers", 2)]
+)
+def test_the_figures_of_a_table_are_those_of_the_study(document, study, factors):
+    """Each figure of a row stands in the rows of the study's page for the same arm."""
+    of = figures_of(study, factors)
     table = cell(document, r"^\| (?:exact match, %)? ?\| all \| .*?\n\|[-:|]+\n(.*?)\n\n")
     for line in table.splitlines():
         name, *figures = (part.strip() for part in line.split("|")[1:-1])
-        arm = ARMS.get(name) or f"{name.split('`')[1]}, {'learned' if 'with numbers' in name else 'none'}"
+        arm = name.split("`")[1]
+        if factors == 2:
+            arm = ARMS.get(name) or f"{arm}, {'learned' if 'with numbers' in name else 'none'}"
         whole, *others = [figure for part in figures if part not in ("yes", "no") for figure in part.split(" / ")]
         assert whole in of[arm]
         assert others

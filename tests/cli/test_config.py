@@ -46,10 +46,15 @@ def test_a_kind_of_attention_is_named_as_it_is_typed(name):
             "attention.image_numbers=yes_please",
             "unknown image_numbers 'yes_please', expected one of none, learned, label",
         ),
+        ("attention.mixed_with=units", "unknown attention kind 'units', .*did you mean unit"),
+        ("attention.mixed_with=mmca", r"attention\.mixed_with=mmca with attention\.kind=mmca .*expected another kind"),
+        ("attention=cross attention.mixed_with=mmca", "attention.kind=cross .*images in the sequence"),
+        ("attention=image_then_self attention.mixed_with=causal", "by which all layers attend"),
+        ("attention.mixed_with=causal attention.mixed_share=0", r"mixed_share=0: expected a share above 0, at most 1"),
     ],
 )
 def test_a_choice_of_attention_that_does_not_exist_is_refused(typed, message):
     with initialize_config_dir(CONF, version_base="1.3"):
-        attention = compose("train", [typed]).attention
+        attention = compose("train", typed.split()).attention
     with pytest.raises(ValueError, match=message):
         check_attention(attention)

@@ -73,7 +73,8 @@ SETTINGS = [
         "study",
         [],
         "study is not chosen: type study=...\n"
-        "study is one of adaptation, blends, data_efficiency, epochs, hops, image_numbers, recipe, what_trains",
+        "study is one of adaptation, blends, data_efficiency, epochs, exact_reuse, hops, image_numbers, recipe, "
+        "what_trains",
     ),
     ("study", ["--config-dir"], "argument --config-dir/-cd: expected one argument"),
     ("train", ["--lr", "1e-3"], "unknown flag --lr: settings are typed without dashes, as optimizer.learning_rate=..."),

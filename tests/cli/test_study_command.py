@@ -1,5 +1,7 @@
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,11 @@ def test_every_plan_makes_sense_and_what_it_types_composes(name):
     assert plan.claims
 
 
+LINE = [sys.executable, "-m", "visualchat.cli.study", "--config-dir", "mine", "study=little"]
+
+
 def typed(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "visualchat.cli.study", "--config-dir", "mine", "study=little", *settings]
+    line = [*LINE, *settings]
     return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -114,3 +119,25 @@ def test_the_command_runs_a_plan_of_ones_own_once_and_makes_its_page_again(tmp_p
     refused = typed(tmp_path, "again=true")
     assert refused.returncode == 2
     assert "causal, seed 0 was refused: visualchat-train: " in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_terminated_study_leaves_nothing_running(tmp_path):
+    (tmp_path / "mine" / "study").mkdir(parents=True)
+    (tmp_path / "mine" / "study" / "little.yaml").write_text(MINE.replace("train.size=8", "train.size=4000"))
+    study = subprocess.Popen(LINE, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("metrics.csv")):
+        assert study.poll() is None, study.communicate()
+        time.sleep(0.05)
+    study.send_signal(signal.SIGTERM)
+    study.communicate()
+    assert study.returncode == 130
+    assert not [name for name in Path("/proc").glob("[0-9]*") if folder_of(name) == tmp_path]
+
+
+def folder_of(process: Path) -> Path | None:
+    """Where a process runs; None for one that has ended, or is somebody else's."""
+    try:
+        return (process / "cwd").readlink()
+    except OSError:
+        return None

@@ -44,7 +44,7 @@ CONVERSATIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=["paper", "special", "chat"])
+@pytest.fixture(scope="module", params=["paper", "special", "label_behind", "chat"])
 def any_processor(request, processor, tokenizer):
     own = copy.deepcopy(tokenizer)
     own.chat_template = CHATML

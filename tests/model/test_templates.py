@@ -53,6 +53,19 @@ def test_special_headings_are_one_token_each_and_typed_ones_are_not(build):
     assert lengths > 1
 
 
+def test_a_label_behind_an_image_is_text_of_no_image(build):
+    """Only the label before an image belongs to it; the one behind sees both, as any text does."""
+    processor, _ = build("label_behind")
+    segments = processor.render(DIALOGUE)
+    behind = segments[[type(segment).__name__ for segment in segments].index("ImageSegment") + 1]
+    assert behind.text.startswith("\n### Image 1:\n\n### Question:\n")
+    encoding = processor.encode(DIALOGUE)
+    last = max(n for n, unit in enumerate(encoding.unit_ids) if unit == 1)
+    assert encoding.mm_token_type_ids[last] == 1
+    assert set(encoding.unit_ids[last + 1 :]) == {-1}
+    assert set(encoding.mm_token_type_ids[last + 1 :]) == {0}
+
+
 def test_the_vocabulary_grows_by_the_mean_of_the_old_rows(build, make_model):
     processor, model = build("special")
     plain = make_model()
@@ -81,7 +94,9 @@ def test_a_saved_pair_goes_on_as_it_was(build, tmp_path, template, chat_template
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
-@pytest.mark.parametrize(("template", "chat_template"), [("paper", None), ("special", None), ("chat", CHATML)])
+@pytest.mark.parametrize(
+    ("template", "chat_template"), [("paper", None), ("special", None), ("label_behind", None), ("chat", CHATML)]
+)
 def test_a_chat_of_two_rounds_is_what_trains(build, template, chat_template):
     """The session's own tokens are those of the whole dialogue with its answers, in every template."""
     processor, model = build(template, chat_template)
@@ -107,5 +122,7 @@ def test_generation_stops_at_the_formats_own_end(build):
 
 
 def test_an_unknown_template_is_refused(processor):
-    with pytest.raises(ValueError, match="unknown template 'vicuna', expected one of paper, special, chat"):
+    with pytest.raises(
+        ValueError, match="unknown template 'vicuna', expected one of paper, special, label_behind, chat"
+    ):
         VisualChatProcessor(processor.image_processor, processor.tokenizer, template="vicuna")

@@ -138,10 +138,30 @@ def test_a_full_house_says_when_to_come_again(opened):
 
 
 def test_a_full_queue_of_the_engine_refuses_all_answers_of_a_request(opened):
+    app, engine = opened(max_running=1, max_waiting=2)
+    engine._thread = object()
+
+    async def scenario():
+        async def refused():
+            await until(lambda: in_engine(engine))
+            status, came = await visit(app, body(user("Another?"), n=3))
+            assert (status, json.loads(came)["error"]["type"]) == (429, "rate_limit_error")
+            left.append(engine.stats.waiting)
+
+        await visit(app, body(user("What is it?")), leave=refused)
+
+    left = []
+    asyncio.run(scenario())
+    assert left == [1]
+    assert engine.stats.waiting == 0
+
+
+def test_more_answers_than_there_are_places_are_no_matter_of_time(opened):
     app, engine = opened(max_running=1, max_waiting=1)
     status, came = asyncio.run(visit(app, body(user("What is it?"), n=3)))
-    assert (status, json.loads(came)["error"]["type"]) == (429, "rate_limit_error")
-    engine.step()
+    error = json.loads(came)["error"]
+    assert (status, error["param"]) == (400, "n")
+    assert error["message"] == "n is 3, and this server gives 2 answers at a time"
     assert in_engine(engine) == 0
 
 

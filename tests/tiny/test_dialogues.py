@@ -190,3 +190,34 @@ def test_shuffled_numbers_point_at_the_same_pictures():
 def test_a_share_that_is_none_is_refused():
     with pytest.raises(ValueError, match="between 0 and 1, found 2"):
         TinyDialogues("train", 1, shuffled=2)
+
+
+def test_joined_dialogues_are_those_of_one_image_numbered_through():
+    """Each question is answered by its own image, which it names by its number in the whole."""
+    data = TinyDialogues("train", 300, seed=2, images=(1, 1), joined=3)
+    lengths = Counter()
+    for index in range(len(data)):
+        sketch = data.sketch(index)
+        number = 0
+        for turn in sketch.rounds:
+            number += len(turn.scenes)
+            named = re.search(r"image (\d)", turn.question.text)
+            assert named is None or int(named[1]) == number
+            alone = turn.question.text.replace(f"image {number}", "image 1")
+            assert oracle(alone, [sketch.scenes[number - 1].caption]) == turn.question.answer
+            assert {image for image, _ in turn.question.about} <= {number}
+        assert number == len(sketch.scenes)
+        lengths[number] += 1
+        assert data[index].id == " + ".join(f"tiny-train-2-{3 * index + n}" for n in range(number))
+    assert min(lengths[n] for n in (1, 2, 3)) > 70
+    pictures = [scene.look for index in range(len(data)) for scene in data.sketch(index).scenes]
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_dialogues_have_as_many_images_as_asked_for():
+    assert {len(TinyDialogues("train", 60, images=(1, 1)).sketch(i).scenes) for i in range(60)} == {1}
+    assert {len(TinyDialogues("train", 60, images=(2, 3)).sketch(i).scenes) for i in range(60)} == {2, 3}
+    with pytest.raises(ValueError, match=r"from 1 to 4; found \[1, 5\]"):
+        TinyDialogues("train", 1, images=[1, 5])
+    with pytest.raises(ValueError, match=r"joined 2, images \[1, 4\]: .* type data\.train\.images=\[1,1\]"):
+        TinyDialogues("train", 1, joined=2)

@@ -87,6 +87,17 @@ def check_attention(attention: DictConfig) -> None:
     resolve_implementation(attention.implementation)
     check_choice("image_numbers", attention.image_numbers, STARTS)
     check_choice("image_positions", attention.image_positions, POSITIONS)
+    if attention.mixed_with is None:
+        return
+    check_name(attention.mixed_with, KINDS)
+    if attention.kind == "cross" or attention.early_kind is not None or attention.mixed_with == attention.kind:
+        raise ValueError(
+            f"attention.mixed_with={attention.mixed_with} with attention.kind={attention.kind} and "
+            f"attention.early_kind={attention.early_kind}: expected another kind, by which all layers attend, and "
+            "images in the sequence"
+        )
+    if not 0 < attention.mixed_share <= 1:
+        raise ValueError(f"attention.mixed_share={attention.mixed_share}: expected a share above 0, at most 1")
 
 
 def check_number(name: str, value: object, least: int, *, none: bool = False) -> None:

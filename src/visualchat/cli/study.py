@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +109,7 @@ def share(kept: Kept, job: Job) -> float:
 
 def run(config: DictConfig) -> None:
     """The command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, so that no run of it is left running
     plan = load(config.plan)
     if type(config.jobs) is not int or config.jobs < 1:
         raise ValueError(f"jobs={config.jobs}: expected how many runs there are at a time, at least 1")

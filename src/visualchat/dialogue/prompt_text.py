@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from visualchat.dialogue import Content, Dialogue, Turn
-from visualchat.dialogue.template import Segment, Template, TextSegment, label_text, render
+from visualchat.dialogue.template import Segment, Template, TextSegment, label_text, render, text_behind
 from visualchat.images import ImageInput
 
 SLOT = "<image>"
@@ -133,7 +133,7 @@ def _content(text: str, images: Iterator[ImageInput], template: Template, number
     """The words and images of one question whose first image has that number."""
     asked = opened = False
     while text:
-        mark = f"{label_text(number)}{SLOT}"
+        mark = f"{label_text(number)}{SLOT}{text_behind(number, template)}"
         before, found, text = text.partition(mark)
         if found:
             before = before.removesuffix("\n") if before or asked or opened else before

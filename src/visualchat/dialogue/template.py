@@ -76,6 +76,7 @@ class Template:
         end: Ends an answer, trained with it; None for the tokenizer's end token.
         add_bos: Whether the tokenizer's beginning-of-sequence token, where it has one, opens the dialogue.
         strip: Whether whitespace around a turn's words and around an answer is left out.
+        label_behind: Whether an image's label stands behind it too, as text that sees the image and all before it.
         prefixes_space: Whether the tokenizer itself begins any text with a space (as LLaMA 2's does), so that a space
             between fixed text and words is left out; elsewhere the space before a word belongs to the word.
     """
@@ -92,17 +93,25 @@ class Template:
     end: str | None = None
     add_bos: bool = True
     strip: bool = False
+    label_behind: bool = False
     prefixes_space: bool = False
 
 
 PAPER = Template()
 SPECIAL = Template(special=True, tokens=("### Image", "### Question:", "### Answer:"))
 """Figure 3 with its headings as new special tokens, the variant that section 4.3 tried and found worse."""
+LABEL_BEHIND = Template(label_behind=True)
+"""Figure 3 with a place behind each image where text can gather it, as the link tokens of KVLink (arXiv 2502.16002)."""
 
 
 def label_text(number: int) -> str:
     """What stands before image `number`, counted from 1."""
     return f"### Image {number}:\n"
+
+
+def text_behind(number: int, template: Template) -> str:
+    """What stands right behind image `number`."""
+    return f"\n{label_text(number).rstrip()}" if template.label_behind else ""
 
 
 class _Writer:
@@ -194,6 +203,7 @@ def render(dialogue: Dialogue, system: str = PAPER_SYSTEM, template: Template = 
             else:
                 out.image(image, label)
                 image += 1
+            out.fixed(text_behind(label, template))
             opened = True
         out.fixed(template.answer)
         if turn.answer is not None:

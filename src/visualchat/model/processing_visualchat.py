@@ -30,7 +30,7 @@ from visualchat.dialogue.encoding import (
     end_token_ids,
     filler_token_id,
 )
-from visualchat.dialogue.template import PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
+from visualchat.dialogue.template import LABEL_BEHIND, PAPER, PAPER_SYSTEM, SPECIAL, Segment, Template, render
 from visualchat.images.decode import decode_image
 from visualchat.model.processing_prompts import ProcessingPrompts
 from visualchat.model.remote_code import load_without_code
@@ -39,16 +39,19 @@ from visualchat.model.vision.pixels import normalised, scaled
 
 
 def prompt_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
-    """`paper`: figure 3; `special`: its headings as special tokens; `chat`: the tokenizer's own chat format.
+    """The fixed texts that a name stands for.
+
+    `paper`: figure 3; `special`: its headings as special tokens; `label_behind`: labels on both sides of an image;
+    `chat`: the tokenizer's own chat format.
 
     Raises:
         ValueError: The name is unknown, or the tokenizer has no usable chat format.
     """
     if name == "chat":
         return chat_format(tokenizer)
-    templates = {"paper": PAPER, "special": SPECIAL}
+    templates = {"paper": PAPER, "special": SPECIAL, "label_behind": LABEL_BEHIND}
     if name not in templates:
-        raise ValueError(f"unknown template {name!r}, expected one of paper, special, chat")
+        raise ValueError(f"unknown template {name!r}, expected one of {', '.join(templates)}, chat")
     return templates[name]
 
 

@@ -79,9 +79,19 @@ class Local:
         return asyncio.get_running_loop()
 
     def _submit(self, asked: ChatRequest, scope: str) -> list[Handle]:
-        """Runs in a thread: hand a request to the engine; where a part of it is refused, the others are dropped."""
+        """Runs in a thread: hand a request to the engine; where a part of it is refused, the others are cancelled."""
+        if asked.n > self.places:  # to try again would never help
+            raise ApiError(400, f"n is {asked.n}, and this server gives {self.places} answers at a time", param="n")
         requests = engine_requests(asked, self.engine.processor, self.vocabulary, self.settings, scope)
-        return [self._hand_over(request) for request in requests]
+        handles: list[Handle] = []
+        try:
+            for request in requests:
+                handles.append(self._hand_over(request))
+        except ApiError:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def _warm(self, url: str, number: int, scope: str) -> tuple[Image.Image, Handle | None]:
         """Runs in a thread: a decoded image, and what computes it if that can be kept."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from visualchat.dialogue import Caption, Content, Dialogue, Expected, Turn
@@ -89,19 +90,44 @@ class TinyDialogues:
         captions: Whether captions stand where the images would be.
         shuffled: In how many of the dialogues with two or more images an unrelated image is inserted, so that
             image numbers are not 1, 2, ... (arXiv 2309.14327, section 5.2.4); references in the words are rewritten.
+        images: How many images a dialogue has, the fewest and the most.
+        joined: Up to how many dialogues of one image are put one after the other as one (section 5.1.1), each number
+            as often as another; images and references are numbered through, and "the image" is the newest.
 
     Raises:
-        ValueError: The split is unknown, the size is negative, or the share is not between 0 and 1.
+        ValueError: The split is unknown, the size is negative, the share is not between 0 and 1, the numbers of images
+            make no dialogue, or dialogues of several images would be joined.
     """
 
-    def __init__(self, split: Split, size: int, seed: int = 0, captions: bool = False, shuffled: float = 0.0) -> None:
+    most_images = len(_IMAGE_WEIGHTS)
+    """Of any dialogue of these."""
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        seed: int = 0,
+        captions: bool = False,
+        shuffled: float = 0.0,
+        images: Sequence[int] = (1, 4),
+        joined: int = 1,
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
         if size < 0:
             raise ValueError(f"a data set's size cannot be negative, found {size}")
         if not 0.0 <= shuffled <= 1.0:
             raise ValueError(f"shuffled is a share between 0 and 1, found {shuffled}")
+        most = self.most_images
+        if len(images) != 2 or not 1 <= images[0] <= images[1] <= most:
+            raise ValueError(f"images are the fewest and the most of a dialogue, from 1 to {most}; found {images}")
+        if joined < 1 or (joined > 1 and images[1] > 1):
+            raise ValueError(
+                f"joined {joined}, images {list(images)}: only dialogues of one image are joined; type "
+                "data.train.images=[1,1], or data.train.joined=1"
+            )
         self.split, self.size, self.seed, self.captions, self.shuffled = split, size, seed, captions, shuffled
+        self.images, self.joined = (images[0], images[1]), joined
 
     def __len__(self) -> int:
         return self.size
@@ -125,7 +151,11 @@ class TinyDialogues:
         Raises:
             IndexError: The index is out of range.
         """
-        return sketch_dialogue(self.split, self.seed, self.position(index))
+        position = self.position(index)
+        count = random.Random(f"joined {self.split} {self.seed} {position}").randint(1, self.joined)
+        first = position * self.joined
+        parts = [sketch_dialogue(self.split, self.seed, first + n, self.images) for n in range(count)]
+        return parts[0] if count == 1 else join(parts)
 
     def position(self, index: int) -> int:
         """The same index counted from the first dialogue.
@@ -139,14 +169,19 @@ class TinyDialogues:
 
 
 def sketch_dialogue(
-    split: Split | Literal["pretraining"], seed: int, index: int, max_images: int = 4, most_rounds: int = 6
+    split: Split | Literal["pretraining"],
+    seed: int,
+    index: int,
+    images: tuple[int, int] = (1, 4),
+    most_rounds: int = 6,
 ) -> Sketch:
-    """Dialogue `index` of a split and seed, with at most `max_images` images; "pretraining" has all compositions."""
+    """Dialogue `index` of a split and seed; `images` are its fewest and most, "pretraining" has all compositions."""
     rng = random.Random(f"{split} {seed} {index}")
     unseen = split == "unseen"
     pairs = SEEN if split in ("train", "validation") else COMPOSITIONS
-    weights = _IMAGE_WEIGHTS[:max_images]
-    arriving_images = arrivals(rng, rng.choices(range(1, len(weights) + 1), weights)[0], most_rounds)
+    fewest, most = images
+    number = rng.choices(range(fewest, most + 1), _IMAGE_WEIGHTS[fewest - 1 : most])[0]
+    arriving_images = arrivals(rng, number, most_rounds)
     shown: list[Scene] = []
     asked: set[str] = set()
     rounds: list[Round] = []
@@ -159,6 +194,17 @@ def sketch_dialogue(
         asked.add(question.text)
         rounds.append(Round(tuple(new), question))
     return Sketch(tuple(rounds), f"tiny-{split}-{seed}-{index}")
+
+
+def join(sketches: Sequence[Sketch]) -> Sketch:
+    """Dialogues of one image each as one, one after the other, their images numbered through."""
+    rounds: list[Round] = []
+    for number, sketch in enumerate(sketches, start=1):
+        for one in sketch.rounds:
+            text = re.sub(r"\bimage 1\b", f"image {number}", one.question.text)
+            about = tuple((number, cell) for _, cell in one.question.about)
+            rounds.append(replace(one, question=replace(one.question, text=text, about=about)))
+    return Sketch(tuple(rounds), " + ".join(sketch.id for sketch in sketches))
 
 
 def arrivals(rng: random.Random, images: int, most_rounds: int) -> list[int]:

@@ -38,6 +38,8 @@ class HopDialogues(TinyDialogues):
         ValueError: The split is unknown, the size is negative, or the numbers of images or rounds make no dialogue.
     """
 
+    most_images = MOST_IMAGES
+
     def __init__(
         self,
         split: Split,
@@ -47,14 +49,10 @@ class HopDialogues(TinyDialogues):
         images: Sequence[int] = (1, 4),
         rounds: int = 8,
     ) -> None:
-        super().__init__(split, size, seed, captions)
-        if len(images) != 2 or not 1 <= images[0] <= images[1] <= MOST_IMAGES:
-            raise ValueError(
-                f"images are the fewest and the most of a dialogue, from 1 to {MOST_IMAGES}; found {images}"
-            )
+        super().__init__(split, size, seed, captions, images=images)
         if rounds < 2:
             raise ValueError(f"the longest dialogues have at least 2 rounds, found {rounds}")
-        self.images, self.rounds = (images[0], images[1]), rounds
+        self.rounds = rounds
 
     def sketch(self, index: int) -> Sketch:
         """Dialogue `index` before it is drawn.

@@ -257,7 +257,7 @@ def _sketch(recipe: LanguageRecipe, seed: int, index: int, most_images: int = 4)
     """A dialogue over all compositions."""
     if recipe.hops:
         return sketch_hops("pretraining", seed, index, (1, most_images), recipe.most_rounds)
-    return sketch_dialogue("pretraining", seed, index, most_images, recipe.most_rounds)
+    return sketch_dialogue("pretraining", seed, index, (1, most_images), recipe.most_rounds)
 
 
 def _dialogue_loss(logits: Tensor, batch: TextBatch, other_weight: float) -> Tensor:
