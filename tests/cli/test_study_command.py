@@ -60,6 +60,14 @@ def job_of(arm, seed, *train):
     return Job((arm,), seed, Path("somewhere"), train, ("evaluation=tiny",))
 
 
+@pytest.fixture
+def at_work():
+    """Hydra, as a command has it at work."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("at_work")
 def test_a_run_that_another_study_keeps_is_taken_from_there(tmp_path):
     questions = [Question("seen", "1", number, "colour", 1, "Which?", "red") for number in (1, 2)]
     there = [
@@ -106,6 +114,11 @@ def test_the_command_runs_a_plan_of_ones_own_once_and_makes_its_page_again(tmp_p
     assert again.returncode == 0, again.stderr
     assert "missing" not in again.stdout
     assert page.read_text() == text + "\n## Discussion\n\nIt runs.\n"
+    (plan.parent / "bigger.yaml").write_text(MINE.replace("{causal:", "{unit: [attention=unit], causal:"))
+    bigger = typed(tmp_path, "study=bigger", "page_only=true")
+    assert bigger.stdout.startswith("2 runs are those of little\n"), bigger.stderr
+    assert "2 of 3 runs so far" in (page.parent / "bigger.md").read_text()
+    (page.parent / "bigger.jsonl.xz").unlink()
     more = typed(tmp_path, "plan.seeds=[0,1]", "page_only=true")
     assert "2 of 4 runs so far" in page.read_text(), more.stderr
     plan.write_text(MINE.replace("seeds: [0]", "seeds: [0]\nbeside: 1"))

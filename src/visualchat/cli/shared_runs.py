@@ -7,10 +7,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
-from visualchat.cli.config import CONF
 from visualchat.studies.kept import Kept, read
 from visualchat.studies.running import Job
 
@@ -20,6 +19,8 @@ END = ".jsonl.xz"
 
 def take(jobs: Iterable[Job], kept: Kept, results: Path, name: str) -> list[str]:
     """Take over what other studies ran of the same training, seed, evaluation and questions as a job.
+
+    Hydra must be at work, as it is in a command: settings are compared as it composes them.
 
     Args:
         jobs: Of the study, missing in it.
@@ -57,5 +58,4 @@ def _trains_the_same(one: Sequence[str], other: Sequence[str]) -> bool:
 
 @cache
 def _composed(settings: tuple[str, ...]) -> object:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return OmegaConf.to_container(compose("train", [*settings]), resolve=False)
+    return OmegaConf.to_container(compose("train", [*settings]), resolve=False)
