@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from visualchat.attention import Modality
-from visualchat.dialogue.template import PAPER, ImageSegment, Segment, Template
+from visualchat.dialogue.template import PAPER, ImageSegment, Segment, Template, TextSegment
 
 IGNORE_INDEX = -100
 """The label of a token that is not trained (torch's `cross_entropy` leaves it out)."""
@@ -51,17 +51,25 @@ class Encoding:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
-    """Token ids of a text; special tokens spelled in it are plain text, without power, unless `special`.
+    """Token ids of one text: see `encode_texts`."""
+    return encode_texts(tokenizer, [text], special)[0]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+    """Token ids of each text; special tokens spelled in it are plain text, without power, unless `special`.
 
     Raises:
-        ValueError: The text holds what is no character, such as half of a surrogate pair.
+        ValueError: A text holds what is no character, such as half of a surrogate pair.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        part = error.object[error.start : error.end]
-        raise ValueError(f"the text is not valid: {part!r} at character {error.start + 1} is no character") from error
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            part = error.object[error.start : error.end]
+            raise ValueError(
+                f"the text is not valid: {part!r} at character {error.start + 1} is no character"
+            ) from error
+    return tokenizer([*texts], add_special_tokens=False, split_special_tokens=not special)["input_ids"] if texts else []
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: Template = PAPER) -> list[int]:
@@ -88,6 +96,18 @@ def filler_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         ValueError: The tokenizer has neither.
     """
     return end_token_ids(tokenizer)[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _texts_encoded(segments: Sequence[Segment], tokenizer: PreTrainedTokenizerBase) -> dict[int, list[int]]:
+    """Token ids of each segment of text by its place; all at once, since every call of a tokenizer costs."""
+    found: dict[int, list[int]] = {}
+    for special in (False, True):
+        texts = {
+            n: text for n, text in enumerate(segments) if isinstance(text, TextSegment) and text.special == special
+        }
+        ids = encode_texts(tokenizer, [text.text for text in texts.values()], special)
+        found.update(zip(texts, ids, strict=True))
+    return found
 
 
 def encode_segments(
@@ -117,12 +137,13 @@ def encode_segments(
     modality: list[int] = [Modality.TEXT] * len(input_ids)
     units: list[int] = [NO_UNIT] * len(input_ids)
     spans: list[tuple[int, int]] = []
-    for segment in segments:
+    texts = _texts_encoded(segments, tokenizer)
+    for place, segment in enumerate(segments):
         if isinstance(segment, ImageSegment):
             ids = [filler] * image_seq_length
             supervised, kind, unit = False, Modality.IMAGE, segment.number
         else:
-            ids = encode_text(tokenizer, segment.text, segment.special)
+            ids = texts[place]
             supervised, kind = segment.supervised, Modality.TEXT
             unit = NO_UNIT if segment.label is None else segment.label
         if supervised:
