@@ -29,6 +29,7 @@ from visualchat.model import VisualChatProcessor
 from visualchat.model.light import save_light
 from visualchat.model.trainable import merge_adapters
 from visualchat.model.warm_start import start_from, whole_base
+from visualchat.training.best import load_best
 from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.gather import gather_model
 from visualchat.training.module import VisualChatModule
@@ -91,14 +92,13 @@ def train(config: DictConfig, run: Path) -> dict[str, float]:
         gather_model(module, trainer)
     if not trainer.is_global_zero:
         return {}
-    if config.resume == "auto" and (finished := _finished(run, trainer.global_step)):
+    if config.resume == "auto" and (finished := _finished(run, trainer.global_step, config.load_best_model_at_end)):
         console.print(f"{os.path.relpath(run)}/ is already finished: left unchanged", highlight=False)
         return finished
+    last = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")}
+    validated = load_best(module, trainer) if config.load_best_model_at_end else last
     _save(config.save, module, base, processor, run)
-    metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)}
-    metrics |= {
-        name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("validation/")
-    }
+    metrics = {"train/seconds": seconds, "train/steps": float(trainer.global_step)} | validated
     if trainer.world_size > 1 and config.evaluation.dialogues:
         console.print(f"the first of {trainer.world_size} processes evaluates, the others are done", **PLAIN)
     metrics |= _evaluate(config, module, data, run)
@@ -167,11 +167,11 @@ def _refuse_another_run(run: Path, checkpoint: Path | None) -> None:
             )
 
 
-def _finished(run: Path, steps: int) -> dict[str, float]:
-    """The metrics of a run that ended after so many optimizer steps; empty if it did not."""
+def _finished(run: Path, steps: int, best: bool) -> dict[str, float]:
+    """The metrics of a run that ended after so many optimizer steps and left that model; empty if it did not."""
     path = run / "metrics.json"
     metrics: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    return metrics if metrics.get("train/steps") == steps else {}
+    return metrics if metrics.get("train/steps") == steps and ("train/best_step" in metrics) == best else {}
 
 
 def _save(
