@@ -10,7 +10,7 @@ import torch
 from commands import history, run
 from safetensors.torch import load_file
 
-from visualchat.training.best import trained_parameters
+from visualchat.training.callbacks.best import trained_parameters
 
 pytestmark = pytest.mark.slow
 

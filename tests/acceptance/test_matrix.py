@@ -46,8 +46,9 @@ BASE = {
     "bfloat16": ("dtype=bfloat16", "trainer.precision=bf16-true", "save=full"),
     "nf4": ("model/quantization=nf4", "save=light"),
     "int8": ("model/quantization=int8", "save=light"),
+    "light": ("save=light",),
 }
-TOLERANCE = {"float32": 2e-4, "nf4": 2e-4, "bfloat16": 2e-2, "int8": 2e-4}
+TOLERANCE = {"float32": 2e-4, "light": 2e-4, "nf4": 2e-4, "bfloat16": 2e-2, "int8": 2e-4}
 """Of training losses. fp32: sums over ranks add in another order; bf16 keeps 8 bits."""
 
 
@@ -84,8 +85,16 @@ def train(place, folder: str, combination: tuple[str, ...], *more: str) -> Done:
     return run(place, "visualchat-train", *DATA[data], *choices, *BASE[base], *GENTLE, *more, f"hydra.run.dir={folder}")
 
 
+OF_IMAGES = [
+    ("ddp", "unit", "lora_images", "nf4", "own"),
+    ("zero3", "causal", "lora_images", "light", "tiny"),
+    ("fsdp2", "causal", "lora_images", "light", "tiny"),
+]
+"""Adapters of image tokens alone, which no whole folder holds."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("combination", combinations(), ids="-".join)
+@pytest.mark.parametrize("combination", [*combinations(), *OF_IMAGES], ids="-".join)
 def test_two_processes_train_as_one(place, combination):
     name, base = "-".join(combination), combination[3]
     train(place, name, combination, "trainer.devices=2", "data.batch_size=2").ok()

@@ -121,6 +121,25 @@ def test_ten_rounds_with_images_in_1_3_and_7_equal_recomputing(make_model, proce
     assert_answers_are_those_of_one_pass(model, session, logits)
 
 
+@pytest.mark.parametrize("kind", ["mmca", "unit"])
+def test_adapters_of_image_tokens_act_wherever_an_image_is_computed(make_model, processor, kind):
+    """On its own, to be kept, and in its place; never on the label that is computed with it."""
+    rounds = [("What are these?", [0, 1]), ("Sure?", []), ("And this?", [1, 2])]
+    model = make_model(attention_kind=kind)
+    plain, _ = a_dialogue(model, processor, ImageStore(), rounds)
+    set_trainable(model, Trainable(language="lora_images", lora_rank=4))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    store = ImageStore()
+    a_dialogue(model, processor, store, [("Hello.", []), ("First", [0, 1, 2])])
+    logits, session = a_dialogue(model, processor, store, rounds)
+    assert store.stats.hits >= 2
+    assert_same_bits(logits, a_dialogue(model, processor, ImageStore(), rounds)[0])
+    assert_answers_are_those_of_one_pass(model, session, logits)
+    assert not torch.allclose(logits[0][0], plain[0][0], atol=1e-3)
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 2048}
 LLAMA3 = {
     "rope_type": "llama3",

@@ -70,3 +70,28 @@ def test_a_number_that_is_too_small_is_refused_before_training(name):
             config = compose("train", ["model/trainable=lora_language", f"{name}={value}"])
         with nullcontext() if fits else pytest.raises(ValueError, match=f"^{name}={value}: expected {value + 1} or mo"):
             check_combination(config)
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        ("callbacks.checkpoint=null", "callbacks.checkpoint=null"),
+        ("data.validation=null", "data.validation=null"),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run keeps no checkpoint"),
+        ("seed=1", None),
+    ],
+)
+def test_the_best_model_of_a_run_that_keeps_none_is_refused(choice, found):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", ["load_best_model_at_end=true", choice])
+    with nullcontext() if found is None else pytest.raises(ValueError, match=f"load_best_model_at_end=true .*{found}"):
+        check_combination(config)
+
+
+def test_adapters_of_image_tokens_are_saved_light():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        config = compose("train", ["model/trainable=lora_images"])
+        light = compose("train", ["model/trainable=lora_images", "save=light"])
+    with pytest.raises(ValueError, match="cannot be merged: choose save=light, found save=full"):
+        check_combination(config)
+    check_combination(light)

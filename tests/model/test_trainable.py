@@ -1,5 +1,7 @@
 """What trains is what was asked for; adapters start as nothing and merge into the very same model; quantized bases."""
 
+import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
+from visualchat.attention import Modality
 from visualchat.cli.config import CONF
 from visualchat.dialogue import Dialogue, Turn
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
@@ -21,6 +24,7 @@ from visualchat.tiny import backbone
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
 DIALOGUE = Dialogue((Turn.ask("Which is red?", [RED, BLUE], "The first."), Turn.ask("And now?", answer="Still.")))
+TEXT = Dialogue((Turn.ask("Which is red?", answer="None."),))
 EMBEDDING = "language_model.model.embed_tokens.weight"
 CHOICES = sorted(path.stem for path in Path(CONF, "model", "trainable").glob("*.yaml"))
 
@@ -42,7 +46,7 @@ def expected_to_move(name, parameter):
         return name != "projector"
     if part == "vision_tower":
         return name in ("all", "vision") or (adapter and name in ("lora_vision", "lora_both"))
-    return name == "all" or (adapter and name in ("lora_language", "lora_both"))
+    return name == "all" or (adapter and name in ("lora_language", "lora_images", "lora_both"))
 
 
 def step(model, batch, rate=0.1):
@@ -90,6 +94,8 @@ def test_exactly_what_was_chosen_moves(name, model, processor):
     allowed = {n for n in before if expected_to_move(name, n)}
     assert moved <= allowed
     unused = {n for n in allowed - moved if n.startswith("vision_tower.")}  # such as the pooler, which nothing reads
+    if name == "lora_images":  # an image token that sees itself alone weighs nothing, and is last read as key and value
+        unused |= {n for n in allowed - moved if re.search(r"q_proj|layers\.1\.(self_attn\.o_proj|mlp)", n)}
     assert allowed - moved == unused
     assert unused < allowed
 
@@ -114,6 +120,37 @@ def test_adapters_start_as_nothing_and_merge_into_the_same_model(name, make_mode
     again = type(merged).from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, merged(**batch).logits)
+
+
+def test_adapters_of_image_tokens_leave_text_as_it_is(make_model, processor):
+    """And images change: the same adapters on all tokens give the same images, where nothing of an image sees text."""
+    plain, model, everywhere = make_model(), make_model(), make_model()
+    set_trainable(model, choice("lora_images"))
+    set_trainable(everywhere, choice("lora_language"))
+    batch = processor.batch([DIALOGUE])
+    for _ in range(3):
+        step(model, batch)
+    everywhere.load_state_dict(trainable_state(model), strict=False)
+    copied = copy.deepcopy(model)
+    copied(**processor.batch([TEXT]))  # what is image and what is text of a pass is of that model alone
+    with torch.no_grad():
+        states = [one.eval()(**batch, output_hidden_states=True).hidden_states for one in (plain, model, everywhere)]
+        text = processor.batch([TEXT])
+        one, other, third = (m(**text).logits for m in (plain_with_embedding(plain, model), model, everywhere))
+    slots = batch["mm_token_type_ids"] == Modality.IMAGE
+    assert torch.equal(one, other)
+    assert not torch.allclose(one, third, atol=1e-3)
+    before, tuned, all_tuned = (of[-1][slots] for of in states)
+    assert torch.equal(tuned, all_tuned)
+    assert not torch.allclose(before, tuned, atol=1e-3)
+    with pytest.raises(ValueError, match="cannot be merged: they are kept in a light folder"):
+        merge_adapters(model)
+
+
+def plain_with_embedding(plain, tuned):
+    """A model without adapters, with what else trained."""
+    plain.load_state_dict(trainable_state(tuned), strict=False)
+    return plain
 
 
 def test_adapters_leave_the_base_the_base(make_model):

@@ -29,7 +29,7 @@ LEAST = {
 def check_combination(config: DictConfig) -> None:
     """Refuse weights of another type than the trainer's, quantized ones that the run cannot have, and batches overfit.
 
-    And numbers below what is in `LEAST`.
+    And numbers below what is in `LEAST`, and the best model of a run that keeps no best checkpoint.
 
     Args:
         config: Of a training command, or of a plan of one.
@@ -52,6 +52,14 @@ def check_combination(config: DictConfig) -> None:
             f"trainer.overfit_batches={overfit} is not supported: each epoch's batches are planned. Train on few rows "
             "instead, by data.train.size=8 in the tiny world or source.files= that name a small file"
         )
+    of_images = OmegaConf.select(config, "model.trainable.language") == "lora_images"
+    if of_images and (save := OmegaConf.select(config, "save") or "light") != "light":
+        raise ValueError(f"adapters of image tokens alone cannot be merged: choose save=light, found save={save}")
+    if OmegaConf.select(config, "load_best_model_at_end"):
+        lacking = [name for name in ("callbacks.checkpoint", "data.validation") if not OmegaConf.select(config, name)]
+        if lacking or OmegaConf.select(config, "trainer.fast_dev_run"):
+            lacks = f"found {lacking[0]}=null" if lacking else "a run with trainer.fast_dev_run keeps no checkpoint"
+            raise ValueError(f"load_best_model_at_end=true takes the checkpoint of the best validation: {lacks}")
     bits = config.model.quantization.bits
     if not bits:
         return

@@ -18,7 +18,8 @@ trains on the tiny world of drawn shapes, in minutes on a laptop.
   model/vision=tiny         the vision encoder
   model/language=tiny       the language model
   model/trainable=projector_embedding
-                            what trains; lora_language adds adapters
+                            what trains; lora_language adds adapters,
+                            lora_images those of image tokens alone
   model/quantization=none   nf4 or int8 for the frozen language model
   attention=mmca            how image and text tokens attend: causal, numbered,
                             unit, cross, ...

@@ -29,7 +29,7 @@ from visualchat.model import VisualChatProcessor
 from visualchat.model.light import save_light
 from visualchat.model.trainable import merge_adapters
 from visualchat.model.warm_start import start_from, whole_base
-from visualchat.training.best import load_best
+from visualchat.training.callbacks.best import load_best
 from visualchat.training.checkpoint_io import CheckpointFolders, manifest
 from visualchat.training.gather import gather_model
 from visualchat.training.module import VisualChatModule

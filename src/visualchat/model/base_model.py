@@ -27,6 +27,7 @@ from visualchat.model.configuration_visualchat import VisualChatConfig
 from visualchat.model.cross_images import hold, outside_sequence, unseen_image
 from visualchat.model.damage import naming_damage
 from visualchat.model.generation import held_ids, hold_ids
+from visualchat.model.image_adapters import ImageSlots
 from visualchat.model.image_numbers import ImageNumbers, attention_ids, known_units, longer_by_text, slot_numbers
 from visualchat.model.images_first import ImagesFirstCache
 from visualchat.model.positions import shared
@@ -85,6 +86,7 @@ class VisualChatModel(PreTrainedModel):
         self._add_cross_attention()
         self.multi_modal_projector = self._new_projector()
         self.image_numbers = self._new_numbers()
+        self.image_slots: ImageSlots | None = None  # set where adapters act on image tokens alone
         self.post_init()
 
     def _add_cross_attention(self) -> None:
@@ -296,6 +298,8 @@ class VisualChatModel(PreTrainedModel):
             kwargs |= {name: past_key_values.in_order(kwargs[name]) for name in PER_KEY if kwargs.get(name) is not None}
             if past_key_values.awaits_text:
                 kwargs["key_order"] = past_key_values.order
+        if self.image_slots is not None:
+            self.image_slots.now = mm_token_type_ids == Modality.IMAGE
         out = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,

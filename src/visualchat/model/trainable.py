@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from visualchat.attention import GatedCrossAttention
 from visualchat.attention.cross import NAME as CROSS_ATTENTION
+from visualchat.model.image_adapters import act_on_images_alone, acts_on_images_alone
 from visualchat.model.modeling_visualchat import VisualChatForConditionalGeneration
 from visualchat.model.sharding import whole_state
 
 Backbone = Literal["frozen", "lora", "full"]
+LanguageModel = Literal["frozen", "lora", "lora_images", "full"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Trainable:
         projector: The projector, and the vectors of images' numbers where the model has them.
         embedding: The token embedding.
         vision: The vision encoder: `frozen`, `lora` or `full`.
-        language: The language model, likewise; `full` includes head and token embedding.
+        language: The language model, likewise, or `lora_images`: adapters that act on image tokens alone. `full`
+            includes head and token embedding.
         lora_rank: Of the adapters; the published code's results have 128.
         lora_alpha: What an adapter adds is scaled by alpha / rank.
         lora_dropout: Of an adapter's input.
@@ -40,15 +43,15 @@ class Trainable:
     projector: bool = True
     embedding: bool = True
     vision: Backbone = "frozen"
-    language: Backbone = "frozen"
+    language: LanguageModel = "frozen"
     lora_rank: int = 128
     lora_alpha: float = 128.0
     lora_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("vision", "language"):
-            if (choice := getattr(self, name)) not in get_args(Backbone):
-                raise ValueError(f"trainable.{name}={choice!r}, expected one of {', '.join(get_args(Backbone))}")
+        for name, choices in (("vision", get_args(Backbone)), ("language", get_args(LanguageModel))):
+            if (choice := getattr(self, name)) not in choices:
+                raise ValueError(f"trainable.{name}={choice!r}, expected one of {', '.join(choices)}")
         if not (self.projector or self.embedding or self.vision != "frozen" or self.language != "frozen"):
             raise ValueError("nothing trains: projector and embedding are off and both backbones frozen")
 
@@ -71,12 +74,19 @@ def set_trainable(model: VisualChatForConditionalGeneration, trainable: Trainabl
         )
     if trainable.language == "full" and getattr(model.language_model, "is_quantized", False):
         raise ValueError("a quantized language model is frozen: trainable.language must be frozen or lora, found full")
+    if trainable.language == "lora_images" and model.config.images_outside:
+        raise ValueError(
+            f"attention kind {model.config.attention_kind!r} has no image tokens in the language model, on which "
+            "adapters could act: choose model/trainable=lora_language, or a kind with images in the sequence"
+        )
     model.requires_grad_(False)
     for part, choice in ((model.vision_tower, trainable.vision), (model.language_model, trainable.language)):
-        if choice == "lora":
+        if choice.startswith("lora"):
             _add_adapters(part, trainable)
         elif choice == "full":
             part.requires_grad_(True)
+    if trainable.language == "lora_images":
+        model.image_slots = act_on_images_alone(model.language_model)
     model.multi_modal_projector.requires_grad_(trainable.projector)
     if model.image_numbers is not None:
         model.image_numbers.requires_grad_(trainable.projector)
@@ -102,8 +112,14 @@ def _add_adapters(part: nn.Module, trainable: Trainable) -> None:
 
 
 def merge_adapters(model: VisualChatForConditionalGeneration) -> VisualChatForConditionalGeneration:
-    """Add every adapter to the layer it stands beside, in place, so that an ordinary model is left; returns it."""
+    """Add every adapter to the layer it stands beside, in place, so that an ordinary model is left; returns it.
+
+    Raises:
+        ValueError: They act on image tokens alone.
+    """
     layers = [(name, m) for name, m in model.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
+    if any(acts_on_images_alone(layer) for _, layer in layers):
+        raise ValueError("adapters that act on image tokens alone cannot be merged: they are kept in a light folder")
     for name, layer in layers:
         layer.merge()
         parent, _, child = name.rpartition(".")

@@ -159,7 +159,7 @@ def _other_parts(card: Mapping[str, Any], trainable: Trainable) -> list[str]:
         for part in parts
         if getattr(saved, part) not in (False, "frozen") and not _trains(part, saved, trainable)
     ]
-    if "lora" in (saved.vision, saved.language):
+    if any(choice.startswith("lora") for choice in (saved.vision, saved.language)):
         differences += [
             f"{name}={getattr(saved, name):g}, configured is {getattr(trainable, name):g} (model.trainable.{name}=...)"
             for name in ("lora_rank", "lora_alpha")
