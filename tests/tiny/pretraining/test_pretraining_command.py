@@ -15,7 +15,7 @@ from visualchat.tiny import backbone
 @pytest.mark.slow
 def test_the_line_of_the_documents_trains_and_keeps_how_far_it_is(tmp_path):
     shutil.copytree(backbone("language_causal"), tmp_path / "language_causal")
-    line = ["-m", "visualchat.tiny.pretraining", "--only", "tokenizer", "--only", "language-hops", "--out"]
+    line = ["-m", "visualchat.tiny.pretraining", "--only", "language-hops", "--out"]
     with subprocess.Popen(
         [sys.executable, *line, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:

@@ -35,8 +35,10 @@ def make_vision(out: Path, seed: int, on_step: OnStep) -> dict[str, Any]:
 
 def make_language(name: str, out: Path, seed: int, on_step: OnStep) -> dict[str, Any]:
     """Train, untie and save one language model beside its tokenizer; returns its scores on (folded) captions."""
-    tokenizer = AutoTokenizer.from_pretrained(out / name)
     recipe = RECIPES[name]
+    if not (out / name / "tokenizer.json").exists():
+        train_tokenizer(recipe.hops).save_pretrained(out / name)
+    tokenizer = AutoTokenizer.from_pretrained(out / name)
     start = out / recipe.start if recipe.start else None
     checkpoint = out / f"{name}.checkpoint"
     model = untied(train_language(recipe, tokenizer, seed, on_step, start, checkpoint))

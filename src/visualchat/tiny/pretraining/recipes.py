@@ -89,6 +89,6 @@ RECIPES = {
     "language_mixed": LanguageRecipe(MIXED_COURSE, steps=4500),
     "language_hops": _HOPS,
     "language_hops_mixed": replace(_HOPS, course=MIXED_COURSE, start="language_mixed"),
-    "language_hops_wide": replace(_HOPS, start="language_hops", width=192, steps=600, hinted_share=0.0),
+    "language_hops_wide": replace(_HOPS, start="language_hops", width=192, steps=2000, hinted_share=0.0),
 }
 """The recipe of each shipped language model."""
