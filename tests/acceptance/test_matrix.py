@@ -35,7 +35,7 @@ GENTLE = (
     *("evaluation=none", "logger=csv", "data.max_length=1024", "data.num_workers=0"),
     # large steps enlarge the rounding of sums that ranks take in another order
     *(f"optimizer.{rate}" for rate in ("learning_rate=1e-4", "embedding_learning_rate=1e-4")),
-    "optimizer.backbone_learning_rate=1e-5",
+    *(f"optimizer.{rate}" for rate in ("adapter_learning_rate=1e-4", "backbone_learning_rate=1e-5")),
 )
 DATA = {
     "tiny": ("data=tiny", "data.train.size=8", "data.validation.size=4"),

@@ -13,16 +13,17 @@ from visualchat.training.optim import OptimizerSettings, build_optimizer, warmup
 
 def test_groups_and_rates(model):
     set_trainable(model, Trainable(vision="full", language="lora", lora_rank=2))
-    settings = OptimizerSettings(learning_rate=0.1, embedding_learning_rate=0.01, backbone_learning_rate=0.001)
+    settings = OptimizerSettings(
+        learning_rate=0.1, embedding_learning_rate=0.01, adapter_learning_rate=0.02, backbone_learning_rate=0.001
+    )
     optimizer = build_optimizer(settings, model)
     groups = {group["name"]: group for group in optimizer.param_groups}
     adapters = [p for name, p in model.named_parameters() if "lora" in name]
-    assert {id(p) for p in groups["new"]["params"]} == {
-        id(p) for p in [*model.multi_modal_projector.parameters(), *adapters]
-    }
+    assert {id(p) for p in groups["new"]["params"]} == {id(p) for p in model.multi_modal_projector.parameters()}
+    assert {id(p) for p in groups["adapters"]["params"]} == {id(p) for p in adapters}
     assert [id(p) for p in groups["embedding"]["params"]] == [id(model.get_input_embeddings().weight)]
     assert {id(p) for p in groups["backbone"]["params"]} == {id(p) for p in model.vision_tower.parameters()}
-    assert [groups[name]["lr"] for name in ("new", "embedding", "backbone")] == [0.1, 0.01, 0.001]
+    assert [groups[name]["lr"] for name in ("new", "embedding", "adapters", "backbone")] == [0.1, 0.01, 0.02, 0.001]
     assert optimizer.defaults["betas"] == (0.0, 0.95)
 
 
@@ -31,6 +32,7 @@ def test_groups_and_rates(model):
     [
         ({"learning_rate": -1e-3}, r"optimizer\.learning_rate=-0\.001: expected 0 or more"),
         ({"embedding_learning_rate": float("nan")}, r"optimizer\.embedding_learning_rate=nan: expected 0 or more"),
+        ({"adapter_learning_rate": -1.0}, r"optimizer\.adapter_learning_rate=-1\.0: expected 0 or more"),
         ({"backbone_learning_rate": float("inf")}, r"optimizer\.backbone_learning_rate=inf: expected 0 or more"),
         ({"weight_decay": -0.1}, r"optimizer\.weight_decay=-0\.1: expected 0 or more"),
         ({"warmup_fraction": 5}, r"optimizer\.warmup_fraction=5: expected a share between 0 and 1"),
@@ -52,9 +54,15 @@ def test_cross_attention_is_new(make_model):
 
 
 def test_one_rate_for_all_unless_asked(model):
-    set_trainable(model, Trainable(language="full"))
+    set_trainable(model, Trainable(vision="lora", language="full", lora_rank=2))
     optimizer = build_optimizer(OptimizerSettings(learning_rate=0.1), model)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.1, 0.1]
+
+
+def test_halved_are_the_rates_of_what_trains():
+    settings = OptimizerSettings(learning_rate=0.1, embedding_learning_rate=0.01, adapter_learning_rate=0.02)
+    assert settings.halved(["new", "adapters"]) == {"learning_rate": 0.05, "adapter_learning_rate": 0.01}
+    assert settings.halved(["embedding", "backbone"]) == {"learning_rate": 0.05, "embedding_learning_rate": 0.005}
 
 
 def test_nothing_to_train_is_an_error(model):

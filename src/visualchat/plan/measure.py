@@ -54,9 +54,9 @@ class TokenEstimate:
 
     bos_token_id = eos_token_id = pad_token_id = 0
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        """As a tokenizer of transformers is called; the ids mean nothing."""
-        return {"input_ids": [0] * math.ceil(len(text) / CHARACTERS_PER_TOKEN)}
+    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        """As a tokenizer of transformers is called with several texts; the ids mean nothing."""
+        return {"input_ids": [[0] * math.ceil(len(text) / CHARACTERS_PER_TOKEN) for text in texts]}
 
 
 def local_tokenizer(path: str | Path) -> PreTrainedTokenizerBase | None:

@@ -25,6 +25,7 @@ from visualchat.training.optim import (
     build_optimizer,
     group_settings,
     set_group_settings,
+    trained_groups,
     training_steps,
     warmup_cosine,
 )
@@ -190,7 +191,8 @@ class VisualChatModule(lightning.LightningModule):
         )
 
     def _lower_rates(self) -> dict[str, object]:
-        return {f"optimizer.{name}": f"{rate:g}" for name, rate in self.optimizer_settings.halved().items()}
+        rates = self.optimizer_settings.halved(trained_groups(self.model))
+        return {f"optimizer.{name}": f"{rate:g}" for name, rate in rates.items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW, its rate set again at every step."""

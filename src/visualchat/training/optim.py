@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from visualchat.model import VisualChatForConditionalGeneration
 from visualchat.model.parameters import Part, parameters_by_part
 
-RATES = ("learning_rate", "embedding_learning_rate", "backbone_learning_rate")
+RATES = {
+    "new": "learning_rate",
+    "embedding": "embedding_learning_rate",
+    "adapters": "adapter_learning_rate",
+    "backbone": "backbone_learning_rate",
+}
+"""The setting of each group's rate; a group whose setting is None has the rate of the first."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,9 @@ class OptimizerSettings:
     """The update rule of what trains: rates, and AdamW's own numbers.
 
     Attributes:
-        learning_rate: Peak rate of newly initialised parameters: projector and adapters.
+        learning_rate: Peak rate of newly initialised parameters: the projector, image numbers, cross-attention.
         embedding_learning_rate: Peak rate of the token embedding; as `learning_rate` if None.
+        adapter_learning_rate: Peak rate of low-rank adapters beside a backbone; as `learning_rate` if None.
         backbone_learning_rate: Peak rate of a backbone that trains as a whole; as `learning_rate` if None.
         betas: AdamW's; (0.0, 0.95) in the paper.
         weight_decay: AdamW's.
@@ -38,22 +45,33 @@ class OptimizerSettings:
 
     learning_rate: float = 1e-3
     embedding_learning_rate: float | None = None
+    adapter_learning_rate: float | None = None
     backbone_learning_rate: float | None = None
     betas: tuple[float, float] = (0.0, 0.95)
     weight_decay: float = 0.0
     warmup_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in (*RATES, "weight_decay"):
+        for name in (*RATES.values(), "weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"optimizer.{name}={value}: expected 0 or more")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"optimizer.warmup_fraction={self.warmup_fraction}: expected a share between 0 and 1")
 
-    def halved(self) -> dict[str, float]:
-        """Half of every rate that is set, by its name."""
-        return {name: getattr(self, name) / 2 for name in RATES if getattr(self, name) is not None}
+    def rate(self, group: str) -> float:
+        """The peak rate of a group of `RATES`."""
+        own: float | None = getattr(self, RATES[group])
+        return self.learning_rate if own is None else own
+
+    def halved(self, groups: Iterable[str]) -> dict[str, float]:
+        """Half of each rate that is set for these groups, and of the one that the others take, by the setting."""
+        names = {"learning_rate", *(RATES[group] for group in groups)}
+        return {
+            name: getattr(self, name) / 2
+            for name in RATES.values()
+            if name in names and getattr(self, name) is not None
+        }
 
 
 class MasterAdamW(AdamW):
@@ -134,7 +152,7 @@ def build_optimizer(
     mixed_precision: bool = False,
     masters: bool = True,
 ) -> AdamW:
-    """AdamW over the parameters that require gradients, in a group each: `new`, `embedding`, `backbone`.
+    """AdamW over the parameters that require gradients, in the groups of `RATES`.
 
     Args:
         settings: Their update rule.
@@ -145,32 +163,35 @@ def build_optimizer(
     Raises:
         ValueError: Nothing trains.
     """
-    groups: dict[str, list[nn.Parameter]] = {"new": [], "embedding": [], "backbone": []}
-    for part, parameters in parameters_by_part(model).items():
-        groups[_group(part)] += [parameter for parameter in parameters if parameter.requires_grad]
-    if not any(groups.values()):
+    groups = trained_groups(model)
+    if not groups:
         raise ValueError("no parameter requires a gradient: there is nothing to train")
-    rates = {"embedding": settings.embedding_learning_rate, "backbone": settings.backbone_learning_rate}
     # One pass over memory on a CPU instead of six. Under mixed precision Lightning refuses to clip before a fused step.
     on_cpu = all(type(p) is nn.Parameter and p.device.type == "cpu" for group in groups.values() for p in group)
     fused = on_cpu and not mixed_precision
     kind = MasterAdamW if masters and any(has_sixteen_bits(p) for group in groups.values() for p in group) else AdamW
     return kind(
-        [
-            {"params": group, "lr": settings.learning_rate if rates.get(name) is None else rates[name], "name": name}
-            for name, group in groups.items()
-            if group
-        ],
+        [{"params": group, "lr": settings.rate(name), "name": name} for name, group in groups.items()],
         betas=settings.betas,
         weight_decay=settings.weight_decay,
         fused=fused or None,
     )
 
 
+def trained_groups(model: VisualChatForConditionalGeneration) -> dict[str, list[nn.Parameter]]:
+    """The parameters that require gradients, by their group of `RATES`; groups of none are left out."""
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in RATES}
+    for part, parameters in parameters_by_part(model).items():
+        groups[_group(part)] += [parameter for parameter in parameters if parameter.requires_grad]
+    return {name: parameters for name, parameters in groups.items() if parameters}
+
+
 def _group(part: Part) -> str:
     """The optimizer's group of a part."""
     if part is Part.EMBEDDING:
         return "embedding"
+    if part is Part.ADAPTERS:
+        return "adapters"
     return "new" if part.is_new else "backbone"
 
 
