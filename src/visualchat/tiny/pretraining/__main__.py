@@ -14,6 +14,7 @@ import platform
 import queue
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from visualchat.tiny import BACKBONES
 from visualchat.tiny.pretraining.card import card
-from visualchat.tiny.pretraining.parts import make_tokenizer, train_part
+from visualchat.tiny.pretraining.parts import end_with_the_command, make_tokenizer, train_part
 from visualchat.tiny.pretraining.recipes import RECIPES
 
 TRAINED = ("vision", *RECIPES)
@@ -45,9 +46,11 @@ def train_parts(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    manager = SyncManager(ctx=context)
+    manager.start(end_with_the_command)
     with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        manager,
+        ProcessPoolExecutor(workers, context, initializer=end_with_the_command) as pool,
         Progress(*columns, console=console) as progress,
     ):
         messages = manager.Queue()

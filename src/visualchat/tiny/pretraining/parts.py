@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,18 @@ def save_half(model: PreTrainedModel, folder: Path) -> None:
     config = json.loads(path.read_text())
     config["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def end_with_the_command() -> None:
+    """Let this process end when the one that started it does, however that ends."""
+    command = multiprocessing.parent_process()
+    assert command is not None, "for a process that multiprocessing started"
+
+    def watch() -> None:
+        command.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_part(name: str, out: Path, seed: int, messages: Any) -> dict[str, Any]:
