@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 from visualchat.figures import figure_in
 from visualchat.studies.findings import ALL, Row, findings, rows
 from visualchat.studies.kept import Kept
-from visualchat.studies.page import claims, image_counts, markdown_table, with_discussion
+from visualchat.studies.page import claims, commits, image_counts, markdown_table, with_discussion
 from visualchat.studies.plan import Claim, Plan
 from visualchat.tiny.hops import ASK_HOPS
 
@@ -146,10 +146,9 @@ def _figures(ways: Sequence[str], table: Mapping[str, Row], times: Mapping[str, 
 
 
 def _runs(kept: Kept) -> str:
-    commits = {f"{(run.code.get('commit') or 'no commit')[:9]}{'+' * bool(run.code.get('dirty'))}" for run in kept.runs}
     minutes = sum(run.seconds for run in kept.runs) / 60
     return (
-        f"Scored at {', '.join(sorted(commits))} (+: with changes), in {minutes:.0f} minutes in all. Every answer is "
+        f"Scored at {commits(kept)}, in {minutes:.0f} minutes in all. Every answer is "
         "kept beside this page (`reuse/answers.jsonl.xz`), the least and the most of each time in `reuse/times.json`."
     )
 

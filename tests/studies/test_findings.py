@@ -7,7 +7,7 @@ from visualchat.evaluation.statistics import crossed_means, mean_interval
 from visualchat.studies import kept as keeping
 from visualchat.studies.findings import findings, rows
 from visualchat.studies.kept import Kept, Question, Run
-from visualchat.studies.page import draw, page
+from visualchat.studies.page import commits, draw, page
 from visualchat.studies.plan import plan_of
 
 PLAN = plan_of(
@@ -146,6 +146,13 @@ def test_a_run_of_other_questions_is_not_put_beside_the_others():
     assert sorted(run.seconds for run in kept.runs if run.arm == ("a",)) == [1.0, 60.0, 60.0]
 
 
+def test_the_page_names_the_commits_and_marks_those_with_changes():
+    kept = made()
+    assert commits(kept) == "012345678"
+    kept.runs[0] = dataclasses.replace(kept.runs[0], code={"commit": "abcdef0123", "dirty": True})
+    assert commits(kept) == "012345678, abcdef012+ (+: with changes)"
+
+
 def test_the_page_shows_claims_and_figures_and_keeps_its_discussion(tmp_path):
     kept = made()
     table, found = rows(PLAN, kept), findings(PLAN, kept)
@@ -155,7 +162,7 @@ def test_the_page_shows_claims_and_figures_and_keeps_its_discussion(tmp_path):
     assert f"{found[0].difference:+.1f}" in line
     assert "**confirmed**" in line
     assert f"| a | {table[0].cells['all'].value:.1f} (" in first
-    assert "Trained at 012345678 (+: with changes);" in first
+    assert "Trained at 012345678;" in first
     before = first + "\n## Discussion\n\nIt was so.\n"
     assert page(PLAN, kept, table, found, "mine.png", before) == before
     empty = page(PLAN, Kept(), [], [], "mine.png", "")

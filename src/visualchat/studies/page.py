@@ -153,14 +153,19 @@ def _runs(kept: Kept, rows: Sequence[Row]) -> list[str]:
     if not kept.runs:
         return []
     seconds = [row.seconds for row in rows]
-    commits = sorted(
-        {f"{(run.code.get('commit') or 'no commit')[:9]}{'+' * bool(run.code.get('dirty'))}" for run in kept.runs}
-    )
     return [
         "## Runs",
-        f"Trained at {', '.join(commits)} (+: with changes); the median training of an arm took {min(seconds):.0f} to "
+        f"Trained at {commits(kept)}; the median training of an arm took {min(seconds):.0f} to "
         f"{max(seconds):.0f} s on one thread. {_shared(kept)}Every answer of every run is kept beside this page.",
     ]
+
+
+def commits(kept: Kept) -> str:
+    """The commits that the kept runs were made at, those with uncommitted changes marked."""
+    names = sorted(
+        {f"{(run.code.get('commit') or 'no commit')[:9]}{'+' * bool(run.code.get('dirty'))}" for run in kept.runs}
+    )
+    return ", ".join(names) + " (+: with changes)" * any(name.endswith("+") for name in names)
 
 
 def _shared(kept: Kept) -> str:
