@@ -1,5 +1,6 @@
 """What the test tiers promise: nothing downloads, and a `gpu` test fails without a CUDA device. Small random models."""
 
+import gc
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,6 +19,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from visualchat.data.batching.collate import Collator
 from visualchat.dialogue import Dialogue
 from visualchat.model import VisualChatForConditionalGeneration, VisualChatProcessor
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # modules and tests stay: no later collection need look at them
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -16,7 +16,9 @@ def runs() -> dict[tuple[str, ...], set[str]]:
     found: dict[tuple[str, ...], set[str]] = {}
     for line in all_lines():
         command = line.command()
-        if command and command[0] == "visualchat-train" and not {"--help", "--version"} & set(command):
+        if not any(word.startswith(("model", "experiment", "scale")) for word in command or ()):
+            continue  # the tiny one
+        if command[0] == "visualchat-train" and not {"--help", "--version"} & set(command):
             point = next(iter(points(command)))
             if isinstance(composed(point).model.language.path, str):
                 found.setdefault(tuple(point), set()).add(line.document)

@@ -5,24 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from layouts import Tokens, sees
 
 from visualchat.attention import KINDS, AttentionKind
-from visualchat.attention.__main__ import CONTEXTS, TOKENS, drawn, example
+from visualchat.attention.__main__ import CONTEXTS, TOKENS, drawn, example, main
 from visualchat.model.positions import shared_positions
 
 LAYERS = ("image", "mmca_joint", "causal", "image")
 """Of `image_then_self` and of `all_then_image`, early ones before the others."""
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "attention.md"
-
-
-def typed(*words):
-    """The command in a process of its own: exit status, output, errors."""
-    command = [sys.executable, "-m", "visualchat.attention", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 def by_definition(kind: AttentionKind) -> str:
@@ -37,17 +31,21 @@ def by_definition(kind: AttentionKind) -> str:
     return "\n".join([f"    {TOKENS}", *(f"  {token} {row}" for token, row in zip(TOKENS, rows, strict=True))])
 
 
-def test_the_command_draws_every_kind():
-    status, output, _ = typed()
-    assert status == 0
+def test_the_command_draws_every_kind(capsys):
+    command = [sys.executable, "-m", "visualchat.attention"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     pages = [page.partition("\n") for page in output.strip().split("\n\n")]
     assert {head.partition(":")[0]: grid for head, _, grid in pages} == {
         name: by_definition(kind) for name, kind in KINDS.items()
     }
-    assert typed("unit")[1].strip() in output
-    assert "usage: python -m visualchat.attention" in typed("--help")[1]
-    status, _, errors = typed("mcma")
-    assert status == 2
+    main(["unit"])
+    assert capsys.readouterr().out.strip() in output
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "usage: python -m visualchat.attention" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["mcma"])
+    errors = capsys.readouterr().err
     assert "unknown attention kind 'mcma'" in errors
     assert "did you mean mmca?" in errors
 

@@ -12,6 +12,7 @@ import pytest
 from offline import read
 from PIL import Image
 
+import forked
 from visualchat.evaluation.report import LEGEND, legend
 from visualchat.training.callbacks.samples import SampleRow
 
@@ -30,14 +31,7 @@ TRAINING = (
 
 def run(folder: Path, command: str, *arguments: str, typed: str = "") -> str:
     """A command in a process of its own; its output, once it has succeeded."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"visualchat.cli.{command}", *arguments],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "120"},
-        input=typed,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(folder, command, *arguments, typed=typed)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -51,12 +52,27 @@ def test_each_command_composes(command):
     assert check_targets(config) or command in UNBUILT
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_each_file_composes_into_a_command(path):
-    group, name = path.parent.as_posix(), path.stem
-    command = RUN_OF.get(name, "train") if group == "run" else OF_ONE.get(group, "train")
-    config = composed(command, *NEEDED.get(command, []), f"{group}={name}")
-    assert config.hydra.runtime.choices[group] == name
+def command_of(path: Path) -> str:
+    group = path.parent.as_posix()
+    return RUN_OF.get(path.stem, "train") if group == "run" else OF_ONE.get(group, "train")
+
+
+def rows() -> Iterator[tuple[Path, ...]]:
+    """Files that one line can name together: a command's first of each group, its second of each, and so on."""
+    groups: dict[str, dict[Path, list[Path]]] = {}
+    for path in FILES:
+        groups.setdefault(command_of(path), {}).setdefault(path.parent, []).append(path)
+    for of_command in groups.values():
+        yield from (tuple(filter(None, row)) for row in itertools.zip_longest(*of_command.values()))
+
+
+@pytest.mark.parametrize("row", [*rows()], ids=lambda row: ",".join(map(str, row)))
+def test_each_file_composes_into_a_command(row):
+    command = command_of(row[0])
+    chosen = {path.parent.as_posix(): path.stem for path in row}
+    needed = [one for one in NEEDED.get(command, []) if one.partition("=")[0] not in chosen]
+    config = composed(command, *needed, *(f"{group}={name}" for group, name in chosen.items()))
+    assert {group: config.hydra.runtime.choices[group] for group in chosen} == chosen
     assert check_targets(config) or command in UNBUILT
 
 

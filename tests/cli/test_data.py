@@ -1,15 +1,13 @@
 """The data command: what it finds, measures, shows and converts, and how it is called."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+import forked
 from visualchat.cli import data
 from visualchat.cli.command import overrides
 from visualchat.cli.config import CONF
@@ -226,29 +224,19 @@ def test_an_unknown_part_is_refused(tmp_path):
         data.check(config("part=test"), tmp_path)
 
 
-def run(folder, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "visualchat.cli.data", *arguments],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_the_exit_code_tells(tmp_path):
     sizes = ["data.validation.size=2", *own(tmp_path, row(), row(path="gone.png"))]
-    done = run(tmp_path, "check", *sizes)
+    done = forked.run(tmp_path, "data", "check", *sizes)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "gone.png" in done.stdout
     (tmp_path / "rows.jsonl").write_text("\n")
-    done = run(tmp_path, "check", *sizes)
+    done = forked.run(tmp_path, "data", "check", *sizes)
     assert done.returncode != 0
     assert "messages: there is no row; files=['rows.jsonl']" in done.stderr
-    done = run(tmp_path, "check", "data.validation.size=2", "data.train.size=2")
+    done = forked.run(tmp_path, "data", "check", "data.validation.size=2", "data.train.size=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("outputs/data/*/*/check.json"))
-    done = run(tmp_path, "chekc")
+    done = forked.run(tmp_path, "data", "chekc")
     assert done.returncode == 2
     assert "did you mean check?\nexpected one of check, stats, references, show, convert, prepare" in done.stderr
 
@@ -258,7 +246,7 @@ def test_bad_rows_are_named_also_where_too_few_are_sound(tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     (tmp_path / "mine.csv").write_text("image,question,answer\nred.png,What?,Red.\ngone.png,What?,Red.\n")
     table = ["data=own", "data/source=table", "source.root=.", "source.files=mine.csv"]
-    done = run(tmp_path, "check", *table)
+    done = forked.run(tmp_path, "data", "check", *table)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "table, mine.csv, line 3: missing image file" in done.stdout
     assert " ".join(done.stdout.split()).count("table 2 1 0 1 1") == 1

@@ -176,7 +176,7 @@ def test_images_of_a_corpus_are_held_a_step_at_a_time(tmp_path, model, processor
 
     class Corpus(LazySequence[Dialogue]):
         def __len__(self):
-            return 8 * STEP
+            return 4 * STEP
 
         def item(self, index):
             if index >= len(self):
@@ -195,9 +195,9 @@ def test_images_of_a_corpus_are_held_a_step_at_a_time(tmp_path, model, processor
     small = ["evaluation.batch_size=1", "evaluation.max_new_tokens=1", f"evaluation.controls=[{','.join(CONTROLS)}]"]
     settings = composed(*small).evaluation
     ask(Watching(model.eval(), processor, answer, ["teacher_forced"], 1), {"p": Corpus()}, settings, tmp_path)
-    assert {column: len(steps) for column, steps in most.items()} == dict.fromkeys(("tuned", *CONTROLS), 8)
+    assert {column: len(steps) for column, steps in most.items()} == dict.fromkeys(("tuned", *CONTROLS), 4)
     assert max(max(steps) for steps in most.values()) <= 2 * STEP + 2
-    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 4 * 8 * STEP
+    assert (tmp_path / "predictions.jsonl").read_text().count("\n") == 4 * 4 * STEP
 
 
 def test_figures_of_other_predictions_are_not_written_over(tmp_path):

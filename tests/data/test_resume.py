@@ -100,11 +100,26 @@ MID_EPOCH = ("mid-epoch", "later epoch", "packed", "before a batch")  # where wo
 RUNS = [(name, (0, 0)) for name in CASES] + [(name, workers) for name in MID_EPOCH for workers in ((2, 2), (2, 0))]
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(make_model, processor, tmp_path_factory):
+    """What a run sees that goes on, of any of the cases; those that differ in where they stop share it."""
+    seen = {}
+
+    def run(data, trainer):
+        key = str((data, trainer))
+        if key not in seen:
+            build = partial(make_model, projector_type="linear_norm")
+            seen[key] = fit(build, processor, tmp_path_factory.mktemp("whole"), Watch(), data=data, **trainer)
+        return seen[key]
+
+    return run
+
+
 @pytest.mark.parametrize(("name", "workers"), RUNS, ids=lambda value: str(value).strip("()").replace(", ", " to "))
-def test_the_rest_is_the_same_to_the_last_bit(make_model, processor, tmp_path, name, workers):
+def test_the_rest_is_the_same_to_the_last_bit(make_model, processor, tmp_path, uninterrupted, name, workers):
     stop_at, moment, data, trainer = CASES[name]
     build = partial(make_model, projector_type="linear_norm")
-    whole = fit(build, processor, tmp_path, Watch(), data=data, **trainer)
+    whole = uninterrupted(data, trainer)
     checkpoint = tmp_path / "interrupted.ckpt"
     stopped = Watch(stop_at, moment, checkpoint)
     with pytest.raises(Interrupted):

@@ -2,8 +2,6 @@
 
 import copy
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
+import forked
 from visualchat.attention import Modality
 from visualchat.cli.config import CONF
 from visualchat.dialogue import Dialogue, Turn
@@ -275,16 +274,12 @@ def test_four_bits_that_a_cpu_would_scale_wrongly_are_refused(make_model):
 
 def test_bits_do_not_depend_on_the_trainers_precision():
     """In processes of their own, because bitsandbytes keeps the borders between codes that it makes first."""
-    script = (
-        "import sys, torch; from visualchat.model.language import load_language_model as load;"
-        "from visualchat.model.fingerprint import base_fingerprint;"
-        "torch.set_default_dtype(getattr(torch, sys.argv[2]));"
-        "print(base_fingerprint(load(sys.argv[1], torch.bfloat16, bits=4).requires_grad_(False)))"
-    )
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", script, str(backbone("language_mixed")), dtype], capture_output=True, check=True
-        ).stdout
-        for dtype in ("float32", "bfloat16")
-    ]
-    assert found[0] == found[1] != b""
+    found = [forked.called(_print_fingerprint, dtype) for dtype in ("float32", "bfloat16")]
+    assert [done.stderr for done in found if done.returncode] == []
+    assert found[0].stdout == found[1].stdout != ""
+
+
+def _print_fingerprint(dtype):
+    torch.set_default_dtype(getattr(torch, dtype))
+    base = load_language_model(backbone("language_mixed"), torch.bfloat16, bits=4)
+    print(base_fingerprint(base.requires_grad_(False)))
