@@ -1,3 +1,5 @@
+"""Studies: plans that make sense, runs that are shared, continued and refused, and what is left when one is stopped."""
+
 import signal
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from visualchat.cli.config import CONF
-from visualchat.cli.shared_runs import take
+from visualchat.cli.shared_runs import require_different, take
 from visualchat.studies.kept import Kept, Question, Run, read, write
 from visualchat.studies.plan import plan_of
 from visualchat.studies.running import Job
@@ -37,10 +39,21 @@ def composed(command: str, *settings: str):
 def test_every_plan_makes_sense_and_what_it_types_composes(name):
     values = OmegaConf.to_container(composed("studies", f"study={name}").plan)
     plan = plan_of({**values, "name": name})
-    for arm in plan.arms:
-        composed("train", *plan.settings(arm))
+    with initialize_config_dir(CONF, version_base="1.3"):
+        require_different(plan)
     composed("evaluate", *plan.evaluate)
     assert plan.claims
+
+
+def test_an_arm_that_trains_the_same_as_another_is_refused():
+    values = OmegaConf.to_container(OmegaConf.create(MINE))
+    kinds = values["factors"]["kind"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        kinds["as it is"] = ["attention=unit"]
+        require_different(plan_of({**values, "name": "little"}))
+        kinds["as it is"] = []
+        with pytest.raises(ValueError, match=r"^study=little: mmca and as it is train the same"):
+            require_different(plan_of({**values, "name": "little"}))
 
 
 LINE = [sys.executable, "-m", "visualchat.cli.study", "--config-dir", "mine", "study=little"]

@@ -1,4 +1,4 @@
-"""Runs that several studies need: what one of them keeps, the others take from it."""
+"""Runs of one and the same configuration: what one study keeps the others take from it, and no study has one twice."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hydra import compose
 from omegaconf import OmegaConf
 
 from visualchat.studies.kept import Kept, read
+from visualchat.studies.plan import Plan
 from visualchat.studies.running import Job
 
 END = ".jsonl.xz"
@@ -49,6 +50,24 @@ def take(jobs: Iterable[Job], kept: Kept, results: Path, name: str) -> list[str]
         there = {(run.arm, run.seed) for run in kept.runs}
         missing = [job for job in missing if (job.arm, job.seed) not in there]
     return found
+
+
+def require_different(plan: Plan) -> None:
+    """Refuse a plan two of whose arms are one: a difference of them would be measured as nothing.
+
+    Hydra must be at work.
+
+    Raises:
+        ValueError: Two arms compose to one configuration; both are named.
+    """
+    arms = plan.arms
+    for place, arm in enumerate(arms):
+        for earlier in arms[:place]:
+            if _trains_the_same(plan.settings(arm), plan.settings(earlier)):
+                raise ValueError(
+                    f"study={plan.name}: {', '.join(earlier)} and {', '.join(arm)} train the same: one configuration "
+                    "comes of the settings of both, so change a level in factors or leave one out"
+                )
 
 
 def _trains_the_same(one: Sequence[str], other: Sequence[str]) -> bool:

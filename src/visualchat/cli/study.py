@@ -121,6 +121,8 @@ def run(config: DictConfig) -> None:
     with locked(folder, "running this study"):
         kept = Kept() if config.again else keeping.read(file)
         todo = missing(plan, kept, folder.resolve())
+        if todo:
+            shared_runs.require_different(plan)
         for job in todo if config.again else ():
             shutil.rmtree(job.folder, ignore_errors=True)
         if todo and not config.again and (taken := shared_runs.take(todo, kept, results, plan.name)):
