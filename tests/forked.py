@@ -63,5 +63,5 @@ def _run(function: Callable[..., None], arguments: tuple[str, ...], folder: Path
 def _typed(command: str, *arguments: str) -> None:
     from visualchat.cli import main
 
-    sys.argv = [f"visualchat-{command}", *arguments]
+    sys.argv = [str(Path(sys.executable).parent / f"visualchat-{command}"), *arguments]  # which ranks are started by
     getattr(main, command)()

@@ -1,14 +1,12 @@
 """Data of one's own through the commands: judged on itself, with a share or a file held out, and from another model."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forked
 from visualchat.data.blend.own import OwnData
 from visualchat.data.sources import Messages
 from visualchat.tiny.scenes import draw, random_scene
@@ -45,14 +43,7 @@ def own(root: Path, *files: str) -> list[str]:
 
 def run(folder: Path, command: str, *arguments: str, code: int = 0, typed: str = "") -> str:
     """A command in a process of its own; what it printed, once it ended as expected."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"visualchat.cli.{command}", *arguments],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "160"},
-        input=typed,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(folder, command, *arguments, typed=typed)
     assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
     return done.stdout + done.stderr
 

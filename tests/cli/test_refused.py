@@ -1,25 +1,17 @@
 """A command that is refused in a folder where a run has been leaves all of that run as it was."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import forked
 from visualchat.cli.ending import sole_use
 
 SMALL = ["experiment=smoke", "trainer.accelerator=cpu", "logger=csv", "data.num_workers=0"]
 
 
 def train(folder: Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "visualchat.cli.train", *SMALL, *arguments],
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(folder, "train", *SMALL, *arguments)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -82,9 +74,7 @@ def test_no_command_writes_over_what_another_one_has_left(tmp_path):
     for name, holder, folder in pairs:
         if name == holder:
             continue
-        script = str(Path(sys.executable).parent / f"visualchat-{name}")
-        typed = [script, *TYPED[name], f"hydra.run.dir={folder.relative_to(tmp_path)}"]
-        done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True)
+        done = forked.run(tmp_path, name, *TYPED[name], f"hydra.run.dir={folder.relative_to(tmp_path)}")
         told = f"{folder.relative_to(tmp_path)}/ holds what visualchat-{holder} has left"
         assert (done.returncode, told in done.stderr) == (2, True), done.stderr
         assert set(tmp_path.rglob("*")) == before
