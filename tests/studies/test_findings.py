@@ -5,9 +5,10 @@ import pytest
 
 from visualchat.evaluation.statistics import crossed_means, mean_interval
 from visualchat.studies import kept as keeping
+from visualchat.studies.figure import draw
 from visualchat.studies.findings import findings, rows
 from visualchat.studies.kept import Kept, Question, Run
-from visualchat.studies.page import commits, draw, page
+from visualchat.studies.page import commits, page
 from visualchat.studies.plan import plan_of
 
 PLAN = plan_of(

@@ -22,9 +22,10 @@ from visualchat.cli.provenance import CODE
 from visualchat.cli.run_folder import locked
 from visualchat.evaluation.predictions import read_predictions
 from visualchat.studies import kept as keeping
+from visualchat.studies.figure import draw
 from visualchat.studies.findings import findings, rows
 from visualchat.studies.kept import Kept, Run
-from visualchat.studies.page import draw, page
+from visualchat.studies.page import page
 from visualchat.studies.plan import Plan, plan_of
 from visualchat.studies.running import FIGURES, Job, jobs_of, run_all
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from visualchat.figures import figure_in
-from visualchat.studies.findings import ALL, Cell, Finding, Row
+from visualchat.studies.figure import image_counts
+from visualchat.studies.findings import ALL, Finding, Row
 from visualchat.studies.kept import Kept
 from visualchat.studies.plan import Claim, Plan
 
@@ -131,12 +129,6 @@ def _figures(plan: Plan, kept: Kept, rows: Sequence[Row]) -> list[str]:
     return ["In percent of the questions; in brackets half the width of the interval.", *tables]
 
 
-def image_counts(cells: Mapping[str, Cell]) -> dict[str, int]:
-    """How many images the groups have that go by them."""
-    found = ((group, re.fullmatch(r"(\d+) images?", group)) for group in cells)
-    return {group: int(match[1]) for group, match in found if match}
-
-
 def _figure(row: Row, group: str) -> str:
     cell = row.cells[group]
     return f"{cell.value:.1f} ({(cell.high - cell.low) / 2:.1f})"
@@ -172,38 +164,3 @@ def _shared(kept: Kept) -> str:
     """Which runs are also those of other studies."""
     counts = Counter(run.study for run in kept.runs if run.study)
     return "".join(f"{count} runs are those of [{study}]({study}.md). " for study, count in sorted(counts.items()))
-
-
-def draw(plan: Plan, rows: Sequence[Row], path: Path) -> None:
-    """A PNG: exact match of every arm over all questions, and over the number of images, with intervals."""
-    images = image_counts(rows[0].cells)
-    with figure_in(path, 11, max(3.2, 0.33 * len(rows) + 1.2)) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-        for number, row in enumerate(rows):
-            colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
-            cell = row.cells[ALL]
-            left.errorbar(
-                cell.value,
-                number,
-                xerr=[[cell.value - cell.low], [cell.high - cell.value]],
-                fmt=marker,
-                color=colour,
-                capsize=3,
-            )
-            cells = [row.cells[group] for group in images]
-            places = [count + 0.03 * (number - len(rows) / 2) for count in images.values()]
-            right.errorbar(
-                places,
-                [c.value for c in cells],
-                [[c.value - c.low for c in cells], [c.high - c.value for c in cells]],
-                fmt=f"{marker}-",
-                color=colour,
-                capsize=2,
-                linewidth=1,
-            )
-        left.set_yticks(range(len(rows)), [", ".join(row.arm) for row in rows])
-        left.invert_yaxis()
-        left.set(xlabel="exact match, %", title="all questions")
-        right.set(xlabel="images of the dialogue", title="by number of images", xticks=list(images.values()))
-        for axes in (left, right):
-            axes.grid(alpha=0.3)
