@@ -144,6 +144,10 @@ def test_the_command_runs_a_plan_of_ones_own_once_and_makes_its_page_again(tmp_p
     assert "study=little: causal, seed 0 is kept of other settings: results=FOLDER" in refused.stderr
     refused = typed(tmp_path, "again=true")
     assert refused.returncode == 2
+    assert "unknown choice attention=casual; did you mean causal?" in refused.stderr
+    plan.write_text(MINE.replace("attention=causal", "attention=causal, init=nowhere"))
+    refused = typed(tmp_path, "again=true")
+    assert refused.returncode == 2
     assert "causal, seed 0 was refused: visualchat-train: " in refused.stderr
 
 
